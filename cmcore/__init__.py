@@ -1,0 +1,1 @@
+"""Few-step generative models: trained, compared and reproduced. See README.md, "How it is built"."""

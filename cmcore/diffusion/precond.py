@@ -1,0 +1,89 @@
+"""Preconditioning: from the raw network F to the denoiser D, which everything else speaks to.
+
+D(x, sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x, c_noise(sigma))   (EDM, arXiv 2206.00364, Eq. 7)
+
+x is variance-exploding throughout: x = x_0 + sigma z. TrigFlow's x_t (arXiv 2410.11081) is the same point scaled: with
+sigma = sigma_data tan t, x_t = cos t x, and F_trig = -F. So one denoiser serves every method, and weights carry over.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cmcore.tensors import expand_like
+
+NoiseCoordinate = Literal["log", "trig"]
+
+
+class Scalings(NamedTuple):
+    """The four preconditioning factors, each (B,)."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def noise_coordinate(sigma: Tensor, sigma_data: float, kind: NoiseCoordinate) -> Tensor:
+    """c_noise, the number the network is told: ln(sigma)/4 (EDM, Table 1) or t = arctan(sigma/sigma_data) (sCM, sec. 4.1)."""
+    return sigma.log() / 4 if kind == "log" else torch.atan(sigma / sigma_data)
+
+
+def edm_scalings(sigma: Tensor, sigma_data: float, coordinate: NoiseCoordinate = "log") -> Scalings:
+    """EDM's scalings (arXiv 2206.00364, Table 1), for sigma (B,)."""
+    total = sigma**2 + sigma_data**2
+    return Scalings(
+        c_skip=sigma_data**2 / total,
+        c_out=sigma * sigma_data / total.sqrt(),
+        c_in=1 / total.sqrt(),
+        c_noise=noise_coordinate(sigma, sigma_data, coordinate),
+    )
+
+
+def boundary_scalings(
+    sigma: Tensor, sigma_data: float, epsilon: float, coordinate: NoiseCoordinate = "log"
+) -> Scalings:
+    """Scalings shifted by epsilon, so that c_skip = 1 and c_out = 0 at sigma = epsilon (arXiv 2303.01469, App. C)."""
+    plain = edm_scalings(sigma, sigma_data, coordinate)
+    shifted = sigma - epsilon
+    return plain._replace(
+        c_skip=sigma_data**2 / (shifted**2 + sigma_data**2),
+        c_out=sigma_data * shifted / (sigma**2 + sigma_data**2).sqrt(),
+    )
+
+
+class Denoiser(nn.Module):
+    """(x, sigma, labels) -> the prediction of the clean image.
+
+    Of a consistency model this is the consistency function f itself: both share the form.
+
+    Args:
+        net: F, called as net(x (B, C, H, W), c_noise (B,), labels (B,) or None) -> (B, C, H, W).
+        sigma_data: standard deviation of the data.
+        epsilon: the boundary sigma at which D(x, epsilon) = x exactly; 0 means plain EDM scalings.
+        coordinate: which c_noise the network was built for.
+    """
+
+    def __init__(
+        self, net: nn.Module, *, sigma_data: float, epsilon: float = 0.0, coordinate: NoiseCoordinate = "log"
+    ) -> None:
+        super().__init__()
+        if not (sigma_data > 0 and math.isfinite(sigma_data)):
+            raise ValueError(f"sigma_data: expected a positive number, got {sigma_data}")
+        self.net, self.sigma_data, self.epsilon = net, sigma_data, epsilon
+        self.coordinate: NoiseCoordinate = coordinate
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """The scalings in the precision of sigma: pass float64 levels for float64 arithmetic."""
+        if self.epsilon > 0:
+            return boundary_scalings(sigma, self.sigma_data, self.epsilon, self.coordinate)
+        return edm_scalings(sigma, self.sigma_data, self.coordinate)
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Denoise x (B, C, H, W) at levels sigma (B,); the result has the dtype of x."""
+        s = self.scalings(sigma)
+        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        F = self.net((expand_like(s.c_in, x) * x).to(dtype), s.c_noise.to(dtype), labels)
+        return expand_like(s.c_skip, x) * x + expand_like(s.c_out, x) * F.to(x.dtype)

@@ -1,0 +1,26 @@
+"""Components found by name: a module of a package, imported only when it is asked for."""
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def available(package: str) -> list[str]:
+    """Names of the plug-in modules of a package: those that define `Config` and `build` (by convention, not 'base...')."""
+    path = importlib.import_module(package).__path__
+    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith(("_", "base", "layers")))
+
+
+def load(package: str, name: str) -> ModuleType:
+    """Import `package.name`.
+
+    Raises:
+        ValueError: there is no such plug-in; the message lists those there are.
+    """
+    names = available(package)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"expected one of {', '.join(names)}, got {name!r}{hint}")
+    return importlib.import_module(f"{package}.{name}")

@@ -1,0 +1,81 @@
+"""Addressed randomness: every random number is a pure function of a seed and of an address.
+
+Nothing here has a state to save. A training step addresses its numbers by (run seed, stream, images seen), so a resumed run
+continues the same stream; a generated image addresses its own by (seed, image index), so samples do not depend on
+the batch size.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*address: int | str) -> int:
+    """A 63-bit seed from an address; nearby addresses give unrelated seeds."""
+    text = "/".join(f"{type(part).__name__}:{part}" for part in address)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(*address: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator on `device`, seeded from the address."""
+    return torch.Generator(device).manual_seed(derive_seed(*address))
+
+
+class Draws:
+    """The random numbers of one training step.
+
+    Numbers are drawn for the whole global batch and this object hands out its own rows, so neither gradient accumulation nor
+    the number of workers changes which noise an image meets. The same stream name always gives the same numbers.
+    """
+
+    def __init__(
+        self, seed: int, images: int, batch: int, rows: slice | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.seed, self.images, self.batch, self.device = seed, images, batch, torch.device(device)
+        self.rows = rows if rows is not None else slice(0, batch)
+
+    def _generator(self, stream: str) -> torch.Generator:
+        return generator(self.seed, stream, self.images, device=self.device)
+
+    def normal(self, shape: Sequence[int] = (), *, stream: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal numbers (rows, *shape)."""
+        draw = torch.randn((self.batch, *shape), generator=self._generator(stream), device=self.device, dtype=dtype)
+        return draw[self.rows]
+
+    def uniform(self, shape: Sequence[int] = (), *, stream: str, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Uniform numbers in [0, 1), (rows, *shape). Float64 by default: they become noise levels."""
+        draw = torch.rand((self.batch, *shape), generator=self._generator(stream), device=self.device, dtype=dtype)
+        return draw[self.rows]
+
+    @contextmanager
+    def dropout(self) -> Iterator[None]:
+        """Make dropout inside this context draw one fixed mask per layer, whatever device the step runs on.
+
+        Entered once for the student and once for the target, it gives both the same masks. It seeds the global generator of the
+        CPU and of the step's own device (the one that dropout kernels read) and restores both afterwards.
+        """
+        devices = [self.device] if self.device.type != "cpu" else []
+        with torch.random.fork_rng(devices=devices, device_type=devices[0].type if devices else "cuda"):
+            torch.manual_seed(derive_seed(self.seed, "dropout", self.images, self.rows.start or 0))
+            yield
+
+
+class NoiseSource:
+    """Gaussian noise for generated images, one generator an image: image i gets the same noise in any batch."""
+
+    def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.indices, self.device = tuple(indices), torch.device(device)
+        self._generators = [generator(seed, "sample", index) for index in indices]
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
+        """The next standard normal numbers of every image: (B, *shape). Drawn on the CPU, so every device agrees."""
+        draws = [torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self._generators]
+        return torch.stack(draws).to(self.device)
+
+    def integers(self, high: int) -> Tensor:
+        """One integer in [0, high) per image: (B,)."""
+        draws = [torch.randint(high, (), generator=g) for g in self._generators]
+        return torch.stack(draws).to(self.device)
