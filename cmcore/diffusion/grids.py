@@ -1,0 +1,28 @@
+"""Grids of noise levels, descending and in float64."""
+
+import torch
+from torch import Tensor
+
+
+def karras_grid(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """n levels from sigma_max down to sigma_min, equidistant in sigma^(1/rho) (EDM, arXiv 2206.00364, Eq. 5).
+
+    The power's round trip misses the ends by some ulps and f(x, sigma_min) = x needs the exact constant, so both ends are
+    overwritten.
+    """
+    if n < 2:
+        raise ValueError(f"karras_grid: expected at least 2 levels (both ends are on the grid), got n={n}")
+    if not 0 < sigma_min < sigma_max < float("inf"):
+        raise ValueError(f"karras_grid: expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if not rho > 0:
+        raise ValueError(f"karras_grid: expected rho > 0, got {rho}")
+    ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64)
+    first, last = ends ** (1 / rho)
+    grid = (first + torch.arange(n, dtype=torch.float64) / (n - 1) * (last - first)) ** rho
+    grid[0], grid[-1] = ends
+    return grid
+
+
+def with_zero(grid: Tensor) -> Tensor:
+    """The grid (N,) with sigma = 0 appended: (N+1,), so that a solver's last step lands on the clean image."""
+    return torch.cat([grid, grid.new_zeros(1)])

@@ -1,0 +1,61 @@
+"""Single steps of solvers of the probability-flow ODE in VE time, dx/dsigma = (x - D(x, sigma)) / sigma.
+
+Levels are per sample, (B,): a training step advances every image from its own sigma to its own sigma_next. Level
+arithmetic stays in the precision of the levels (float64), the state in the dtype of x.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cmcore.tensors import expand_like
+
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x (B, ...), sigma (B,), labels (B,) or None) -> the prediction of the clean image: a `Denoiser`, or an oracle."""
+
+
+def velocity(denoiser: Denoise, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    """dx/dsigma at (x, sigma) (EDM, arXiv 2206.00364, Algorithm 1, line 4)."""
+    return (x - denoiser(x, sigma, labels)) / expand_like(sigma, x)
+
+
+def euler_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Euler's step of order 1 from sigma to sigma_next, which may be 0: that gives D(x, sigma). One evaluation."""
+    return x + expand_like(sigma_next - sigma, x) * velocity(denoiser, x, sigma, labels)
+
+
+def heun_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Heun's step of order 2 (EDM, arXiv 2206.00364, Algorithm 1, lines 4-8). Two evaluations.
+
+    A sample whose sigma_next is 0, where the velocity is undefined, takes Euler's step; where that is every sample,
+    call `euler_step` and save the second evaluation.
+    """
+    step = expand_like(sigma_next - sigma, x)
+    d = velocity(denoiser, x, sigma, labels)
+    x_euler = x + step * d
+    landed = sigma_next == 0
+    d_next = velocity(denoiser, x_euler, torch.where(landed, sigma, sigma_next), labels)
+    x_heun = x + step * (d + d_next) / 2
+    return torch.where(landed.reshape(step.shape), x_euler, x_heun)
+
+
+def dpmpp_2m_coefficient(sigma_prev: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """1/(2r) of DPM-Solver++(2M), r = h_prev/h with h the step in lambda = -ln sigma; 0 where sigma_next is 0."""
+    # lambda is infinite at 0, and there extrapolating the denoiser is of no use: the step lands on the denoised image.
+    h = (sigma / torch.where(sigma_next == 0, sigma, sigma_next)).log()
+    return h / (2 * (sigma_prev / sigma).log())
+
+
+def dpmpp_2m_step(
+    x: Tensor, D: Tensor, D_prev: Tensor | None, sigma_prev: Tensor | None, sigma: Tensor, sigma_next: Tensor
+) -> Tensor:
+    """DPM-Solver++(2M), order 2 (arXiv 2211.01095, Algorithm 2) in VE form, from predictions that are already there.
+
+    D is the prediction at (x, sigma), D_prev the one before at sigma_prev; without these two it is Euler's step.
+    """
+    if D_prev is not None and sigma_prev is not None:
+        c = expand_like(dpmpp_2m_coefficient(sigma_prev, sigma, sigma_next), x)
+        D = (1 + c) * D - c * D_prev
+    ratio = expand_like(sigma_next / sigma, x)
+    return ratio * x + (1 - ratio) * D
