@@ -1,0 +1,187 @@
+"""Parts that the networks share.
+
+Every part works out of place and has a forward-mode derivative, so `torch.func.jvp` goes through every network with
+respect to the image and to c_noise. Initialisation is that of EDM's DDPM++ (arXiv 2206.00364): Xavier-uniform weights
+times a gain, biases zero. Modulation vectors e are (B, E), c_noise is (B,), labels are (B,) int64.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EmbeddingKind = Literal["positional", "fourier"]
+NormKind = Literal["group", "adaptive", "double"]
+
+
+def linear(inputs: int, outputs: int, *, gain: float = 1.0) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights times `gain` and zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def conv(inputs: int, outputs: int, kernel: int, *, gain: float = 1.0) -> nn.Conv2d:
+    """A convolution that keeps the resolution, with Xavier-uniform weights times `gain` and zero bias."""
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    nn.init.xavier_uniform_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_count(channels: int, largest: int = 32, least_channels: int = 4) -> int:
+    """Normalisation groups: EDM's min(32, channels / 4), or the next smaller number that divides the channels."""
+    start = max(1, min(largest, channels // least_channels))
+    return next(groups for groups in range(start, 0, -1) if channels % groups == 0)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over (B, C, ...); with groups=1 on (B, C) it is layer normalisation."""
+
+    def __init__(self, channels: int, *, groups: int = 0, eps: float = 1e-6, affine: bool = True) -> None:
+        super().__init__()
+        self.groups, self.eps = groups or group_count(channels), eps
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+
+def pixel_norm(v: Tensor, eps: float = 1e-8) -> Tensor:
+    """v (B, C) over its root mean square across the channels (arXiv 1710.10196, sec. 4.2)."""
+    return v * torch.rsqrt(v.square().mean(1, keepdim=True) + eps)
+
+
+class ModulatedNorm(nn.Module):
+    """Normalisation of x (B, C, ...) that is told the noise level by e (B, E).
+
+    - "group": norm(x + b(e)), DDPM++'s additive embedding;
+    - "adaptive": norm(x) (1 + s(e)) + b(e), ADM's adaptive group normalisation (arXiv 2105.05233, sec. 3.1);
+    - "double": norm(x) pnorm(s(e)) + pnorm(b(e)), sCM's adaptive double normalisation (arXiv 2410.11081, sec. 4.1).
+      There the norm has no weights of its own, which could undo the bound, and the bias of s starts at 1.
+    """
+
+    def __init__(self, channels: int, embedding: int, kind: NormKind, *, groups: int = 0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.kind = kind
+        self.norm = GroupNorm(channels, groups=groups, eps=eps, affine=kind != "double")
+        self.affine = linear(embedding, channels if kind == "group" else 2 * channels)
+        if kind == "double":
+            with torch.no_grad():
+                self.affine.bias[:channels].fill_(1)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        shape = (x.shape[0], -1, *[1] * (x.ndim - 2))
+        if self.kind == "group":
+            return self.norm(x + self.affine(e).reshape(shape))
+        s, b = self.affine(e).chunk(2, dim=1)
+        s, b = (1 + s, b) if self.kind == "adaptive" else (pixel_norm(s), pixel_norm(b))
+        return torch.addcmul(b.reshape(shape), self.norm(x), s.reshape(shape))
+
+
+class PositionalFeatures(nn.Module):
+    """c_noise (B,) -> (B, channels): sines, then cosines, at frequencies from 1 down to 1/max_positions (DDPM++).
+
+    `endpoint` says whether the lowest frequency is reached exactly, as in EDM.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, *, max_positions: float = 10_000, endpoint: bool = True) -> None:
+        super().__init__()
+        half = channels // 2
+        exponents = torch.arange(half, dtype=torch.float64) / max(1, half - endpoint)
+        self.register_buffer("freqs", (max_positions**-exponents).to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        angles = torch.outer(c_noise, self.freqs)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class FourierFeatures(nn.Module):
+    """c_noise (B,) -> (B, channels): sines, then cosines, at random frequencies N(0, scale^2) (NCSN++)."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, *, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        angles = torch.outer(c_noise, 2 * math.pi * self.freqs)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class NoiseEmbedding(nn.Module):
+    """(c_noise (B,), labels (B,) or None) -> modulation vector e (B, width)."""
+
+    def __init__(self, features: int, width: int, *, kind: EmbeddingKind, fourier_scale: float, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        fourier = kind == "fourier"
+        self.features = FourierFeatures(features, scale=fourier_scale) if fourier else PositionalFeatures(features)
+        self.label = linear(classes, features) if classes else None
+        self.layer0, self.layer1 = linear(features, width), linear(width, width)
+
+    def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        if c_noise.ndim != 1:
+            raise ValueError(f"c_noise: expected shape (B,), got {tuple(c_noise.shape)}")
+        if (labels is None) != (self.label is None):
+            wanted = f"class indices below {self.classes}" if self.classes else "None, as the net is unconditional"
+            got = "None" if labels is None else f"a tensor {tuple(labels.shape)}"
+            raise ValueError(f"labels: expected {wanted}, got {got}; see `conditional` in the parameters")
+        e = self.features(c_noise)
+        if self.label is not None and labels is not None:
+            # EDM scales the one-hot vector to unit variance per entry, sqrt(K).
+            e = e + self.label(F.one_hot(labels, self.classes).to(e.dtype) * math.sqrt(self.classes))
+        return F.silu(self.layer1(F.silu(self.layer0(e))))
+
+
+class Resample(nn.Module):
+    """Halve or double the resolution of (B, C, H, W) with a separable filter; taps (1, 1) average or repeat pixels."""
+
+    kernel: Tensor
+
+    def __init__(self, taps: Sequence[float], *, up: bool) -> None:
+        super().__init__()
+        f = torch.tensor(taps, dtype=torch.get_default_dtype())
+        f = f / f.sum()
+        self.up, self.padding = up, (len(taps) - 1) // 2
+        self.box = len(taps) == 2 and taps[0] == taps[1]
+        self.register_buffer("kernel", torch.outer(f, f)[None, None] * (4 if up else 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.box:
+            return F.interpolate(x, scale_factor=2, mode="nearest") if self.up else F.avg_pool2d(x, 2)
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1)
+        resize = F.conv_transpose2d if self.up else F.conv2d
+        return resize(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
+
+
+class Attention(nn.Module):
+    """Residual self-attention over the positions of (B, C, H, W).
+
+    The product is written out with the softmax in float32 at least: fused kernels have no forward-mode derivative.
+    """
+
+    def __init__(
+        self, channels: int, *, heads: int, skip_scale: float, eps: float, gain: float, out_gain: float
+    ) -> None:
+        super().__init__()
+        self.heads, self.skip_scale = heads, skip_scale
+        self.norm = GroupNorm(channels, eps=eps)
+        self.qkv = conv(channels, 3 * channels, 1, gain=gain)
+        self.out = conv(channels, channels, 1, gain=out_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch * self.heads, 3, channels // self.heads, height * width)
+        q, k, v = qkv.unbind(1)
+        scores = (q.mT @ (k / math.sqrt(q.shape[1]))).to(torch.promote_types(q.dtype, torch.float32))
+        y = v @ scores.softmax(-1).to(v.dtype).mT
+        return (x + self.out(y.reshape(x.shape))) * self.skip_scale
