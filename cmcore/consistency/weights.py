@@ -1,0 +1,37 @@
+"""Weights of the loss by noise level: (B,) -> (B,), and the learned weight of sCM."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def edm(sigma: Tensor, sigma_data: float) -> Tensor:
+    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (arXiv 2206.00364, Table 1)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def inverse_gap(t: Tensor, r: Tensor) -> Tensor:
+    """1 / (t - r), for iCT (arXiv 2310.14189, Eq. 8) and ECT (arXiv 2406.14548)."""
+    return 1 / (t - r)
+
+
+class AdaptiveWeight(nn.Module):
+    """w_phi(t), a linear layer on a positional embedding of t; starts at w = 0 (arXiv 2410.11081, Alg. 1).
+
+    Args:
+        features: size of the embedding; even.
+    """
+
+    def __init__(self, features: int = 64) -> None:
+        super().__init__()
+        frequencies = torch.exp(torch.linspace(0, math.log(100.0), features // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.linear = nn.Linear(features, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t (B,) in [0, pi/2] -> w (B,) float32."""
+        phase = t.to(torch.float32)[:, None] * self.get_buffer("frequencies")
+        return self.linear(torch.cat([phase.cos(), phase.sin()], dim=1)).squeeze(1)

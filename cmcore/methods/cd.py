@@ -1,0 +1,73 @@
+"""CD: consistency distillation of a diffusion teacher (Song et al., arXiv 2303.01469, Alg. 2)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from cmcore.config import require
+from cmcore.consistency.distances import DistanceName, distance
+from cmcore.consistency.pairs import uniform_pair
+from cmcore.diffusion import ode
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.rng import Draws
+from cmcore.tensors import expand_like
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's constants for CIFAR-10 (Table 3)."""
+
+    N: int = 18  # grid points
+    solver: Literal["euler", "heun"] = "heun"
+    distance: DistanceName = "lpips"
+    huber_c: float = 0.03  # of pseudo_huber only
+    mu: float = 0.0  # decay of the EMA target; 0 takes the online network itself
+
+    def __post_init__(self) -> None:
+        require(self.N >= 2, "N", "at least 2", self.N)
+        require(0 <= self.mu < 1, "mu", "a number in [0, 1)", self.mu)
+        require(self.huber_c > 0, "huber_c", "a positive number", self.huber_c)
+
+
+@dataclass(frozen=True)
+class CD:
+    """d(f(x_{t_{n+1}}, t_{n+1}), sg f(x^_{t_n}, t_n)), where the teacher's ODE step makes x^."""
+
+    config: Config
+    diffusion: DiffusionConfig
+    boundary: bool = True
+
+    @property
+    def needs(self) -> Needs:
+        """A teacher, and an EMA target unless mu = 0."""
+        return Needs(teacher=True, target=self.config.mu > 0)
+
+    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+        """lambda = 1, as in the paper."""
+        del progress  # the grid is fixed
+        if models.teacher is None:
+            raise ValueError("cd needs a teacher: set init to the name of a diffusion run")
+        t, r = uniform_pair(draws.uniform(stream="level"), self.config.N, self.diffusion)
+        z = draws.normal(batch.x.shape[1:], stream="noise")
+        x_t = batch.x + expand_like(t, z) * z
+        step = ode.heun_step if self.config.solver == "heun" else ode.euler_step
+        with torch.no_grad():
+            x_r = step(models.teacher, x_t, t, r, batch.labels)
+            with draws.dropout():
+                target = (models.target or models.student)(x_r, r, batch.labels)
+        with draws.dropout():
+            f = models.student(x_t, t, batch.labels)
+        loss = distance(self.config.distance, self.config.huber_c)(f, target)
+        return LossOut(loss, {})
+
+    def target_decay(self, progress: Progress) -> float:
+        """mu, constant."""
+        del progress
+        return self.config.mu
+
+
+def build(config: Config, diffusion: DiffusionConfig) -> CD:
+    """The method for a noise range."""
+    return CD(config, diffusion)

@@ -1,0 +1,67 @@
+"""CT: consistency training without a teacher (Song et al., arXiv 2303.01469, Alg. 3)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from cmcore.config import require
+from cmcore.consistency.curriculum import ct_decay, ct_points
+from cmcore.consistency.distances import DistanceName, distance
+from cmcore.consistency.pairs import uniform_pair
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.rng import Draws
+from cmcore.tensors import expand_like
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's constants for CIFAR-10 (Table 3)."""
+
+    s0: int = 2  # grid points at the start
+    s1: int = 150  # grid points at the end
+    mu0: float = 0.9  # decay of the EMA target at the start
+    distance: DistanceName = "lpips"
+    huber_c: float = 0.03  # of pseudo_huber only
+
+    def __post_init__(self) -> None:
+        require(self.s0 >= 2, "s0", "at least 2", self.s0)
+        require(self.s1 >= self.s0, "s1", f"at least s0 = {self.s0}", self.s1)
+        require(0 < self.mu0 < 1, "mu0", "a number in (0, 1)", self.mu0)
+        require(self.huber_c > 0, "huber_c", "a positive number", self.huber_c)
+
+
+@dataclass(frozen=True)
+class CT:
+    """d(f(x + t_{n+1} z, t_{n+1}), f^-(x + t_n z, t_n)) with the same z, a growing N(k) and an EMA target f^-."""
+
+    config: Config
+    diffusion: DiffusionConfig
+    needs: Needs = Needs(target=True)
+    boundary: bool = True
+
+    def _points(self, progress: Progress) -> int:
+        return ct_points(progress.fraction, self.config.s0, self.config.s1)
+
+    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+        """lambda = 1, as in the paper."""
+        if models.target is None:
+            raise ValueError("ct needs an EMA target; the trainer provides it")
+        N = self._points(progress)
+        t, r = uniform_pair(draws.uniform(stream="level"), N, self.diffusion)
+        z = draws.normal(batch.x.shape[1:], stream="noise")
+        with torch.no_grad(), draws.dropout():
+            target = models.target(batch.x + expand_like(r, z) * z, r, batch.labels)
+        with draws.dropout():
+            f = models.student(batch.x + expand_like(t, z) * z, t, batch.labels)
+        loss = distance(self.config.distance, self.config.huber_c)(f, target)
+        return LossOut(loss, {"N": float(N), "mu": self.target_decay(progress)})
+
+    def target_decay(self, progress: Progress) -> float:
+        """mu(k)."""
+        return ct_decay(self._points(progress), self.config.s0, self.config.mu0)
+
+
+def build(config: Config, diffusion: DiffusionConfig) -> CT:
+    """The method for a noise range."""
+    return CT(config, diffusion)

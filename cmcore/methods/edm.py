@@ -1,0 +1,54 @@
+"""EDM: a denoiser trained for all noise levels, the teacher of the distilled methods (Karras et al., arXiv 2206.00364)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from cmcore.config import require
+from cmcore.consistency import weights
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.rng import Draws
+from cmcore.tensors import expand_like, mean_per_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """ln sigma ~ N(P_mean, P_std^2) (Table 1)."""
+
+    P_mean: float = -1.2
+    P_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        require(self.P_std > 0, "P_std", "a positive number", self.P_std)
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Denoising score matching with EDM's weighting (Eq. 8). The squared error is averaged over the pixels."""
+
+    config: Config
+    diffusion: DiffusionConfig
+    needs: Needs = Needs()
+    boundary: bool = False
+
+    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+        """lambda(sigma) ||D(x + sigma z, sigma) - x||^2."""
+        del progress  # no curriculum
+        ln_sigma = self.config.P_mean + self.config.P_std * draws.normal(stream="level", dtype=torch.float64)
+        sigma = ln_sigma.exp()
+        z = draws.normal(batch.x.shape[1:], stream="noise")
+        with draws.dropout():
+            D = models.student(batch.x + expand_like(sigma, z) * z, sigma, batch.labels)
+        error = mean_per_sample((D - batch.x) ** 2)
+        weight = weights.edm(sigma, self.diffusion.sigma_data).to(error.dtype)
+        return LossOut(weight * error, {"denoising_error": error.detach().mean()})
+
+    def target_decay(self, progress: Progress) -> float:
+        """There is no target."""
+        raise NotImplementedError("edm has no EMA target")
+
+
+def build(config: Config, diffusion: DiffusionConfig) -> EDM:
+    """The method for a noise range."""
+    return EDM(config, diffusion)

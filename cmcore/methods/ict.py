@@ -1,0 +1,65 @@
+"""iCT: improved consistency training (Song and Dhariwal, arXiv 2310.14189)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from cmcore.config import require
+from cmcore.consistency import weights
+from cmcore.consistency.curriculum import ict_points
+from cmcore.consistency.distances import huber_constant, pseudo_huber
+from cmcore.consistency.pairs import lognormal_pair
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.rng import Draws
+from cmcore.tensors import expand_like
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The paper's constants (sec. 3, Table 2)."""
+
+    s0: int = 10  # gaps of the grid at the start
+    s1: int = 1280  # gaps of the grid at the end
+    P_mean: float = -1.1
+    P_std: float = 2.0
+    huber_c: float = 0.0  # 0 means 0.00054 sqrt(d)
+
+    def __post_init__(self) -> None:
+        require(self.s0 >= 1, "s0", "at least 1", self.s0)
+        require(self.s1 >= self.s0, "s1", f"at least s0 = {self.s0}", self.s1)
+        require(self.P_std > 0, "P_std", "a positive number", self.P_std)
+        require(self.huber_c >= 0, "huber_c", "at least 0", self.huber_c)
+
+
+@dataclass(frozen=True)
+class ICT:
+    """1/(t_{n+1} - t_n) PseudoHuber(f(x + t_{n+1} z, t_{n+1}), sg f(x + t_n z, t_n)); the target is the online network."""
+
+    config: Config
+    diffusion: DiffusionConfig
+    needs: Needs = Needs()
+    boundary: bool = True
+
+    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+        """Same noise, same dropout mask, same weights on both sides."""
+        cfg = self.config
+        N = ict_points(progress.iteration, progress.iterations, cfg.s0, cfg.s1)
+        t, r = lognormal_pair(draws.uniform(stream="level"), N, self.diffusion, cfg.P_mean, cfg.P_std)
+        z = draws.normal(batch.x.shape[1:], stream="noise")
+        with torch.no_grad(), draws.dropout():
+            target = models.student(batch.x + expand_like(r, z) * z, r, batch.labels)
+        with draws.dropout():
+            f = models.student(batch.x + expand_like(t, z) * z, t, batch.labels)
+        c = cfg.huber_c or huber_constant(batch.x[0].numel())
+        gap = pseudo_huber(f, target, c)
+        return LossOut(weights.inverse_gap(t, r).to(gap.dtype) * gap, {"N": float(N), "distance": gap.detach().mean()})
+
+    def target_decay(self, progress: Progress) -> float:
+        """There is no EMA target."""
+        raise NotImplementedError("ict has no EMA target")
+
+
+def build(config: Config, diffusion: DiffusionConfig) -> ICT:
+    """The method for a noise range."""
+    return ICT(config, diffusion)

@@ -1,0 +1,63 @@
+"""Tensors on disk: safetensors with a JSON header, written so that a reader sees the old file or the new one, never a part.
+
+Nothing here can execute code when it is read.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A file of tensors cannot be read or does not fit."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step, also through a crash; a full disk leaves the old file as it was.
+
+    Raises:
+        OSError: the data could not be written; the message says where.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not write {path} ({error.strerror}); the previous file is intact") from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON data atomically. Equal content gives equal bytes."""
+    held = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_atomic(path, to_bytes(held, {"meta": json.dumps(meta, sort_keys=True)}))
+
+
+def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors whose names start with `prefix` (without it), and the JSON data.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["meta"])
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
+            return {name[len(prefix) :]: file.get_tensor(name) for name in names}, meta
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: expected a weight file of this project, got: {error}") from error

@@ -1,0 +1,34 @@
+"""Exponential moving averages of the weights; several profiles may follow one run."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from cmcore.train.settings import EmaConfig
+
+
+def power_exponent(std: float) -> float:
+    """gamma of the power-function profile with relative width sigma_rel = std (arXiv 2312.02696, Eq. 126).
+
+    sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), solved for gamma by bisection.
+    """
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        gamma = (low + high) / 2
+        low, high = (gamma, high) if (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > std**2 else (low, gamma)
+    return (low + high) / 2
+
+
+def decay(profile: EmaConfig, images: int, batch: int) -> float:
+    """The decay beta of the update that ends at `images` images seen, after a step of `batch` images."""
+    if profile.power_std:
+        return max(0.0, 1 - batch / images) ** (power_exponent(profile.power_std) + 1)
+    half_life = min(profile.half_life, profile.ramp * images) if profile.ramp else profile.half_life
+    return 0.5 ** (batch / max(half_life, 1e-8))
+
+
+@torch.no_grad()
+def update(average: Iterable[Tensor], current: Iterable[Tensor], beta: float) -> None:
+    """average <- beta average + (1 - beta) current, in place, in the manner of one fused operation."""
+    torch._foreach_lerp_(list(average), [tensor.detach() for tensor in current], 1 - beta)

@@ -1,0 +1,33 @@
+"""Optimisers and the learning rate as a function of images seen."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from cmcore.train.settings import TrainConfig
+
+
+def build_optimiser(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam or RAdam (arXiv 1908.03265), as the papers use them: no weight decay."""
+    kinds = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
+    return kinds[config.optimiser](parameters, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def learning_rate(config: TrainConfig, images: int) -> float:
+    """Linear warm-up, then constant, 1/sqrt (EDM2, arXiv 2312.02696, Eq. 67) or linear to zero at the end."""
+    lr = config.lr
+    if config.lr_ramp_images:
+        lr *= min(1.0, (images + config.batch) / config.lr_ramp_images)
+    if config.lr_decay == "inverse_sqrt":
+        lr /= math.sqrt(max(images / config.lr_ref_images, 1.0))
+    elif config.lr_decay == "linear":
+        lr *= min(1.0, (config.total - images) / (config.total - config.lr_ref_images))
+    return lr
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """The same rate for every parameter group."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr

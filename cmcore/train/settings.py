@@ -1,0 +1,76 @@
+"""How a run is trained: the `train` section, shared by all runs and overridden by `runs.<name>.train`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cmcore.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """One exponential moving average of the weights. Exactly one of half_life and power_std is set."""
+
+    half_life: float = 0.0  # in images; EDM's convention
+    ramp: float = 0.05  # the half-life is at most this share of the images seen (EDM); 0 turns it off
+    power_std: float = 0.0  # sigma_rel of a power-function profile (EDM2, arXiv 2312.02696, Eq. 7)
+
+    def __post_init__(self) -> None:
+        require((self.half_life > 0) != (self.power_std > 0), "half_life", "a half_life or a power_std above 0", self)
+        require(self.half_life >= 0, "half_life", "at least 0", self.half_life)
+        require(self.ramp >= 0, "ramp", "at least 0", self.ramp)
+        require(0 <= self.power_std < 0.28, "power_std", "below 0.28, where the profile's exponent is positive", self.power_std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Work is counted in images seen, so that a changed batch size does not bend a schedule."""
+
+    images: int  # images seen in all
+    batch: int  # global batch of one optimiser step
+    micro_batch: int = 0  # rows computed at once, 0 for the whole batch; changes memory, not the result
+    seed: int = 1
+    optimiser: Literal["adam", "radam"] = "radam"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    lr_ramp_images: int = 0  # linear warm-up
+    lr_decay: Literal["constant", "inverse_sqrt", "linear"] = "constant"
+    lr_ref_images: int = 0  # where inverse_sqrt starts to fall (EDM2's tref); linear falls to 0 from here to the end
+    clip_norm: float = 0.0  # global gradient norm, 0 for none
+    flip: bool = False  # random horizontal flips
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    ema: dict[str, EmaConfig] = field(default_factory=lambda: {"ema": EmaConfig(half_life=500_000.0)})
+    eval_ema: str = "ema"  # the profile that is evaluated and that other runs start from; "raw" for none
+    snapshots: int = 4  # how many times on the way the evaluated weights are kept
+    log_images: int = 5_000  # images between two lines of the history
+    checkpoint_seconds: float = 20.0  # least time between two checkpoints
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, "batch", "at least 1", self.batch)
+        require(self.images >= self.batch, "images", f"at least one batch of {self.batch}", self.images)
+        require(0 <= self.micro_batch <= self.batch, "micro_batch", f"between 0 and batch = {self.batch}", self.micro_batch)
+        require(self.lr > 0, "lr", "a positive number", self.lr)
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
+        require(self.eps > 0, "eps", "a positive number", self.eps)
+        require(self.lr_ramp_images >= 0, "lr_ramp_images", "at least 0", self.lr_ramp_images)
+        decays = self.lr_decay == "inverse_sqrt"
+        require(not decays or self.lr_ref_images > 0, "lr_ref_images", "a positive number for inverse_sqrt", self.lr_ref_images)
+        inside = self.lr_decay != "linear" or 0 <= self.lr_ref_images < self.images
+        require(inside, "lr_ref_images", f"between 0 and images = {self.images} for linear", self.lr_ref_images)
+        require(self.clip_norm >= 0, "clip_norm", "at least 0", self.clip_norm)
+        require("raw" not in self.ema, "ema", "profile names other than 'raw'", sorted(self.ema))
+        names = ["raw", *self.ema]
+        require(self.eval_ema in names, "eval_ema", "one of " + ", ".join(names), self.eval_ema)
+        require(self.snapshots >= 0, "snapshots", "at least 0", self.snapshots)
+        require(self.log_images >= 1, "log_images", "at least 1", self.log_images)
+        require(self.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", self.checkpoint_seconds)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run; `images` is rounded up to whole batches."""
+        return -(-self.images // self.batch)
+
+    @property
+    def total(self) -> int:
+        """Images seen when the run ends."""
+        return self.steps * self.batch

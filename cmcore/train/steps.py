@@ -1,0 +1,112 @@
+"""The training loop, as a generator. It knows the method's protocol and nothing of logging, saving or cadence."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmcore.methods.base import Batch, Method, Progress
+from cmcore.rng import Draws
+from cmcore.train import ema
+from cmcore.train.optim import learning_rate, set_learning_rate
+from cmcore.train.settings import TrainConfig
+from cmcore.train.state import State
+
+Batches = Callable[[Draws], Batch]
+Reduce = Callable[[Sequence[Tensor]], None]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is not a finite number; the optimiser step was not taken."""
+
+
+class StepRecord(NamedTuple):
+    """What one optimiser step did. `images` counts those seen after it; tensors are detached."""
+
+    images: int
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+    scalars: dict[str, Tensor | float]
+
+
+def row_slices(batch: int, micro_batch: int, rank: int = 0, world: int = 1) -> list[slice]:
+    """The rows of the global batch that this worker computes, one slice at a time.
+
+    Raises:
+        ValueError: the batch does not divide among the workers.
+    """
+    if batch % world:
+        raise ValueError(f"train.batch: expected a multiple of compute.workers = {world}, got {batch}")
+    share = batch // world
+    start, size = rank * share, micro_batch or share
+    return [slice(low, min(low + size, start + share)) for low in range(start, start + share, size)]
+
+
+def steps(
+    state: State, method: Method, batches: Batches, config: TrainConfig, *, rank: int = 0, world: int = 1, reduce: Reduce | None = None
+) -> Iterator[StepRecord]:
+    """Train until `config.total` images are seen, one optimiser step a record.
+
+    Args:
+        state: changed in place; between two records it is consistent and may be saved.
+        method: the objective.
+        batches: gives the images of some rows of the global batch at an address.
+        config: training settings.
+        rank: which worker this is.
+        world: number of workers; each computes its share of the global batch.
+        reduce: sums tensors over the workers in place; needed where world > 1.
+
+    Yields:
+        A record after every optimiser step.
+
+    Raises:
+        NonFiniteError: before the optimiser step, naming step and method.
+    """
+    device = next(state.models.student.net.parameters()).device
+    trained = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
+    slices = row_slices(config.batch, config.micro_batch, rank, world)
+    while state.images < config.total:
+        progress = Progress(state.images, config.total, config.batch)
+        lr = learning_rate(config, state.images)
+        set_learning_rate(state.optimiser, lr)
+        state.optimiser.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=device)
+        scalars: dict[str, Tensor | float] = {}
+        for rows in slices:
+            draws = Draws(config.seed, state.images, config.batch, rows, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                out = method.loss(state.models, batches(draws), progress, draws)
+            part = out.loss.sum() / config.batch
+            part.backward()
+            loss += part.detach()
+            scalars = out.scalars
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        if reduce is not None:
+            reduce([loss, *gradients])
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        _require_finite(loss, grad_norm, state, method, config)
+        if config.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(trained, config.clip_norm, grad_norm)
+        state.optimiser.step()
+        state.images += config.batch
+        _update_averages(state, method, progress, config)
+        yield StepRecord(state.images, loss, grad_norm, lr, scalars)
+
+
+def _require_finite(loss: Tensor, grad_norm: Tensor, state: State, method: Method, config: TrainConfig) -> None:
+    if not bool(torch.isfinite(loss + grad_norm)):
+        step = state.images // config.batch + 1
+        raise NonFiniteError(
+            f"{type(method).__name__}: loss {float(loss):g} with gradient norm {float(grad_norm):g} at step {step} "
+            f"({state.images} images seen); the step was not taken. Try a lower train.lr or a train.clip_norm"
+        )
+
+
+def _update_averages(state: State, method: Method, progress: Progress, config: TrainConfig) -> None:
+    parameters = state.parameters
+    for name, averages in state.ema.items():
+        ema.update(averages, parameters, ema.decay(config.ema[name], state.images, config.batch))
+    if state.models.target is not None:
+        ema.update(state.models.target.net.parameters(), parameters, method.target_decay(progress))
