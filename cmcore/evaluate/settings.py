@@ -1,0 +1,74 @@
+"""What an evaluation measures. Imports no torch, so that reading parameters stays cheap."""
+
+from dataclasses import dataclass
+
+from cmcore.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """The small classifier whose penultimate layer is the offline feature space of a workload.
+
+    The extractor's name ends in a digest of its weights, so a change here cannot be confused with what was measured before.
+    """
+
+    width: int = 32  # channels of the first stage; they double at every halving of the resolution
+    features: int = 64  # dimension of the feature space, the D of the Frechet distance
+    images: int = 60_000  # training images seen
+    batch: int = 64
+    lr: float = 3e-3  # peak of a one-cycle schedule
+    weight_decay: float = 0.05
+    shift: float = 0.125  # augmentation: largest translation, as a fraction of the resolution
+    holdout: float = 0.2  # fraction of the labelled images that only measures accuracy
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, "width", "at least 1", self.width)
+        require(self.features >= 1, "features", "at least 1", self.features)
+        require(self.images >= 1, "images", "at least 1", self.images)
+        require(self.batch >= 2, "batch", "at least 2", self.batch)
+        require(self.lr > 0, "lr", "a positive number", self.lr)
+        require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        require(0 <= self.shift < 1, "shift", "a fraction in [0, 1)", self.shift)
+        require(0 < self.holdout < 1, "holdout", "a fraction in (0, 1)", self.holdout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionConfig:
+    """Where the weights of the Inception network of the published FIDs come from; by default they are absent."""
+
+    path: str = ""  # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
+    download: bool = False  # fetch them where `path` is empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """The evaluation of every run of a workload."""
+
+    samples: int = 5000
+    batch: int = 500  # images generated at once; no result depends on it beyond rounding
+    seed: int = 1  # of the samples' noise, of the bootstrap and of the subsets
+    teacher_steps: int = 18  # Heun steps of a diffusion model: NFE = 2 * steps - 1
+    bootstrap: int = 20  # replicates behind the spread of the Frechet distance; 0 for none
+    kid_subsets: int = 50
+    kid_size: int = 500
+    neighbours: int = 3  # k of precision and recall
+    score_splits: int = 10
+    endpoints: int = 1000  # images of the comparison with the teacher's probability-flow end points
+    scan: tuple[float, ...] = ()  # second-step levels to try for two-step sampling
+    scan_samples: int = 2000
+    snapshot_samples: int = 2000
+    reference: ClassifierConfig = ClassifierConfig()
+    inception: InceptionConfig = InceptionConfig()
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "teacher_steps", "kid_subsets", "neighbours", "score_splits", "endpoints"):
+            require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        require(self.bootstrap >= 0 and self.bootstrap != 1, "bootstrap", "0 or at least 2", self.bootstrap)
+        require(self.kid_size >= 2, "kid_size", "at least 2", self.kid_size)
+        least = max(self.kid_size, self.neighbours + 1, self.score_splits)
+        for key in ("samples", "scan_samples", "snapshot_samples"):
+            count = getattr(self, key)
+            require(count >= least, key, f"at least {least} (kid_size, neighbours + 1, score_splits)", count)
+        for index, level in enumerate(self.scan):
+            require(level > 0, f"scan[{index}]", "a positive noise level", level)

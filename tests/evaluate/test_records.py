@@ -1,0 +1,82 @@
+"""Provenance is required, survives a round trip, and guards the name FID."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cmcore.config import ConfigError, read
+from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, Provenance, from_json, to_json
+from cmcore.evaluate.settings import EvalConfig
+
+PROVENANCE = Provenance(
+    workload="digits",
+    run="ect",
+    method="ect",
+    fingerprint="f" * 16,
+    sampler="multistep",
+    nfe=2,
+    ema="slow",
+    images=150_000,
+    seed=1,
+    levels=(20.0, 0.8),
+    extractor="digits_cnn_0a1b2c3d",
+    extractor_digest="0a1b2c3d" * 8,
+    reference_digest="d" * 64,
+    reference_count=1797,
+    samples=5000,
+)
+RECORD = MetricRecord(metric="fd", value=0.1, spread=0.01, spread_of="bootstrap", provenance=PROVENANCE)
+
+
+def test_round_trip_through_json_text():
+    assert from_json(json.loads(json.dumps(to_json(RECORD)))) == RECORD
+
+
+def test_name_carries_the_extractor():
+    assert RECORD.name == "fd_digits_cnn_0a1b2c3d"
+    assert to_json(RECORD)["name"] == RECORD.name
+
+
+def test_value_needs_provenance():
+    with pytest.raises(TypeError, match="provenance"):
+        MetricRecord(metric="fd", value=0.1, spread=0.0, spread_of="bootstrap")  # pyright: ignore[reportCallIssue]
+    data = to_json(RECORD)
+    del data["provenance"]["extractor_digest"]
+    with pytest.raises(ConfigError, match=r"record\.provenance\.extractor_digest: is missing"):
+        from_json(data)
+
+
+@pytest.mark.parametrize("metric", ["fid", "fid_50k", "FID"])
+def test_only_inception_features_may_be_called_fid(metric):
+    with pytest.raises(ValueError, match="call it 'fd'"):
+        replace(RECORD, metric=metric)
+    inception = replace(PROVENANCE, extractor="inception", extractor_digest=INCEPTION_DIGEST + "0" * 56)
+    assert replace(RECORD, metric=metric, provenance=inception).name == metric
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_values_are_refused(value):
+    with pytest.raises(ValueError, match="finite"):
+        replace(RECORD, value=value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("run", ""), ("extractor_digest", ""), ("samples", 0), ("reference_count", 0), ("nfe", -1)]
+)
+def test_empty_provenance_is_refused(field, value):
+    with pytest.raises(ValueError, match="provenance"):
+        replace(PROVENANCE, **{field: value})
+
+
+def test_a_contradicting_name_is_refused():
+    with pytest.raises(ValueError, match=r"record\.name"):
+        from_json({**to_json(RECORD), "name": "fd_something_else"})
+
+
+def test_settings_name_the_wrong_key():
+    assert read(EvalConfig, {"scan": [0.4, 1], "reference": {"images": 10}}, "eval").scan == (0.4, 1.0)
+    with pytest.raises(ConfigError, match=r"eval\.samples: expected at least 500"):
+        read(EvalConfig, {"samples": 100}, "eval")
+    with pytest.raises(ConfigError, match=r"eval\.reference\.holdout"):
+        read(EvalConfig, {"reference": {"holdout": 1.0}}, "eval")
