@@ -7,8 +7,7 @@ from torch import Tensor
 def karras_grid(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """n levels from sigma_max down to sigma_min, equidistant in sigma^(1/rho) (EDM, arXiv 2206.00364, Eq. 5).
 
-    The power's round trip misses the ends by some ulps and f(x, sigma_min) = x needs the exact constant, so both ends are
-    overwritten.
+    The power round trip misses the ends by some ulps; f(x, sigma_min) = x needs the constant itself, so it is put back.
     """
     if n < 2:
         raise ValueError(f"karras_grid: expected at least 2 levels (both ends are on the grid), got n={n}")

@@ -74,7 +74,7 @@ class TruncatedLogNormal:
 
 @dataclass(frozen=True)
 class KarrasUniform:
-    """sigma^(1/rho) uniform between the ends: the Karras grid's continuous limit (continuous losses of arXiv 2303.01469)."""
+    """sigma^(1/rho) is uniform: the Karras grid's continuous limit (arXiv 2303.01469, continuous losses)."""
 
     sigma_min: float
     sigma_max: float

@@ -1,0 +1,57 @@
+"""What a sampler is: it turns the noise of a few images into the images, in float64, and knows what that costs.
+
+Calling convention: `sampler(denoiser, (C, H, W), source, labels)` first draws the initial noise sigma_max z: under one
+seed every sampler starts from the same noise. Images come out unclamped, on the scale of the training data.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cmcore.diffusion.ode import Denoise
+from cmcore.rng import NoiseSource
+
+
+class Sampler(Protocol):
+    """(denoiser, noise) -> images. A new sampler fills in the abstract members and inherits the call."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The solver's name, as tables print it."""
+        ...
+
+    @property
+    @abstractmethod
+    def nfe(self) -> int:
+        """Number of function evaluations: how often one image passes through the denoiser."""
+        ...
+
+    @property
+    @abstractmethod
+    def sigma_max(self) -> float:
+        """The level of the initial noise."""
+        ...
+
+    @abstractmethod
+    def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
+        """Images from the initial state x_T (B, C, H, W), which has level sigma_max; `source` feeds later noise."""
+        ...
+
+    def __call__(
+        self, denoiser: Denoise, shape: Sequence[int], source: NoiseSource, labels: Tensor | None = None
+    ) -> Tensor:
+        """Images (B, *shape) in float64, one for every generator in `source`."""
+        return self.from_noise(denoiser, self.sigma_max * source.normal(shape), source, labels)
+
+
+def check_levels(levels: Tensor, owner: str) -> None:
+    """Refuse what is not at least two finite, strictly descending, non-negative levels."""
+    ok = levels.ndim == 1 and len(levels) >= 2 and bool(torch.isfinite(levels).all() and (levels.diff() < 0).all())
+    if not (ok and levels[-1] >= 0):
+        raise ValueError(
+            f"{owner}: expected a strictly descending grid of at least 2 levels >= 0, got {levels.tolist()}"
+        )

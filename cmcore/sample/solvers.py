@@ -1,0 +1,130 @@
+"""Solvers of the probability-flow ODE, for diffusion models.
+
+A grid (N,) holds every level that is visited, descending: `with_zero(karras_grid(...))` ends on clean images.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from cmcore.diffusion.ode import Denoise, dpmpp_2m_step, euler_step, heun_step
+from cmcore.rng import NoiseSource
+from cmcore.sample.base import Sampler, check_levels
+
+
+@dataclass(frozen=True, eq=False)
+class Euler(Sampler):
+    """Order 1: EDM's Algorithm 1 without its correction (arXiv 2206.00364). In VE time this is DDIM."""
+
+    grid: Tensor
+    name = "euler"
+
+    def __post_init__(self) -> None:
+        check_levels(self.grid, "Euler")
+
+    @property
+    def nfe(self) -> int:
+        return len(self.grid) - 1
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.grid[0])
+
+    @torch.no_grad()
+    def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
+        del source  # deterministic
+        x, levels = x_T.double(), _per_sample(self.grid, x_T)
+        for sigma, sigma_next in pairwise(levels):
+            x = euler_step(denoiser, x, sigma, sigma_next, labels)
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Heun(Sampler):
+    """Order 2: EDM's Algorithm 1, or with S_churn > 0 its stochastic Algorithm 2 (arXiv 2206.00364).
+
+    Best stochastic setting of the paper, ImageNet-64 with 256 levels: S_churn 40, S_min 0.05, S_max 50, S_noise 1.003.
+    """
+
+    grid: Tensor
+    S_churn: float = 0.0
+    S_min: float = 0.0
+    S_max: float = float("inf")
+    S_noise: float = 1.0
+    name = "heun"
+
+    def __post_init__(self) -> None:
+        check_levels(self.grid, "Heun")
+        if not (self.S_churn >= 0 and self.S_noise >= 0 and self.S_min <= self.S_max):
+            raise ValueError(f"Heun: expected S_churn >= 0, S_noise >= 0 and S_min <= S_max, got {self}")
+
+    @property
+    def nfe(self) -> int:
+        return 2 * (len(self.grid) - 1) - int(self.grid[-1] == 0)
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.grid[0])
+
+    @torch.no_grad()
+    def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
+        x, levels = x_T.double(), _per_sample(self.grid, x_T)
+        for i, sigma_next in enumerate(levels[1:]):
+            x, sigma = self._churn(x, levels[i], self.gamma(float(self.grid[i])), source)
+            # At sigma = 0 there is no velocity to correct with, so the last step of a grid that ends there is Euler's.
+            step = euler_step if self.grid[i + 1] == 0 else heun_step
+            x = step(denoiser, x, sigma, sigma_next, labels)
+        return x
+
+    def gamma(self, sigma: float) -> float:
+        """How far the level is raised before a step, relative to itself (Algorithm 2, line 4)."""
+        return min(self.S_churn / (len(self.grid) - 1), 2**0.5 - 1) if self.S_min <= sigma <= self.S_max else 0.0
+
+    def _churn(self, x: Tensor, sigma: Tensor, gamma: float, source: NoiseSource) -> tuple[Tensor, Tensor]:
+        """Add noise to go from sigma up to (1 + gamma) sigma (Algorithm 2, lines 5-6)."""
+        if gamma == 0:
+            return x, sigma
+        added = float(sigma[0]) * ((1 + gamma) ** 2 - 1) ** 0.5
+        return x + added * self.S_noise * source.normal(x.shape[1:]), sigma * (1 + gamma)
+
+
+@dataclass(frozen=True, eq=False)
+class DPMSolverPP2M(Sampler):
+    """DPM-Solver++(2M): order 2 from one evaluation a step and the one before (arXiv 2211.01095, Algorithm 2)."""
+
+    grid: Tensor
+    lower_order_below: int = (
+        10  # with fewer steps than this, the last step has order 1 (the authors' lower_order_final)
+    )
+    name = "dpmpp_2m"
+
+    def __post_init__(self) -> None:
+        check_levels(self.grid, "DPMSolverPP2M")
+
+    @property
+    def nfe(self) -> int:
+        return len(self.grid) - 1
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.grid[0])
+
+    @torch.no_grad()
+    def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
+        del source  # deterministic
+        x, levels, steps = x_T.double(), _per_sample(self.grid, x_T), len(self.grid) - 1
+        D_prev = sigma_prev = None
+        for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
+            D = denoiser(x, sigma, labels)
+            if i == steps - 1 and steps < self.lower_order_below:
+                D_prev = None
+            x = dpmpp_2m_step(x, D, D_prev, sigma_prev, sigma, sigma_next)
+            D_prev, sigma_prev = D, sigma
+        return x
+
+
+def _per_sample(grid: Tensor, x: Tensor) -> Tensor:
+    """Levels (N,) repeated for every sample of x: (N, B), float64, on the device of x."""
+    return grid.to(x.device, torch.float64)[:, None].expand(-1, len(x))

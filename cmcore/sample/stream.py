@@ -1,0 +1,50 @@
+"""A stream of generated images: any sampler, any number, in batches that leave no trace in the result."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cmcore.diffusion.ode import Denoise
+from cmcore.rng import NoiseSource, derive_seed
+from cmcore.sample.base import Sampler
+from cmcore.tensors import to_uint8
+
+
+def generate(
+    sampler: Sampler,
+    denoiser: Denoise,
+    shape: Sequence[int],
+    indices: Sequence[int],
+    *,
+    seed: int,
+    batch: int,
+    labels: Callable[[Sequence[int]], Tensor] | None = None,
+    classes: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[Tensor]:
+    """Yield uint8 images (B, C, H, W), B <= batch, for the image numbers `indices`, in order, on `device`.
+
+    The random numbers of an image depend on (seed, its number) alone: not on the batch, nor on which others are drawn.
+
+    Args:
+        labels: image numbers -> labels (B,). Without it a conditional model (classes > 0) gets uniform labels from a
+            source of their own, so that the noise is that of the unconditional model.
+
+    Raises:
+        ValueError: at the first image, if batch < 1 or if the denoiser is in training mode (dropout would be on).
+    """
+    if batch < 1:
+        raise ValueError(f"generate: expected batch >= 1, got {batch}")
+    if isinstance(denoiser, nn.Module) and denoiser.training:
+        raise ValueError("generate: expected the denoiser in eval mode, got training mode; call denoiser.eval() first")
+    for start in range(0, len(indices), batch):
+        part = indices[start : start + batch]
+        y = labels(part) if labels is not None else uniform_labels(part, seed, classes)
+        x = sampler(denoiser, shape, NoiseSource(seed, part, device), y if y is None else y.to(device))
+        yield to_uint8(x)
+
+
+def uniform_labels(indices: Sequence[int], seed: int, classes: int) -> Tensor | None:
+    """One label in [0, classes) per image number, int64 (B,); None for an unconditional model (classes = 0)."""
+    return NoiseSource(derive_seed(seed, "labels"), indices).integers(classes) if classes else None
