@@ -1,0 +1,115 @@
+"""Training of the offline feature extractor: a few seconds for small images."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmcore.evaluate.features import Classifier, NetworkExtractor, Shape, build_classifier
+from cmcore.evaluate.settings import ClassifierConfig
+from cmcore.rng import Draws, generator
+from cmcore.tensors import to_float
+
+Accuracy = dict[str, float | int]
+
+
+def train_classifier(
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: ClassifierConfig,
+    *,
+    classes: int,
+    workload: str,
+    device: torch.device | str = "cpu",
+) -> tuple[NetworkExtractor, Accuracy]:
+    """Train on images (N, C, H, W) uint8 with labels (N,), holding some out to measure accuracy.
+
+    The same data, config and number of threads give the same bits, hence the same name: {workload}_cnn_{8 hex digits}.
+
+    Raises:
+        ValueError: images and labels do not match, or too few are left to train on.
+    """
+    train, held_out = _split(images, labels, classes, config)
+    shape = Shape(images.shape[1], images.shape[2], classes, config.width, config.features)
+    net = build_classifier(shape, config.seed).to(device)
+    _fit(net, images, labels, train, config, device)
+    extractor = NetworkExtractor(net, f"{workload}_cnn")
+    accuracy: Accuracy = {"held_out": _accuracy(extractor, images, labels, held_out), "held_out_images": len(held_out)}
+    accuracy |= {"train": _accuracy(extractor, images, labels, train), "train_images": len(train)}
+    return extractor, accuracy
+
+
+def _split(
+    images: np.ndarray, labels: np.ndarray, classes: int, config: ClassifierConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels):
+        raise ValueError(f"expected images (N, C, R, R) and labels (N,), got {images.shape} and {labels.shape}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels: expected 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
+    order = torch.randperm(len(images), generator=generator(config.seed, "hold out")).numpy()
+    count = math.ceil(config.holdout * len(images))
+    if len(images) - count < 2:
+        raise ValueError(f"eval.reference.holdout: expected to leave 2 images to train on, got {len(images) - count}")
+    return order[count:], order[:count]
+
+
+def _fit(
+    net: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: np.ndarray,
+    config: ClassifierConfig,
+    device: torch.device | str,
+) -> None:
+    """AdamW over a one-cycle schedule; each step's images and shifts are addressed by images seen."""
+    batch = min(config.batch, len(train))
+    steps = math.ceil(config.images / batch)
+    optimiser = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+    net.train()
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr * _one_cycle(step / steps)
+        draws = Draws(config.seed, step * batch, batch)
+        rows = train[_rows(step * batch, batch, len(train), config.seed)]
+        x = _shift(torch.from_numpy(images[rows]), round(config.shift * images.shape[-1]), draws)
+        y = torch.from_numpy(labels[rows]).long().to(device)
+        loss = F.cross_entropy(net(to_float(x).to(device)), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def _one_cycle(progress: float) -> float:
+    """Linear warm-up over the first fifth, cosine decay to 0 after it."""
+    warm = 0.2
+    return progress / warm if progress < warm else 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+
+
+def _rows(position: int, batch: int, count: int, seed: int) -> np.ndarray:
+    """Indices at positions [position, position + batch) of an endless sequence of shuffled epochs."""
+    epochs = range(position // count, (position + batch - 1) // count + 1)
+    shuffled = torch.cat([torch.randperm(count, generator=generator(seed, "epoch", epoch)) for epoch in epochs])
+    start = position - epochs[0] * count
+    return shuffled[start : start + batch].numpy()
+
+
+def _shift(images: Tensor, most: int, draws: Draws) -> Tensor:
+    """Translate every image by up to `most` pixels each way, repeating the border."""
+    if most == 0:
+        return images
+    R = images.shape[-1]
+    offsets = (draws.uniform((2,), stream="shift") * (2 * most + 1)).long() - most
+    rows, columns = ((torch.arange(R) + offset.unsqueeze(1)).clip(0, R - 1) for offset in offsets.T)
+    shifted = images.gather(2, rows[:, None, :, None].expand_as(images))
+    return shifted.gather(3, columns[:, None, None, :].expand_as(images))
+
+
+def _accuracy(extractor: NetworkExtractor, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> float:
+    right = 0
+    for part in np.array_split(rows, max(1, math.ceil(len(rows) / 1000))):
+        logits = extractor.logits(extractor(torch.from_numpy(images[part])))
+        assert logits is not None
+        right += int((logits.argmax(1).numpy() == labels[part]).sum())
+    return right / len(rows)

@@ -1,0 +1,78 @@
+"""Mean and covariance, streamed and merged in float64."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean (D,) and unbiased covariance (D, D), float64 on the CPU."""
+
+    count: int
+    mean: Tensor
+    cov: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Moments":
+        """Moments of the rows of features (B, D)."""
+        if features.ndim != 2 or len(features) == 0:
+            raise ValueError(f"features: expected a non-empty (B, D), got {tuple(features.shape)}")
+        X = features.detach().to("cpu", torch.float64)
+        mean = X.mean(0)
+        centred = X - mean
+        return cls(len(X), mean, centred.T @ centred / max(1, len(X) - 1))
+
+    @classmethod
+    def stream(cls, batches: Iterable[Tensor]) -> "Moments":
+        """Moments of all rows of an iterable of (B, D), one pass, without keeping them."""
+        total = None
+        for batch in batches:
+            total = cls.of(batch) if total is None else total.merge(cls.of(batch))
+        if total is None:
+            raise ValueError("features: expected at least one batch, got none")
+        return total
+
+    @classmethod
+    def weighted(cls, features: Tensor, weights: Tensor) -> "Moments":
+        """Moments of the rows of features (B, D) float64, row i counted weights[i] times (whole numbers)."""
+        n = int(weights.sum())
+        w = weights.to(features.dtype)
+        mean = w @ features / n
+        centred = (features - mean) * w.sqrt().unsqueeze(1)
+        return cls(n, mean, centred.T @ centred / max(1, n - 1))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Moments of the union: the pairwise update of Chan, Golub and LeVeque (1979); commutative and associative."""
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"moments: expected {len(self.mean)} dimensions, got {len(other.mean)}")
+        n = self.count + other.count
+        delta = other.mean - self.mean
+        scatter = self.cov * (self.count - 1) + other.cov * (other.count - 1)
+        scatter = scatter + torch.outer(delta, delta) * (self.count * other.count / n)
+        return Moments(n, self.mean + delta * (other.count / n), scatter / max(1, n - 1))
+
+    def save(self, path: str | Path) -> None:
+        """Write a .npz with the keys mu and sigma of the EDM repositories, and count."""
+        with Path(path).open("wb") as file:
+            np.savez(file, mu=self.mean.numpy(), sigma=self.cov.numpy(), count=np.int64(self.count))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Moments":
+        """Read a .npz with mu and sigma: ours, or statistics published with EDM, whose count is unknown: 0.
+
+        Raises:
+            ValueError: the keys or the shapes are not those of moments.
+        """
+        with np.load(path, allow_pickle=False) as data:
+            if not {"mu", "sigma"} <= set(data.files):
+                raise ValueError(f"{path}: expected the arrays mu and sigma, got {', '.join(sorted(data.files))}")
+            mean, cov = (torch.from_numpy(np.asarray(data[key], np.float64)) for key in ("mu", "sigma"))
+            count = int(data["count"]) if "count" in data.files else 0
+        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+            raise ValueError(f"{path}: expected mu (D,) and sigma (D, D), got {tuple(mean.shape)}, {tuple(cov.shape)}")
+        return cls(count, mean, cov)
