@@ -1,0 +1,85 @@
+"""What is known of an image to edit: coefficients under an invertible linear map A (arXiv 2303.01469, App. D).
+
+Images are (B, C, H, W) in [-1, 1], float64 inside. A is orthogonal, so putting the known coefficients back moves an
+image no further than it must.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LUMA = (0.2989, 0.5870, 0.1140)
+"""Weights of red, green and blue in the grey value (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the images: `coefficients` under A (`forward`), wherever `unknown` (Omega) is False."""
+
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    coefficients: Tensor
+    unknown: Tensor  # bool, broadcasts against the coefficients
+
+    def project(self, x: Tensor) -> Tensor:
+        """Put the known coefficients into x: A^-1[(A y)(1 - Omega) + (A x) Omega]."""
+        return self.inverse(torch.where(self.unknown, self.forward(x), self.coefficients))
+
+
+def known_pixels(images: Tensor, missing: Tensor) -> Known:
+    """Inpainting: A is the identity; missing is bool and broadcasts. Known pixels come back exactly."""
+    if missing.dtype != torch.bool:
+        raise ValueError(f"known_pixels: expected a bool mask, True where a pixel is missing, got {missing.dtype}")
+    return Known(_identity, _identity, images.double(), missing.expand_as(images))
+
+
+def known_grey(grey: Tensor) -> Known:
+    """Colourisation: grey (B, 1, H, W), the LUMA-weighted sum of channels; A rotates colours to make it an axis."""
+    if grey.shape[1] != 1:
+        raise ValueError(f"known_grey: expected one channel, got shape {tuple(grey.shape)}")
+    luma = torch.tensor(LUMA, dtype=torch.float64, device=grey.device)
+    Q = orthogonal_basis(luma)
+    unknown = torch.tensor([False, True, True], device=grey.device)
+    # The first basis vector is luma / |luma|, so its coefficient is the grey value over |luma|.
+    coefficients = torch.movedim(grey.double(), 1, -1) / luma.norm() * ~unknown
+    return Known(
+        forward=lambda x: torch.movedim(x, 1, -1) @ Q,
+        inverse=lambda c: torch.movedim(c @ Q.T, -1, 1),
+        coefficients=coefficients,
+        unknown=unknown,
+    )
+
+
+def known_means(low: Tensor, factor: int) -> Known:
+    """Super-resolution: low (B, C, h, w) are the means of factor x factor patches; A rotates every patch."""
+    p = factor
+    Q = orthogonal_basis(torch.ones(p * p, dtype=torch.float64, device=low.device))
+    unknown = torch.arange(p * p, device=low.device) > 0
+
+    def to_patches(x: Tensor) -> Tensor:
+        return x.unflatten(3, (-1, p)).unflatten(2, (-1, p)).transpose(3, 4).flatten(4)
+
+    def from_patches(patches: Tensor) -> Tensor:
+        return patches.unflatten(4, (p, p)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+
+    return Known(
+        forward=lambda x: to_patches(x) @ Q,
+        inverse=lambda c: from_patches(c @ Q.T),
+        # The first basis vector is 1/p throughout, so its coefficient is p times the patch's mean.
+        coefficients=p * low.double()[..., None] * ~unknown,
+        unknown=unknown,
+    )
+
+
+def orthogonal_basis(first: Tensor) -> Tensor:
+    """An orthogonal matrix Q (n, n) whose first column is first (n,), normalised; the others complete it by QR."""
+    columns = torch.eye(len(first), dtype=first.dtype, device=first.device)
+    columns[:, 0] = first
+    Q = torch.linalg.qr(columns).Q
+    return torch.cat([(first / first.norm())[:, None], Q[:, 1:]], dim=1)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
