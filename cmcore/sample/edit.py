@@ -1,7 +1,7 @@
 """Zero-shot editing with a consistency model (arXiv 2303.01469, Algorithm 4 and App. D). No training, no gradient.
 
 Multistep sampling runs as ever, and after each f what is known of the image is put back. The `Multistep` sampler holds
-the levels: the paper takes the 40-level Karras grid, (5.38, 2.24) for strokes, and its code clamps every f (clamp=True).
+the levels: the paper takes the 40-level Karras grid, (5.38, 2.24) for strokes; its code clamps every f (clamp=True).
 Images are (B, C, H, W) in [-1, 1]; results are float64.
 """
 
