@@ -125,8 +125,7 @@ class UNet(nn.Module):
             expected = f"(B, {self.channels}, {self.resolution}, {self.resolution})"
             raise ValueError(f"images: expected shape {expected}, got {tuple(x.shape)}")
         e = self.embedding(c_noise, labels)
-        # Convolutions, norms and their derivatives are faster in this memory layout, which all of them hand on.
-        h = self.input(x).contiguous(memory_format=torch.channels_last)
+        h = self.input(x)
         skips = [h]
         for layer in self.encoder.values():
             h = layer(h, e)
@@ -183,6 +182,6 @@ def build(config: Config, *, channels: int, resolution: int, classes: int) -> UN
     halvings = len(config.channel_mult) - 1
     if resolution % 2**halvings:
         raise ValueError(
-            f"resolution: expected a multiple of {2**halvings}, as channel_mult has {halvings + 1} entries, got {resolution}"
+            f"resolution: channel_mult halves {halvings} times: expected a multiple of {2**halvings}, got {resolution}"
         )
     return UNet(config, channels=channels, resolution=resolution, classes=classes)
