@@ -1,0 +1,82 @@
+"""Words around the numbers: what a metric is called, and a caption that states how a table was measured."""
+
+from collections.abc import Iterable, Sequence
+
+from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord
+from cmcore.report.cells import rounded
+from cmcore.report.readers import ReferenceFacts, RunReport
+
+TITLES = {"edm": "EDM", "ict": "iCT", "sct": "sCT", "scd": "sCD", "meanflow": "MeanFlow"}
+NAMES = {"kid": "KID", "fid": "FID", "score": "classifier score", "endpoint_rmse": "end-point error"}
+BASELINES = {"gaussian_pixels": "Gaussian fitted to the pixels"}
+
+
+def title(method: str) -> str:
+    """A method's name as its authors write it."""
+    return TITLES.get(method, method.upper() if len(method) <= 4 else method)
+
+
+def run_title(run: RunReport) -> str:
+    """A run's name for figures: the method's name where the run is called after it."""
+    return title(run.facts.method) if run.facts.run == run.facts.method else run.facts.run
+
+
+def metric_key(record: MetricRecord) -> str:
+    """Which column a record belongs to; what was measured in Inception features stands apart from the workload's own."""
+    inception = record.provenance.extractor_digest.startswith(INCEPTION_DIGEST) and record.metric != "fid"
+    return f"{record.metric}_inception" if inception else record.metric
+
+
+def metric_title(key: str) -> str:
+    """A column's name for readers."""
+    name = key.removesuffix("_inception")
+    return NAMES.get(name, name) + (" (Inception)" if name != key else "")
+
+
+def is_high(key: str) -> bool:
+    """Whether more is better."""
+    return key.split("_")[0] in ("precision", "recall", "score")
+
+
+def caption(runs: Sequence[RunReport], reference: ReferenceFacts, data: str) -> str:
+    """How the comparison was measured: data, samples, reference, features, seeds, weights, spreads, marks, what is absent."""
+    ours = [record for run in runs for record in run.records]
+    scored = [record.provenance for record in ours if record.metric == "fd"] or [ours[0].provenance]
+    samples = {p.samples for p in scored}
+    parts = [
+        f"{data or scored[0].workload}: {_listed(p.reference_count for p in scored)} reference images, {_listed(samples)} samples per row.",
+        "The numbers of samples differ, so the distances do not compare exactly." if len(samples) > 1 else "",
+        f"Features: {_listed(f'{p.extractor} (digest {p.extractor_digest[:8]})' for p in scored)}{_extractor(reference)}.",
+        f"Seeds: {_listed(p.seed for p in scored)} for the noise of the samples, {_listed(r.facts.seed for r in runs)} for training.",
+        f"Weights: EMA {_listed(p.ema for p in scored)}.",
+        f"± is a spread ({_spreads(ours)}).",
+        "Images seen are the run's own, without those of the run that it starts from.",
+        "Bold: best of its column; italic: best at its number of function evaluations.",
+        _endpoint(ours),
+        *(f"No FID: {why}." for why in sorted({r.facts.fid_absent for r in runs} - {""})),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _listed(values: Iterable[int | str]) -> str:
+    return ", ".join(map(str, sorted(set(values))))  # type: ignore[type-var]
+
+
+def _spreads(records: Sequence[MetricRecord]) -> str:
+    spreads = dict.fromkeys(f"{metric_title(r.metric)}: {r.spread_of}" for r in records if r.spread)
+    return ", ".join(spreads) or "none measured"
+
+
+def _extractor(reference: ReferenceFacts) -> str:
+    held = reference.accuracy.get("held_out")
+    facts = [f"held-out accuracy {held:.1%}"] if held is not None else []
+    facts += ["a network that was not trained"] if reference.kind == "random" else []
+    if reference.halves:
+        facts.append(f"two halves of the reference are {rounded(reference.halves)[0]} apart")
+    return f"; {', '.join(facts)}" if facts else ""
+
+
+def _endpoint(records: Sequence[MetricRecord]) -> str:
+    if not any(record.metric == "endpoint_rmse" for record in records):
+        return ""
+    return "End-point error: root mean square distance between samples and the teacher's probability-flow end points from the same noise."

@@ -1,0 +1,109 @@
+"""A table as data: cells, columns and marks, before any output format; and how many digits a number deserves."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Better = Literal["low", "high", ""]
+GAP = "\u202f"  # narrow no-break space
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry. A cell with a `value` is a number; `text` is what is shown in either case."""
+
+    text: str = ""
+    value: float | None = None
+    spread: float | None = None
+    best: bool = False  # the best of its column
+    best_of_group: bool = False  # the best of its column among the rows of its group
+
+
+@dataclass(frozen=True)
+class Column:
+    """`key` names the column in files, `head` for readers; `better` says which end is good."""
+
+    key: str
+    head: str
+    better: Better = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns. `groups` names each row's group for the marks; "" keeps a row out of them."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str
+    groups: tuple[str, ...] = ()
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.name}: expected {len(self.columns)} cells in a row, got {len(row)}")
+
+
+def rounded(value: float, spread: float = 0.0) -> tuple[str, str]:
+    """`value` and `spread` as text: the spread with one digit (two if it starts with 1), the value down to the same decimal.
+
+    Without a spread the value keeps three significant digits.
+    """
+    if spread <= 0:
+        return _fixed(value, _decimals(value, 3)), ""
+    decimals = _decimals(spread, 2 if f"{spread:.0e}".startswith("1") else 1)
+    if value:
+        decimals = min(decimals, _decimals(value, 6))  # a spread far below the value says nothing more
+    return _fixed(value, decimals), _fixed(spread, decimals)
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimals that show `digits` significant digits of `value`."""
+    return digits - 1 - int(f"{abs(value):.{digits - 1}e}".split("e")[1]) if value else digits - 1
+
+
+def _fixed(value: float, decimals: int) -> str:
+    text = f"{round(value, decimals):.{max(0, decimals)}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def measured(value: float, spread: float = 0.0) -> Cell:
+    """A cell that shows a measured value with its spread."""
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number in a table, got {value}")
+    shown, over = rounded(value, spread)
+    return Cell(f"{shown} ± {over}" if over else shown, value, spread or None)
+
+
+def count(number: int) -> Cell:
+    """A whole number: in groups of three digits, or in millions from ten million on. 0 means that it is not known."""
+    if not number:
+        return Cell("not stated")
+    millions = f"{number / 1e6:.4g} M" if number < 1e9 else f"{number / 1e6:,.0f} M"
+    return Cell((millions if number >= 1e7 else f"{number:,}").replace(",", GAP).replace(" ", GAP), float(number))
+
+
+def marked(table: Table) -> Table:
+    """The table with the best value of each column marked, over all rows that have a group and within each group of several."""
+    rows = [list(row) for row in table.rows]
+    for index, column in enumerate(table.columns):
+        if not column.better:
+            continue
+        inside = [row for row, group in enumerate(table.groups) if group and rows[row][index].value is not None]
+        _mark(rows, index, inside, column.better, "best")
+        for group in sorted({table.groups[row] for row in inside}):
+            _mark(rows, index, [row for row in inside if table.groups[row] == group], column.better, "best_of_group")
+    return replace(table, rows=tuple(tuple(row) for row in rows))
+
+
+def _mark(rows: list[list[Cell]], index: int, inside: Sequence[int], better: Better, mark: str) -> None:
+    if len(inside) < 2:
+        return
+    values = [float(rows[row][index].value or 0.0) for row in inside]
+    best = min(values) if better == "low" else max(values)
+    for row, value in zip(inside, values, strict=True):
+        if value == best:
+            rows[row][index] = replace(rows[row][index], **{mark: True})

@@ -1,0 +1,136 @@
+"""A table as Markdown, CSV, LaTeX and HTML. Equal tables give equal bytes."""
+
+import csv
+import html
+import io
+
+from cmcore.report.cells import GAP, Cell, Column, Table
+
+ARROW = {"low": " ↓", "high": " ↑", "": ""}
+TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "σ": r"$\sigma$",
+    "–": "--",
+    GAP: r"\,",
+}
+
+
+def head(column: Column) -> str:
+    """The head of a column, with an arrow to the good end."""
+    return column.head + ARROW[column.better]
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown: the title, the table, the caption."""
+    lines = [[head(column) for column in table.columns], [_rule(table, i) for i in range(len(table.columns))]]
+    lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"### {table.title}\n\n{body}\n\n{table.caption}\n"
+
+
+def _rule(table: Table, index: int) -> str:
+    return "---:" if numeric(table, index) else "---"
+
+
+def numeric(table: Table, index: int) -> bool:
+    """Whether a column holds numbers."""
+    return any(row[index].value is not None for row in table.rows)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = cell.text.replace("|", r"\|").replace("\n", " ").replace("*", r"\*")
+    if cell.best:
+        return f"**{text}**"
+    return f"*{text}*" if cell.best_of_group else text
+
+
+def csv_text(table: Table) -> str:
+    """One line per row with every digit; a column with spreads is followed by `<key>_spread`."""
+    spreads = [any(row[index].spread is not None for row in table.rows) for index in range(len(table.columns))]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = [[column.key, f"{column.key}_spread"][: 1 + spread] for column, spread in zip(table.columns, spreads, strict=True)]
+    writer.writerow([name for pair in names for name in pair])
+    for row in table.rows:
+        pairs = [[_raw(cell), _number(cell.spread)][: 1 + spread] for cell, spread in zip(row, spreads, strict=True)]
+        writer.writerow([item for pair in pairs for item in pair])
+    return out.getvalue()
+
+
+def _raw(cell: Cell) -> str:
+    return _number(cell.value) or cell.text
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+
+
+def latex(table: Table) -> str:
+    """A booktabs table; a longtable where one page would not hold it."""
+    long = len(table.rows) > 40
+    spec = "".join("r" if numeric(table, index) else "l" for index in range(len(table.columns)))
+    names = " & ".join(_tex(head(column)) for column in table.columns) + r" \\"
+    rows = "\n".join(" & ".join(map(_tex_cell, row)) + r" \\" for row in table.rows)
+    caption = rf"\caption{{{_tex(table.caption)}}}"
+    label = rf"\label{{tab:{table.name}}}"
+    ruled = f"\\toprule\n{names}\n\\midrule\n"
+    if long:
+        start = f"\\begin{{longtable}}{{{spec}}}\n{caption}{label}\\\\\n{ruled}\\endhead\n"
+        return f"{start}{rows}\n\\bottomrule\n\\end{{longtable}}\n"
+    inner = f"\\begin{{tabular}}{{{spec}}}\n{ruled}{rows}\n\\bottomrule\n\\end{{tabular}}"
+    return f"\\begin{{table}}\n\\centering\n{caption}\n{label}\n{inner}\n\\end{{table}}\n"
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(letter, letter) for letter in text)
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = _tex(cell.text)
+    if cell.best:
+        return rf"\textbf{{{text}}}"
+    return rf"\emph{{{text}}}" if cell.best_of_group else text
+
+
+def html_table(table: Table) -> str:
+    """The bare table element; long names may break after an underscore, and numbers stay on one line."""
+    heads = "".join(
+        f'<th scope="col"{_class(table, index)}>{_breakable(head(column))}</th>' for index, column in enumerate(table.columns)
+    )
+    rows = "".join(
+        "<tr>" + "".join(_html_cell(table, index, cell) for index, cell in enumerate(row)) + "</tr>\n" for row in table.rows
+    )
+    return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>"
+
+
+def _class(table: Table, index: int) -> str:
+    return ' class="n"' if numeric(table, index) else ""
+
+
+def _html_cell(table: Table, index: int, cell: Cell) -> str:
+    text = _breakable(cell.text)
+    if cell.best:
+        text = f"<strong>{text}</strong>"
+    elif cell.best_of_group:
+        text = f"<em>{text}</em>"
+    name = "th scope=row" if index == 0 else "td"
+    kind = _class(table, index) if cell.value is not None else ""
+    return f"<{name}{kind}>{text}</{name.split()[0]}>"
+
+
+def _breakable(text: str) -> str:
+    return html.escape(text).replace("_", "_<wbr>")

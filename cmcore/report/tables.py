@@ -1,0 +1,135 @@
+"""The comparison table of our runs, and the runs beside the published numbers of the same methods. Built from records only."""
+
+from collections.abc import Iterable, Sequence
+
+from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord
+from cmcore.report.captions import BASELINES, caption, is_high, metric_key, metric_title, title
+from cmcore.report.cells import Cell, Column, Table, count, marked, measured
+from cmcore.report.published import DATASETS, Number
+from cmcore.report.readers import ReferenceFacts, ReportError, RunReport
+
+FEATURE_METRICS = ("kid", "precision", "recall", "score")
+METRICS = ("fd", *FEATURE_METRICS, "endpoint_rmse", "fid", *(f"{name}_inception" for name in FEATURE_METRICS))
+EMPTY = Cell("–")
+NO_REFERENCE = ReferenceFacts()
+Key = tuple[int, str]  # number of function evaluations, sampler
+
+
+def by_sampler(records: Iterable[MetricRecord]) -> dict[Key, dict[str, MetricRecord]]:
+    """Records by (NFE, sampler) and metric, in ascending NFE.
+
+    Raises:
+        ReportError: the same metric stands twice for one of them.
+    """
+    table: dict[Key, dict[str, MetricRecord]] = {}
+    for record in records:
+        row = table.setdefault((record.provenance.nfe, record.provenance.sampler), {})
+        if metric_key(record) in row:
+            p = record.provenance
+            raise ReportError(f"run {p.run!r}: {record.metric} at {p.nfe} NFE with {p.sampler!r} stands twice in its records")
+        row[metric_key(record)] = record
+    return dict(sorted(table.items()))
+
+
+def comparison(runs: Sequence[RunReport], reference: ReferenceFacts = NO_REFERENCE, data: str = "") -> Table:
+    """One row per run and number of function evaluations, then the baselines."""
+    everything = [record for run in runs for record in run.records] + list(reference.baselines)
+    metrics = [m for m in METRICS if m == "fid" or any(metric_key(record) == m for record in everything)]
+    check_comparable(everything)
+    fd_name = next((record.name for record in everything if record.metric == "fd"), "fd")
+    fid_head = "FID" if any(record.metric == "fid" for record in everything) else "FID (no Inception weights)"
+    heads = {"fd": fd_name, "fid": fid_head}
+    columns = (
+        Column("run", "Run"),
+        Column("method", "Method"),
+        Column("init", "Starts from"),
+        Column("parameters", "Parameters"),
+        Column("images", "Images seen"),
+        Column("nfe", "NFE"),
+        *(Column(m, heads.get(m, metric_title(m)), "high" if is_high(m) else "low") for m in metrics),
+        Column("two_step_level", "two-step σ"),
+    )
+    rows, groups = [], []
+    for run in runs:
+        for (nfe, _), found in by_sampler(run.records).items():
+            facts = run.facts
+            start = (Cell(facts.run), Cell(title(facts.method)), Cell(facts.init), count(facts.parameters), count(facts.images))
+            rows.append((*start, count(nfe), *_values(found, metrics), _level(found)))
+            groups.append(str(nfe))
+    for record_set in _by_run(reference.baselines).values():
+        source = next(iter(record_set.values())).provenance
+        rows.append((Cell(BASELINES.get(source.run, source.run)), Cell("baseline"), *[EMPTY] * 4, *_values(record_set, metrics), EMPTY))
+        groups.append("")
+    text = caption(runs, reference, data)
+    return marked(Table("comparison", "Our runs", columns, tuple(rows), text, tuple(groups)))
+
+
+def check_comparable(records: Iterable[MetricRecord]) -> None:
+    """Refuse to put values side by side that were measured in different features or against different images.
+
+    Raises:
+        ReportError: naming the metric and two runs that differ.
+    """
+    first: dict[str, MetricRecord] = {}
+    for record in records:
+        if record.provenance.extractor == NO_EXTRACTOR:
+            continue  # end points belong to a run's own teacher
+        p, q = record.provenance, first.setdefault(metric_key(record), record).provenance
+        if (p.extractor_digest, p.reference_digest) != (q.extractor_digest, q.reference_digest):
+            raise ReportError(
+                f"{record.metric}: expected one extractor and one reference for all runs, got {q.extractor} against "
+                f"{q.reference_digest[:8]} for run {q.run!r} and {p.extractor} against {p.reference_digest[:8]} for run "
+                f"{p.run!r}; evaluate them again"
+            )
+
+
+def _values(found: dict[str, MetricRecord], metrics: Sequence[str]) -> list[Cell]:
+    return [measured(found[m].value, found[m].spread) if m in found else EMPTY for m in metrics]
+
+
+def _level(found: dict[str, MetricRecord]) -> Cell:
+    levels = next(iter(found.values())).provenance.levels
+    return Cell(f"{levels[1]:.4g}", levels[1]) if len(levels) == 2 else EMPTY
+
+
+def _by_run(records: Iterable[MetricRecord]) -> dict[str, dict[str, MetricRecord]]:
+    table: dict[str, dict[str, MetricRecord]] = {}
+    for record in records:
+        table.setdefault(record.provenance.run, {})[metric_key(record)] = record
+    return table
+
+
+def beside(runs: Sequence[RunReport], numbers: Sequence[Number], dataset: str = "cifar10") -> Table:
+    """Our distances beside the published FID of the same method at the same number of function evaluations."""
+    known = {(n.row.method, n.nfe): n for n in numbers if n.row.headline and n.row.dataset == dataset and n.row.metric == "FID"}
+    metric = "fid" if any(r.metric == "fid" for run in runs for r in run.records) else "fd"
+    ours = next((r.name for run in runs for r in run.records if r.metric == metric), metric)
+    columns = (
+        Column("method", "Method"),
+        Column("nfe", "NFE"),
+        Column("ours", f"Ours: {ours}", "low"),
+        Column("published", f"Published: FID, {DATASETS[dataset]}", "low"),
+        Column("published_init", "Published run starts from"),
+        Column("published_images", "Published images seen"),
+        Column("source", "Source"),
+        Column("known", "How we know it"),
+    )
+    rows = []
+    for run in runs:
+        for (nfe, _), found in by_sampler(run.records).items():
+            name = title(run.facts.method)
+            first = Cell(name if run.facts.run == run.facts.method else f"{name} ({run.facts.run})")
+            rows.append((first, count(nfe), *_values(found, [metric]), *_published(known.get((run.facts.method, nfe)))))
+    text = (
+        f"The left number is ours, on {runs[0].facts.workload}; the right one is published, for {DATASETS[dataset]}: other data, "
+        "networks and budgets" + ("" if metric == "fid" else ", and another feature space")
+        + ". Compare the order of the methods and the gain of the second step, not the values."
+    )  # fmt: skip
+    return Table("beside", "Our runs beside the published numbers", columns, tuple(rows), text)
+
+
+def _published(number: Number | None) -> list[Cell]:
+    if number is None:
+        return [EMPTY] * 5
+    row = number.row
+    return [Cell(number.text, number.value), Cell(row.init), count(row.images), Cell(number.cite), Cell(row.known)]

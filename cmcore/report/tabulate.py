@@ -1,0 +1,134 @@
+"""From the records of a workload to its tables, figures and page. The same input twice gives the same bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from cmcore.report import figures
+from cmcore.report.captions import title
+from cmcore.report.cells import Cell, Column, Table
+from cmcore.report.formats import csv_text, latex, markdown
+from cmcore.report.page import Picture, Section, page
+from cmcore.report.plots import save
+from cmcore.report.published import DATASETS, Number, published
+from cmcore.report.published_tables import compact, complete
+from cmcore.report.readers import Inputs, ReferenceFacts, RunReport, read_reference, read_runs
+from cmcore.report.tables import beside, comparison
+
+# name of the file: caption, description for those who cannot see it, whether it takes the whole width
+FIGURES = {
+    "samples": (
+        "Samples from the same noise: every column starts from one noise image, every row is a method and its number of function evaluations.",
+        "Grid of generated images, one row per method.",
+        True,
+    ),
+    "quality_by_nfe": (
+        "Distance against the number of function evaluations; lower and further left is better. Bars are the spread.",
+        "Line chart of Frechet distance against function evaluations, a line per run.",
+        False,
+    ),
+    "level_scan": (
+        "Two-step sampling: distance against the noise level of the second step. Ring: the least; dotted: the same run in one step.",
+        "Line chart of two-step Frechet distance against the second noise level.",
+        False,
+    ),
+    "quality_by_images": (
+        "Distance of snapshots against the run's own training images.",
+        "Line charts of Frechet distance against training images seen.",
+        False,
+    ),
+    "training_curves": (
+        "Training loss, pale as recorded and dark as a running mean. The losses of different methods have different scales.",
+        "Line charts of training loss against training images seen, a panel per run.",
+        False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `tabulate` wrote, and the comparison as Markdown for a terminal."""
+
+    files: tuple[Path, ...]
+    comparison: str
+
+
+def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Written:
+    """Write tables/, figures/ and index.html under `out`; `extra` sections stand before the published numbers.
+
+    Raises:
+        ReportError: an input is missing, malformed, or not comparable with the others.
+    """
+    runs, reference, numbers = read_runs(inputs), read_reference(inputs.reference), published()
+    ours = comparison(runs, reference, inputs.data)
+    both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
+    quoted = compact(numbers)
+    files = _write_tables(out / "tables", (ours, both), quoted, complete(numbers))
+    pictures = _draw(runs, reference, out / "figures")
+    files += [path for picture in pictures for path in (picture.path, picture.path.with_suffix(".svg"))]
+    sections = (
+        Section(title="Our runs", tables=(ours,), figures=pictures),
+        Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
+        *extra,
+        Section(title="Published numbers", tables=quoted, published=True, folded=True),
+        Section(title="Provenance", tables=(provenance(runs),), text=("Where every number of our runs comes from.",)),
+    )
+    text = page(f"Consistency models on {inputs.workload}", _intro(inputs, runs), sections)
+    index = out / "index.html"
+    index.write_text(text, encoding="utf-8")
+    return Written((*files, index), markdown(ours))
+
+
+def _intro(inputs: Inputs, runs: Sequence[RunReport]) -> tuple[str, ...]:
+    names = ", ".join(dict.fromkeys(title(run.facts.method) for run in runs))
+    return (f"{len(runs)} runs ({names}){f' on {inputs.data}' if inputs.data else ''}, trained and measured by this project.",)
+
+
+def _beside_text(numbers: Sequence[Number]) -> tuple[str, ...]:
+    return (f"Ours on the left of each row; on the right one of the {len(numbers)} published numbers listed further down.",)
+
+
+def _write_tables(folder: Path, ours: Sequence[Table], quoted: Sequence[Table], every: Table) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {f"{t.name}.{end}": form(t) for t in ours for end, form in (("md", markdown), ("csv", csv_text), ("tex", latex))}
+    texts["published.md"] = "\n".join(markdown(table) for table in quoted)
+    texts["published.tex"] = "\n".join(latex(table) for table in quoted)
+    texts["published.csv"] = csv_text(every)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
+
+
+def _draw(runs: Sequence[RunReport], reference: ReferenceFacts, folder: Path) -> tuple[Picture, ...]:
+    drawn: dict[str, Figure | None] = {
+        "samples": figures.samples(runs),
+        "quality_by_nfe": figures.quality_by_nfe(runs, reference.baselines),
+        "level_scan": figures.level_scan(runs),
+        "quality_by_images": figures.quality_by_images(runs, reference.baselines),
+        "training_curves": figures.training_curves(runs),
+    }
+    pictures = []
+    for name, figure in drawn.items():
+        if figure is None:
+            for old in (folder / f"{name}.png", folder / f"{name}.svg"):
+                old.unlink(missing_ok=True)
+            continue
+        caption, alt, wide = FIGURES[name]
+        path, _ = save(figure, folder, name)
+        pictures.append(Picture(path=path, caption=caption, alt=alt, wide=wide))
+    return tuple(pictures)
+
+
+def provenance(runs: Sequence[RunReport]) -> Table:
+    """What every row of the comparison was made from."""
+    heads = ("Run", "Metric", "NFE", "Sampler", "EMA", "Samples", "Noise seed", "Fingerprint of the run", "Extractor", "Reference")
+    rows = []
+    for run in runs:
+        for record in run.records:
+            p = record.provenance
+            texts = (p.run, record.metric, p.nfe, p.sampler, p.ema, p.samples, p.seed, p.fingerprint[:12], p.extractor_digest[:12])
+            rows.append(tuple(Cell(str(text)) for text in (*texts, p.reference_digest[:12])))
+    columns = tuple(Column(head.lower().replace(" ", "_"), head) for head in heads)
+    return Table("provenance", "Provenance", columns, tuple(rows), "Digests are shortened to 12 digits.")
