@@ -6,7 +6,7 @@ seed every sampler starts from the same noise. Images come out unclamped, on the
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +18,8 @@ from cmcore.rng import NoiseSource
 class Sampler(Protocol):
     """(denoiser, noise) -> images. A new sampler fills in the abstract members and inherits the call."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The solver's name, as tables print it."""
-        ...
+    name: ClassVar[str]
+    """The solver's name, as tables print it."""
 
     @property
     @abstractmethod

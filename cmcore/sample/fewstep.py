@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Multistep(Sampler):
     levels: tuple[float, ...]
     sigma_min: float
     clamp: bool = False
-    name = "multistep"
+    name: ClassVar[str] = "multistep"
 
     def __post_init__(self) -> None:
         bounds = (float("inf"), *self.levels, self.sigma_min)

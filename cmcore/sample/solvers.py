@@ -5,6 +5,7 @@ A grid (N,) holds every level that is visited, descending: `with_zero(karras_gri
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class Euler(Sampler):
     """Order 1: EDM's Algorithm 1 without its correction (arXiv 2206.00364). In VE time this is DDIM."""
 
     grid: Tensor
-    name = "euler"
+    name: ClassVar[str] = "euler"
 
     def __post_init__(self) -> None:
         check_levels(self.grid, "Euler")
@@ -53,7 +54,7 @@ class Heun(Sampler):
     S_min: float = 0.0
     S_max: float = float("inf")
     S_noise: float = 1.0
-    name = "heun"
+    name: ClassVar[str] = "heun"
 
     def __post_init__(self) -> None:
         check_levels(self.grid, "Heun")
@@ -98,7 +99,7 @@ class DPMSolverPP2M(Sampler):
     lower_order_below: int = (
         10  # with fewer steps than this, the last step has order 1 (the authors' lower_order_final)
     )
-    name = "dpmpp_2m"
+    name: ClassVar[str] = "dpmpp_2m"
 
     def __post_init__(self) -> None:
         check_levels(self.grid, "DPMSolverPP2M")
