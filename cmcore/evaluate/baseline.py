@@ -12,8 +12,8 @@ _CHUNK = 1000  # training images in memory at once
 def gaussian_pixels(images: np.ndarray, count: int, seed: int) -> Tensor:
     """Samples (count, C, H, W) uint8 from the Gaussian with the mean and the covariance of uint8 images (N, C, H, W).
 
-    A sample is mean + sum_i w_i (x_i - mean) / sqrt(N - 1) with standard normal w, whose covariance is exactly that of the
-    images; so nothing of the size of the covariance is ever formed, and any resolution works.
+    A sample is mean + sum_i w_i (x_i - mean) / sqrt(N - 1) with standard normal w, whose covariance is exactly that of
+    the images; so nothing of the size of the covariance is ever formed, and any resolution works.
     """
     N = len(images)
     if N < 2:

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmcore.evaluate.features import Classifier, NetworkExtractor, Shape, build_classifier
 from cmcore.evaluate.settings import ClassifierConfig
@@ -75,7 +74,7 @@ def _fit(
         rows = train[_rows(step * batch, batch, len(train), config.seed)]
         x = _shift(torch.from_numpy(images[rows]), round(config.shift * images.shape[-1]), draws)
         y = torch.from_numpy(labels[rows]).long().to(device)
-        loss = F.cross_entropy(net(to_float(x).to(device)), y)
+        loss = nn.functional.cross_entropy(net(to_float(x).to(device)), y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

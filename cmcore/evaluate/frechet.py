@@ -18,7 +18,7 @@ def covariance_root(cov: Tensor) -> Tensor:
 def frechet_distance(a: Moments, b: Moments, root: Tensor | None = None) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2})   (Dowson and Landau, 1982; arXiv 1706.08500, Eq. 6).
 
-    The trace of the product's root is the nuclear norm of S_a^{1/2} S_b^{1/2}: exact also where a covariance is singular.
+    The trace of the product's root is the nuclear norm of S_a^{1/2} S_b^{1/2}, exact for singular covariances too.
 
     Args:
         root: `covariance_root(b.cov)`, where it is at hand.

@@ -103,10 +103,10 @@ def features_of(images: np.ndarray, extractor: FeatureExtractor, batch: int) -> 
 
 
 def reference(images: ImageSet, config: EvalConfig, workload: str, out: Path) -> Reference:
-    """Train (or, for unlabelled images, draw) the workload's extractor and store the reference it gives in folder `out`.
+    """Train (or, for unlabelled images, draw) the workload's extractor and store the reference that it gives.
 
-    Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, what two halves of the images
-    are apart, and the records of the Gaussian baseline).
+    Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, how far two halves of
+    the images are apart, and the records of the Gaussian baseline) into the folder `out`.
     """
     out.mkdir(parents=True, exist_ok=True)
     extractor, accuracy = _extractor(images, config, workload)
@@ -138,7 +138,7 @@ def reference(images: ImageSet, config: EvalConfig, workload: str, out: Path) ->
 
 
 def store_features(images: ImageSet, extractor: FeatureExtractor, config: EvalConfig, out: Path) -> Reference:
-    """Features and moments of the images under any extractor, written to features.npy and moments.npz in folder `out`."""
+    """Features and moments of the images under any extractor, written to features.npy and moments.npz in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     features = features_of(images.images, extractor, config.batch)
     moments = Moments.of(features)

@@ -1,0 +1,96 @@
+"""torch-fidelity's Inception network, whose features define FID, as a `FeatureExtractor`."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.evaluate.records import INCEPTION_DIGEST
+from cmcore.evaluate.settings import InceptionConfig
+
+
+class InceptionExtractor:
+    """Pool features (B, 2048) of uint8 images, and the bias-free logits that published Inception scores use."""
+
+    dim = 2048
+
+    def __init__(self, net: Any, digest: str, device: torch.device | str = "cpu") -> None:
+        self._net, self._device, self.digest = net.to(device), device, digest
+        official = digest.startswith(INCEPTION_DIGEST)
+        self.name = "inception" if official else f"inception_{digest[:8]}"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images: expected uint8 (B, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        return self._net(images.expand(-1, 3, -1, -1).to(self._device))[0].cpu()
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        return (features.to(self._device) @ self._net.fc.weight.T).cpu()
+
+
+class Inception(NamedTuple):
+    """The extractor, or None and the reason, in words fit for a table's column."""
+
+    extractor: InceptionExtractor | None
+    reason: str
+
+
+def load_inception(config: InceptionConfig, device: torch.device | str = "cpu") -> Inception:
+    """The Inception extractor, where its weights are or may be fetched.
+
+    Raises:
+        ValueError: the file is there but holds something else.
+    """
+    try:
+        import_torchvision()
+        from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+    except ImportError as error:
+        return Inception(None, f"{error.name} is not installed (the extra 'metrics')")
+    if not config.path and not config.download:
+        return Inception(None, "Inception weights absent: set eval.inception.path, or eval.inception.download: true")
+    path = Path(config.path) if config.path else _downloaded(fidelity.URL_INCEPTION_V3)
+    if path is None:
+        return Inception(None, "Inception weights absent: the download failed")
+    if not path.is_file():
+        return Inception(None, f"Inception weights absent: eval.inception.path names no file ({config.path})")
+    content = path.read_bytes()
+    net = _build(fidelity.FeatureExtractorInceptionV3, content, path)
+    return Inception(InceptionExtractor(net, hashlib.sha256(content).hexdigest(), device), "")
+
+
+def _downloaded(url: str) -> Path | None:
+    """The weights in torch.hub's cache, fetched if need be; the hash in the name of the file is checked."""
+    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=INCEPTION_DIGEST, progress=False)
+    except (OSError, RuntimeError):  # no network, or a wrong hash
+        return None
+    return target
+
+
+def _build(network: Any, content: bytes, path: Path) -> Any:
+    """The network with the weights in `content`.
+
+    torch-fidelity unpickles whatever the file holds, so the weights are read here, as tensors only, and handed on as a
+    clean copy.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        clean = io.BytesIO()
+        torch.save(state, clean)
+        clean.seek(0)
+        return network("inception", ["2048"], feature_extractor_weights_path=clean)
+    except Exception as error:  # torch.load has no error class of its own for files that are not weights
+        cause = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path}: expected torch-fidelity's Inception weights (eval.inception.path), got something else ({cause})"
+        ) from error
