@@ -1,0 +1,1 @@
+"""Every import of ray, mlflow, torchvision, lpips and torch-fidelity lives in this package."""

@@ -1,0 +1,1 @@
+"""One short module per DVC stage: read typed parameters, assemble, execute, write the declared outputs."""
