@@ -27,12 +27,9 @@ def generate(
 
     The random numbers of an image depend on (seed, its number) alone: not on the batch, nor on which others are drawn.
 
-    Args:
-        labels: image numbers -> labels (B,). Without it a conditional model (classes > 0) gets uniform labels from a
-            source of their own, so that the noise is that of the unconditional model.
-
-    Raises:
-        ValueError: at the first image, if batch < 1 or if the denoiser is in training mode (dropout would be on).
+    `labels` maps image numbers to labels (B,). Without it a conditional model (classes > 0) gets uniform labels, from a
+    source of their own: the noise is that of the unconditional model. A denoiser in training mode, whose dropout would be
+    on, is refused.
     """
     if batch < 1:
         raise ValueError(f"generate: expected batch >= 1, got {batch}")
