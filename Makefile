@@ -1,0 +1,81 @@
+# make repro | make test | make ui | make use WORKLOAD=name | make lint.  Each sets up what it needs by itself, once.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 5000
+# The programs that DVC starts find the environment's python first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+.PHONY: repro
+repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report
+	@$(BIN)/python -m stages.repro
+
+.PHONY: use
+use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digits
+	@$(BIN)/python -m stages.use "$(WORKLOAD)"
+
+.PHONY: test
+test: lint ## lint, types, import contracts and tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: lint
+lint: $(VENV)/.dev ## format, lint, types, import contracts, spelling, docstrings
+	@$(BIN)/ruff format --check --quiet . || { echo 'run: make format'; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/codespell
+	@$(BIN)/pydoclint --quiet cmcore stages
+
+.PHONY: format
+format: $(VENV)/.dev ## format the sources
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+.PHONY: ui
+ui: $(VENV)/.pipeline ## MLflow in the browser, for this machine only
+	@mkdir -p .tracking
+	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri sqlite:///$(CURDIR)/.tracking/mlflow.db --artifacts-destination $(CURDIR)/.tracking/artifacts
+
+# The environment. A stamp stands for each set of packages; it is made again when the pins or the metadata change.
+define find_python
+	for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+		if "$$python" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; \
+		then echo "$$python"; exit; fi; \
+	done
+endef
+# One line that moves on a terminal, silence elsewhere; errors come through either way.
+define counter
+awk -v tty="$$([ -t 1 ] && echo 1)" \
+	'/^(Collecting|Downloading|Installing)/ && tty {printf "\r\033[K  %3d  %.60s", ++n, $$0; fflush()} END {if (n) printf "\r\033[K"}'
+endef
+
+$(VENV)/bin/pip:
+	@python="$$($(find_python))"; \
+	if [ -z "$$python" ]; then \
+		echo 'Python 3.11, 3.12 or 3.13 with the venv module is needed and was not found.' >&2; \
+		echo 'Install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; \
+	fi; \
+	"$$python" -m venv $(VENV)
+
+$(VENV)/.pipeline: EXTRAS := pipeline
+$(VENV)/.dev: EXTRAS := pipeline,metrics,dev
+$(VENV)/.pipeline $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing packages into $(VENV) (once; a minute or two) ..."
+	@$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[$(EXTRAS)]' | $(counter)
+	@touch $@
