@@ -28,8 +28,8 @@ def generate(
     The random numbers of an image depend on (seed, its number) alone: not on the batch, nor on which others are drawn.
 
     `labels` maps image numbers to labels (B,). Without it a conditional model (classes > 0) gets uniform labels, from a
-    source of their own: the noise is that of the unconditional model. A denoiser in training mode is refused: its dropout is
-    on.
+    source of their own: the noise is that of the unconditional model. A denoiser in training mode is refused: its
+    dropout is on.
     """
     if batch < 1:
         raise ValueError(f"generate: expected batch >= 1, got {batch}")
