@@ -78,6 +78,11 @@ class Method(Protocol):
         """Whether the student uses the eps-shifted scalings, for which f(x, sigma_min) = x exactly."""
         ...
 
+    @property
+    def few_step(self) -> bool:
+        """Whether the model maps noise to images in one step; a diffusion model needs an ODE solver."""
+        ...
+
     def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut: ...
 
     def target_decay(self, progress: Progress) -> float:

@@ -38,6 +38,7 @@ class CD:
     config: Config
     diffusion: DiffusionConfig
     boundary: bool = True
+    few_step: bool = True
 
     @property
     def needs(self) -> Needs:

@@ -39,6 +39,7 @@ class CT:
     diffusion: DiffusionConfig
     needs: Needs = Needs(target=True)
     boundary: bool = True
+    few_step: bool = True
 
     def _points(self, progress: Progress) -> int:
         return ct_points(progress.fraction, self.config.s0, self.config.s1)

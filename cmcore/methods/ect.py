@@ -49,6 +49,7 @@ class ECT:
     diffusion: DiffusionConfig
     needs: Needs = Needs()
     boundary: bool = False
+    few_step: bool = True
 
     def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """Same noise, same dropout mask, same weights on both sides."""

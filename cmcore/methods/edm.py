@@ -31,6 +31,7 @@ class EDM:
     diffusion: DiffusionConfig
     needs: Needs = Needs()
     boundary: bool = False
+    few_step: bool = False
 
     def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """lambda(sigma) ||D(x + sigma z, sigma) - x||^2."""

@@ -40,6 +40,7 @@ class ICT:
     diffusion: DiffusionConfig
     needs: Needs = Needs()
     boundary: bool = True
+    few_step: bool = True
 
     def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """Same noise, same dropout mask, same weights on both sides."""

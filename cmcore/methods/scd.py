@@ -24,6 +24,7 @@ class SCD:
     diffusion: DiffusionConfig
     needs: Needs = field(default_factory=lambda: Needs(teacher=True, heads=new_heads()))
     boundary: bool = False
+    few_step: bool = True
 
     def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """The loss of Algorithm 1; F and its derivative come from one pass, so they share the dropout mask."""

@@ -1,0 +1,115 @@
+"""Networks from configuration and from weight files. A weight file carries its own configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmcore import plugins
+from cmcore.assemble.project import RANDOM, NetChoice, Run, build_method
+from cmcore.config import plain, read
+from cmcore.data.images import ImageData
+from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.rng import derive_seed
+from cmcore.train import checkpoint
+
+RAW = "raw"
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the data decide about a network."""
+
+    channels: int
+    resolution: int
+    classes: int  # 0 for an unconditional network
+
+    @classmethod
+    def of(cls, data: ImageData, conditional: bool) -> "ModelShape":
+        """The shape for a data set.
+
+        Raises:
+            ValueError: a conditional network was asked for and the images have no labels.
+        """
+        if conditional and data.classes < 2:
+            raise ValueError("conditional: expected images with class labels, got a data set without; set it to false")
+        return cls(data.shape[0], data.shape[1], data.classes if conditional else 0)
+
+
+def build_denoiser(net: NetChoice, shape: ModelShape, diffusion: DiffusionConfig, *, boundary: bool, seed: int = 0) -> Denoiser:
+    """A denoiser with random weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        module = plugins.load("cmcore.nets", net.kind).build(net.config, **plain(shape))
+    return Denoiser(
+        module,
+        sigma_data=diffusion.sigma_data,
+        epsilon=diffusion.sigma_min if boundary else 0.0,
+        coordinate=net.config.c_noise,
+    )
+
+
+def save_random(path: Path) -> None:
+    """The weight file without weights that `init: random` names, so that every run has an edge to what it starts from."""
+    checkpoint.save(path, {}, {"kind": RANDOM})
+
+
+def save_model(path: Path, profiles: dict[str, dict[str, Tensor]], run: Run, shape: ModelShape, meta: dict[str, Any]) -> None:
+    """Write the weights of some EMA profiles with everything that is needed to build the denoiser again."""
+    tensors = {f"{profile}/{name}": tensor for profile, named in profiles.items() for name, tensor in named.items()}
+    described = {
+        "kind": "model",
+        "run": run.name,
+        "method": run.method,
+        "net": {"kind": run.net.kind, **plain(run.net.config)},
+        "diffusion": plain(run.diffusion),
+        "boundary": build_method(run).boundary,
+        "shape": plain(shape),
+        "eval_ema": run.train.eval_ema,
+        "profiles": sorted(profiles),
+        **meta,
+    }
+    checkpoint.save(path, tensors, described)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A denoiser in eval mode, and the description from its file."""
+
+    denoiser: Denoiser
+    profile: str
+    shape: ModelShape
+    diffusion: DiffusionConfig
+    meta: dict[str, Any]
+
+
+def load_model(path: Path, profile: str = "", *, dropout: float | None = None, device: str = "cpu") -> LoadedModel:
+    """Build the denoiser that a weight file describes, with the weights of one EMA profile.
+
+    Args:
+        path: written by `save_model`.
+        profile: which average; by default the one that the run evaluates.
+        dropout: replaces the file's dropout; it is no part of the weights.
+        device: where the denoiser goes.
+
+    Raises:
+        CheckpointError: no weight file of a model, or the profile is not in it.
+    """
+    _, meta = checkpoint.load(path, "no tensor has this name")
+    if meta.get("kind") != "model":
+        raise checkpoint.CheckpointError(f"{path}: expected a model, got a file of kind {meta.get('kind')!r}")
+    profile = profile or meta["eval_ema"]
+    if profile not in meta["profiles"]:
+        raise checkpoint.CheckpointError(f"{path}: expected one of the profiles {', '.join(meta['profiles'])}, got {profile!r}")
+    tensors, _ = checkpoint.load(path, f"{profile}/")
+    options = {key: value for key, value in meta["net"].items() if key != "kind"}
+    if dropout is not None:
+        options["dropout"] = dropout
+    net = NetChoice(kind=meta["net"]["kind"], config=read(plugins.load("cmcore.nets", meta["net"]["kind"]).Config, options, "net"))
+    shape, diffusion = ModelShape(**meta["shape"]), read(DiffusionConfig, meta["diffusion"], "diffusion")
+    denoiser = build_denoiser(net, shape, diffusion, boundary=meta["boundary"])
+    denoiser.net.load_state_dict(tensors)
+    return LoadedModel(denoiser.eval().to(device), profile, shape, diffusion, meta)

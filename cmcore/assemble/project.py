@@ -1,0 +1,211 @@
+"""params.yaml as typed values, checked as a whole before any compute."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmcore import plugins
+from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
+from cmcore.data.sources import DataConfig
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.evaluate.settings import EvalConfig
+from cmcore.train.settings import TrainConfig
+
+RANDOM = "random"  # the `init` of a run that starts from random weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How the run's model is sampled for the tables."""
+
+    two_step: float = 0.821  # sigma of the second step (iCT's value for CIFAR-10)
+
+    def __post_init__(self) -> None:
+        require(self.two_step > 0, "two_step", "a positive noise level", self.two_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEntry:
+    """An entry of `runs`, as it is written. Mappings are laid over the shared sections."""
+
+    method: str  # a module of cmcore/methods
+    init: str  # the run whose weights it starts from, which is also its teacher; or "random"
+    options: dict[str, Any] = field(default_factory=dict)  # fields of the method's Config
+    train: dict[str, Any] = field(default_factory=dict)  # over the section `train`
+    net: dict[str, Any] = field(default_factory=dict)  # over the section `net`
+    sample: SampleConfig = SampleConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sections:
+    """The parameter file."""
+
+    workload: str
+    data: DataConfig
+    diffusion: DiffusionConfig
+    conditional: bool = False  # whether the networks are told the labels
+    net: dict[str, Any]
+    train: dict[str, Any]
+    runs: dict[str, RunEntry]
+    eval: EvalConfig = EvalConfig()
+    tune: dict[str, Any] = field(default_factory=dict)
+    compute: dict[str, Any] = field(default_factory=dict)
+    tracking: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = self.workload.replace("-", "").replace("_", "").isalnum()
+        require(named, "workload", "a name of letters, digits, '_' and '-'", self.workload)
+        require(len(self.runs) > 0, "runs", "at least one run", self.runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetChoice:
+    """A network: a module of cmcore/nets and its Config."""
+
+    kind: str
+    config: Any
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What decides the names and shapes of the weights, and what they mean: everything but dropout."""
+        return {"kind": self.kind, **{k: v for k, v in plain(self.config).items() if k != "dropout"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run with everything resolved."""
+
+    name: str
+    method: str
+    method_config: Any
+    init: str
+    net: NetChoice
+    train: TrainConfig
+    sample: SampleConfig
+    diffusion: DiffusionConfig
+    conditional: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A checked parameter file. `compute`, `tracking` and `tune` are checked by those who use them."""
+
+    sections: Sections
+    runs: dict[str, Run]
+
+    @property
+    def workload(self) -> str:
+        """Names the folders of all outputs."""
+        return self.sections.workload
+
+    def run(self, name: str) -> Run:
+        """The run of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.runs:
+            raise ConfigError(join("runs", name), f"expected one of {', '.join(self.runs)}")
+        return self.runs[name]
+
+
+def load_project(path: str | Path = "params.yaml") -> Project:
+    """Read and check a whole parameter file.
+
+    Raises:
+        ConfigError: with the dotted path of the first value that is wrong.
+    """
+    return parse_project(load_yaml(path))
+
+
+def parse_project(data: Mapping[str, Any]) -> Project:
+    """Check parameters that are already loaded."""
+    sections = read(Sections, data)
+    read(TrainConfig, sections.train, "train")
+    _net(sections.net, "net")
+    runs = {name: _resolve(sections, name, entry) for name, entry in sections.runs.items()}
+    for run in runs.values():
+        _check_init(runs, run)
+    return Project(sections=sections, runs=runs)
+
+
+def plugin_config(package: str, kind: str, options: Mapping[str, Any], kind_path: str, path: str) -> Any:
+    """The Config of the plug-in `kind`, filled from `options`; `kind_path` and `path` are where both stand in the file."""
+    try:
+        module = plugins.load(package, kind)
+    except ValueError as error:
+        raise ConfigError(kind_path, str(error)) from error
+    return read(module.Config, options, path)
+
+
+def _net(section: Mapping[str, Any], path: str) -> NetChoice:
+    kind = section.get("kind")
+    if not isinstance(kind, str):
+        raise ConfigError(join(path, "kind"), f"expected one of {', '.join(plugins.available('cmcore.nets'))}, got {kind!r}")
+    options = {key: value for key, value in section.items() if key != "kind"}
+    return NetChoice(kind=kind, config=plugin_config("cmcore.nets", kind, options, join(path, "kind"), path))
+
+
+def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
+    path = join("runs", name)
+    if name == RANDOM:
+        raise ConfigError(path, f"{RANDOM!r} stands for random initialisation; expected another name")
+    method_config = plugin_config("cmcore.methods", entry.method, entry.options, join(path, "method"), join(path, "options"))
+    if not entry.sample.two_step < sections.diffusion.sigma_max:
+        raise ConfigError(
+            join(path, "sample.two_step"), f"expected less than diffusion.sigma_max = {sections.diffusion.sigma_max}, got {entry.sample.two_step}"
+        )
+    return Run(
+        name=name,
+        method=entry.method,
+        method_config=method_config,
+        init=entry.init,
+        net=_net(merge(sections.net, entry.net), join(path, "net")),
+        train=read(TrainConfig, merge(sections.train, entry.train), join(path, "train")),
+        sample=entry.sample,
+        diffusion=sections.diffusion,
+        conditional=sections.conditional,
+    )
+
+
+def _check_init(runs: Mapping[str, Run], run: Run) -> None:
+    """The chain of `init` ends at random weights, and a run has the network of the run it starts from."""
+    path, seen, current = join(join("runs", run.name), "init"), [run.name], run
+    while current.init != RANDOM:
+        if current.init not in runs:
+            others = [name for name in runs if name != run.name]
+            raise ConfigError(join(join("runs", current.name), "init"), f"expected {RANDOM} or one of {', '.join(others)}, got {current.init!r}")
+        if current.init in seen:
+            raise ConfigError(path, f"goes round in a circle: {' -> '.join([*seen, current.init])}")
+        current = runs[current.init]
+        seen.append(current.name)
+    if run.init != RANDOM and run.net.shape != runs[run.init].net.shape:
+        theirs, ours = runs[run.init].net.shape, run.net.shape
+        differ = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+        raise ConfigError(join(join("runs", run.name), "net"), f"expected the network of {run.init!r}, got another {', '.join(differ)}")
+    if run.init == RANDOM and _method_needs_teacher(run):
+        raise ConfigError(path, f"{run.method} distils a teacher; expected the name of a diffusion run, got {RANDOM!r}")
+
+
+def _method_needs_teacher(run: Run) -> bool:
+    return build_method(run).needs.teacher
+
+
+def build_method(run: Run) -> Any:
+    """The run's training objective."""
+    return plugins.load("cmcore.methods", run.method).build(run.method_config, run.diffusion)
+
+
+def with_overrides(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> Project:
+    """The project with some plain parameters replaced; used by searches."""
+    return parse_project(merge(data, overrides))
+
+
+def resolved(run: Run) -> dict[str, Any]:
+    """Everything that decides the run's result, as plain data: for fingerprints, weight files and trackers."""
+    data = plain(run)
+    # How often a checkpoint is taken is no part of the result.
+    data["train"].pop("checkpoint_seconds")
+    return {key: data[key] for key in sorted(data)}
+

@@ -1,0 +1,177 @@
+"""One training run, from a checked configuration to weights, history and summary in a folder of its own."""
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, save_model
+from cmcore.assemble.project import RANDOM, Run, build_method, resolved
+from cmcore.closure import source_digest
+from cmcore.config import digest
+from cmcore.data.augment import flip
+from cmcore.data.images import ImageData
+from cmcore.data.order import indices
+from cmcore.diffusion.precond import Denoiser
+from cmcore.methods.base import Batch
+from cmcore.rng import Draws
+from cmcore.tensors import to_float
+from cmcore.tracking.base import Tracker
+from cmcore.train import checkpoint
+from cmcore.train.session import HISTORY, run_session
+from cmcore.train.state import State, new_state
+
+FINAL = "final"  # appears, whole, when the run has ended
+WEIGHTS, SUMMARY, SNAPSHOTS = "weights.safetensors", "summary.json", "snapshots"
+Preview = Callable[[Denoiser, Path], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files a run reads."""
+
+    data: Path  # folder of the prepared data
+    init: Path  # weight file of the run named by `init`
+
+
+def fingerprint(run: Run, inputs: Inputs) -> str:
+    """Digest of the configuration, of the source code it runs and of its inputs. Equal fingerprints, equal results."""
+    roots = ["cmcore.assemble.training", f"cmcore.methods.{run.method}", f"cmcore.nets.{run.net.kind}"]
+    init = hashlib.sha256(inputs.init.read_bytes()).hexdigest()
+    return digest([resolved(run), source_digest(roots), ImageData.open(inputs.data).digest, init])
+
+
+def work_folder(root: Path, workload: str, run: Run, inputs: Inputs) -> Path:
+    """Where the run keeps its checkpoints: outside DVC's outputs, since DVC deletes those before a stage."""
+    return root / workload / f"{run.name}-{fingerprint(run, inputs)}"
+
+
+def train_run(
+    run: Run,
+    inputs: Inputs,
+    folder: Path,
+    *,
+    tracker: Tracker,
+    on_progress: Callable[[int, int], None],
+    preview: Preview | None = None,
+    device: str = "cpu",
+    **worker: Any,
+) -> Path:
+    """Train, or continue, the run and return the folder of its results; a finished run returns at once.
+
+    The results are weights.safetensors (raw weights and every EMA profile), history.jsonl, summary.json and
+    snapshots/<images>.safetensors. They hold no times, so equal runs give equal bytes.
+
+    Args:
+        run: the resolved run.
+        inputs: its data and initial weights.
+        folder: the work folder, named by the fingerprint.
+        tracker: told parameters, metrics and artifacts.
+        on_progress: called with (images seen, total).
+        preview: draws samples of a denoiser into a PNG file, at every snapshot.
+        device: torch device.
+        **worker: rank, world and reduce of `cmcore.train.steps.steps`.
+    """
+    if (folder / FINAL).exists():
+        on_progress(run.train.total, run.train.total)
+        return folder / FINAL
+    mark = fingerprint(run, inputs)
+    data, method = ImageData.open(inputs.data), build_method(run)
+    shape = ModelShape.of(data, run.conditional)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.train.precision == "tf32"
+    student, teacher = _networks(run, inputs, shape, method, device)
+    state = new_state(method, student, teacher, run.train)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def on_snapshot(state: State) -> None:
+        profile = run.train.eval_ema
+        path = folder / SNAPSHOTS / f"{state.images:09d}.safetensors"
+        save_model(path, {profile: state.weights(profile)}, run, shape, {"images": state.images, "fingerprint": mark})
+        if preview is not None:
+            grid = path.with_suffix(".png")
+            preview(averaged(state, profile), grid)
+            tracker.artifact(grid, "samples")
+
+    tracker.params(resolved(run))
+    run_session(
+        state,
+        method,
+        image_batches(data, run, device),
+        run.train,
+        folder=folder,
+        fingerprint=mark,
+        tracker=tracker,
+        on_progress=on_progress,
+        on_snapshot=on_snapshot,
+        **worker,
+    )
+    return _finish(state, run, shape, folder, mark)
+
+
+def _networks(run: Run, inputs: Inputs, shape: ModelShape, method: Any, device: str) -> tuple[Denoiser, Denoiser | None]:
+    """The student, with the averaged weights of `init` where there is one, and the teacher."""
+    student = build_denoiser(run.net, shape, run.diffusion, boundary=method.boundary, seed=run.train.seed).to(device)
+    if run.init == RANDOM:
+        return student, None
+    source = load_model(inputs.init, device=device)
+    if (source.shape, source.diffusion.sigma_data) != (shape, run.diffusion.sigma_data):
+        raise ValueError(
+            f"runs.{run.name}.init: expected weights for {shape} and sigma_data {run.diffusion.sigma_data}, "
+            f"got {source.shape} and {source.diffusion.sigma_data} from {inputs.init}"
+        )
+    student.net.load_state_dict(source.denoiser.net.state_dict())
+    return student, source.denoiser if method.needs.teacher else None
+
+
+def image_batches(data: ImageData, run: Run, device: str) -> Callable[[Draws], Batch]:
+    """Training images by address: the same images for the same number of images seen, whoever asks."""
+
+    def batches(draws: Draws) -> Batch:
+        rows = indices(len(data), draws.images, draws.batch, run.train.seed)[draws.rows]
+        images, labels = data.batch(rows)
+        x = to_float(images.to(device))
+        return Batch(flip(x, draws) if run.train.flip else x, labels.to(device) if run.conditional else None)
+
+    return batches
+
+
+def averaged(state: State, profile: str) -> Denoiser:
+    """A copy of the student with the weights of an EMA profile, in eval mode."""
+    denoiser = copy.deepcopy(state.models.student)
+    denoiser.net.load_state_dict(state.weights(profile))
+    return denoiser.eval()
+
+
+def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str) -> Path:
+    """Collect the results beside the checkpoint and let them appear at once."""
+    partial = folder / f".{FINAL}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    profiles: dict[str, dict[str, Tensor]] = {name: state.weights(name) for name in (RAW, *run.train.ema)}
+    save_model(partial / WEIGHTS, profiles, run, shape, {"images": state.images, "fingerprint": mark})
+    (partial / SNAPSHOTS).mkdir()
+    for path in sorted((folder / SNAPSHOTS).glob("*.safetensors")):
+        shutil.copy(path, partial / SNAPSHOTS / path.name)
+    shutil.copy(folder / HISTORY, partial / HISTORY)
+    summary = {
+        "run": run.name,
+        "method": run.method,
+        "init": run.init,
+        "images": state.images,
+        "parameters": sum(parameter.numel() for parameter in state.parameters),
+        "seed": run.train.seed,
+        "eval_ema": run.train.eval_ema,
+        "conditional": run.conditional,
+        "threads": torch.get_num_threads(),
+        "fingerprint": mark,
+    }
+    checkpoint.write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    partial.rename(folder / FINAL)
+    return folder / FINAL

@@ -1,0 +1,64 @@
+"""Which source files a module needs: the static import closure inside the project, and its digest.
+
+It tells a run's fingerprint, and the test of dvc.yaml, which code a result depends on. Plug-ins are imported by name at run
+time, so callers name them as roots.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+PACKAGES = ("cmcore", "stages")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def module_file(module: str, root: Path = ROOT) -> Path | None:
+    """The file of a dotted module of this project, or None if there is none."""
+    base = root.joinpath(*module.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Dotted names of the project's modules that a file imports anywhere, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            # `from package import name` may name a submodule or an attribute; a name that is no file is dropped later.
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.split(".")[0] in PACKAGES}
+
+
+def import_closure(roots: Iterable[str], root: Path = ROOT) -> set[Path]:
+    """Files, relative to the project, that the root modules need, themselves and package initialisers included.
+
+    Raises:
+        ValueError: a root is no module of the project.
+    """
+    pending, closure = list(roots), set[Path]()
+    for name in pending:
+        if module_file(name, root) is None:
+            raise ValueError(f"import closure: expected a module of {', '.join(PACKAGES)}, got {name!r}")
+    while pending:
+        name = pending.pop()
+        file = module_file(name, root)
+        if file is None or file.relative_to(root) in closure:
+            continue
+        closure.add(file.relative_to(root))
+        parents = name.split(".")[:-1]
+        pending += [".".join(parents[:depth]) for depth in range(1, len(parents) + 1)]
+        pending += imported_modules(file)
+    return closure
+
+
+def source_digest(roots: Iterable[str], root: Path = ROOT) -> str:
+    """Hex digest of the names and contents of an import closure."""
+    state = hashlib.sha256()
+    for file in sorted(import_closure(roots, root)):
+        state.update(f"{file.as_posix()}\0".encode() + (root / file).read_bytes() + b"\0")
+    return state.hexdigest()[:16]

@@ -1,0 +1,150 @@
+"""Cadence: pulls the training generator, and logs, saves and resumes. Nothing here changes what is computed.
+
+A session lives in a folder named by the run's fingerprint, so what it finds there was made by the same configuration, code and data.
+Averages of the history start anew at every logged line, and checkpoints are taken only there, so a resumed run writes
+the same history and ends in the same bits as one that was never interrupted.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmcore.methods.base import Method
+from cmcore.tracking.base import Tracker
+from cmcore.train import checkpoint
+from cmcore.train.settings import TrainConfig
+from cmcore.train.state import State, load_state_tensors, state_tensors
+from cmcore.train.steps import NonFiniteError, StepRecord, steps
+
+CHECKPOINT = "checkpoint.safetensors"
+HISTORY = "history.jsonl"
+
+
+class History:
+    """history.jsonl: one line for every stretch of `log_images` images, the truth that trackers repeat."""
+
+    def __init__(self, path: Path, images: int) -> None:
+        """Open the file of a run that stands at `images`; lines from after that are of a lost future and are dropped."""
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # A line that a kill cut in two has no end; json.loads is not asked about it.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= images]
+        checkpoint.write_atomic(path, "".join(kept).encode())
+        self._path = path
+
+    def append(self, values: dict[str, float]) -> None:
+        """Write a line and have it on the disk before the checkpoint that follows it."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Window:
+    """Means of what happened since the last line of the history."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._count = 0
+
+    def add(self, record: StepRecord) -> None:
+        """Add a step, without waiting for the device."""
+        self._count += 1
+        values = {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr, **record.scalars}
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """The means, and an empty window."""
+        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        self.__init__()
+        return means
+
+
+def resume(state: State, folder: Path, fingerprint: str) -> bool:
+    """Continue from the folder's checkpoint, if there is one.
+
+    Raises:
+        CheckpointError: it is unreadable or belongs to another run.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return False
+    tensors, meta = checkpoint.load(path)
+    if meta["fingerprint"] != fingerprint:
+        raise checkpoint.CheckpointError(f"{path}: expected fingerprint {fingerprint}, got {meta['fingerprint']}")
+    load_state_tensors(state, tensors, meta["images"])
+    return True
+
+
+def run_session(
+    state: State,
+    method: Method,
+    batches: Any,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    fingerprint: str,
+    tracker: Tracker,
+    on_progress: Callable[[int, int], None],
+    on_snapshot: Callable[[State], None],
+    **worker: Any,
+) -> None:
+    """Train to the end, from the start or from the folder's checkpoint.
+
+    Args:
+        state: as `new_state` gives it.
+        method: the objective.
+        batches: images by address, see `steps`.
+        config: training settings.
+        folder: where the checkpoint and the history live.
+        fingerprint: of the run.
+        tracker: told the history as it grows.
+        on_progress: called with (images seen, total).
+        on_snapshot: called at `config.snapshots` equidistant moments, the last being the end.
+        **worker: rank, world and reduce of `steps`.
+
+    Raises:
+        NonFiniteError: naming step, method and the last good checkpoint.
+    """
+    resume(state, folder, fingerprint)
+    history, window = History(folder / HISTORY, state.images), Window()
+    saved = time.monotonic()
+    on_progress(state.images, config.total)
+    try:
+        for record in steps(state, method, batches, config, **worker):
+            window.add(record)
+            if _crossed(record.images, config.batch, config.total, config.snapshots):
+                on_snapshot(state)
+            if record.images < config.total and record.images % config.log_images >= config.batch:
+                continue
+            values = window.means()
+            history.append({"images": record.images, **values})
+            tracker.metrics({f"train/{name}": value for name, value in values.items()}, record.images)
+            on_progress(record.images, config.total)
+            if record.images == config.total or time.monotonic() - saved >= config.checkpoint_seconds:
+                _save(state, folder, fingerprint)
+                saved = time.monotonic()
+    except NonFiniteError as error:
+        good = folder / CHECKPOINT
+        where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
+        raise NonFiniteError(f"{error}; {where}") from error
+
+
+def _save(state: State, folder: Path, fingerprint: str) -> None:
+    checkpoint.save(folder / CHECKPOINT, state_tensors(state), {"fingerprint": fingerprint, "images": state.images})
+
+
+def _crossed(images: int, batch: int, total: int, parts: int) -> bool:
+    """Whether the step that ends at `images` passed one of `parts` equidistant marks, the last at `total`."""
+    return images * parts // total > (images - batch) * parts // total
+
+
+def fix_threads(threads: int) -> None:
+    """Set the number of threads that torch computes with: it decides the last bits of a sum."""
+    torch.set_num_threads(threads)
