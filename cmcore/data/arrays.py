@@ -22,12 +22,13 @@ def read_arrays(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | Non
         DataError: not such a file, damaged, or of another type or shape.
     """
     try:
-        if zipfile.is_zipfile(path):
-            _refuse_bombs(path)
-            with np.load(path, allow_pickle=False) as archive:
-                images, labels = _choose(path, archive)
-        else:
-            images, labels = np.load(path, mmap_mode="r", allow_pickle=False), None
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                _refuse_bombs(path)
+                file.seek(0)
+                images, labels = _choose(path, np.load(file, allow_pickle=False))
+            else:
+                images, labels = np.load(path, mmap_mode="r", allow_pickle=False), None
     except DataError:
         raise
     except Exception as error:  # numpy and zipfile raise many kinds for damaged files
@@ -55,6 +56,7 @@ def _choose(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, n
 def _images(path: Path, images: np.ndarray, channels: int) -> np.ndarray:
     if images.dtype != np.uint8:
         raise DataError(f"{path}: expected images of type uint8 (0 to 255), got {images.dtype}; convert them first")
+    stored = images.shape
     if images.ndim == 3 and channels == 1:
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] != channels and images.shape[3] == channels:
@@ -62,7 +64,7 @@ def _images(path: Path, images: np.ndarray, channels: int) -> np.ndarray:
     if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
         grey = "(N, H, W), " if channels == 1 else ""
         wanted = f"{grey}(N, {channels}, H, W) or (N, H, W, {channels})"
-        raise DataError(f"{path}: expected images of shape {wanted}, got {images.shape}; see `data.channels`")
+        raise DataError(f"{path}: expected images of shape {wanted}, got {stored}; see `data.channels`")
     return images
 
 
