@@ -1,0 +1,1 @@
+"""The networks F: one file each, with a `Config` and a `build`; found by name."""

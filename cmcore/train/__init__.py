@@ -1,0 +1,1 @@
+"""Training: the state, the generator that advances it, and the session that logs, saves and resumes."""
