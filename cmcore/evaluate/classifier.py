@@ -1,6 +1,8 @@
 """Training of the offline feature extractor: a few seconds for small images."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -25,7 +27,8 @@ def train_classifier(
 ) -> tuple[NetworkExtractor, Accuracy]:
     """Train on images (N, C, H, W) uint8 with labels (N,), holding some out to measure accuracy.
 
-    The same data, config and number of threads give the same bits, hence the same name: {workload}_cnn_{8 hex digits}.
+    The same data and config (which fixes the threads) give the same bits, hence the same name:
+    {workload}_cnn_{8 hex digits}.
 
     Raises:
         ValueError: images and labels do not match, or too few are left to train on.
@@ -33,11 +36,22 @@ def train_classifier(
     train, held_out = _split(images, labels, classes, config)
     shape = Shape(images.shape[1], images.shape[2], classes, config.width, config.features)
     net = build_classifier(shape, config.seed).to(device)
-    _fit(net, images, labels, train, config, device)
+    with _threads(config.threads):
+        _fit(net, images, labels, train, config, device)
     extractor = NetworkExtractor(net, f"{workload}_cnn")
     accuracy: Accuracy = {"held_out": _accuracy(extractor, images, labels, held_out), "held_out_images": len(held_out)}
     accuracy |= {"train": _accuracy(extractor, images, labels, train), "train_images": len(train)}
     return extractor, accuracy
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _split(

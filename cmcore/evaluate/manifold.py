@@ -22,12 +22,12 @@ def neighbour_radii(x: Tensor, k: int) -> Tensor:
     """Distance of every row of x (B, D) to its k-th nearest other row: (B,)."""
     if not 1 <= k < len(x):
         raise ValueError(f"eval.neighbours: expected 1 to {len(x) - 1} (one less than the images), got {k}")
-    return torch.cat([_distances(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(_ROWS)])
+    return torch.cat([_nearest(rows, x, k + 1) for rows in x.split(_ROWS)])
 
 
 def covered(x: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
     """Whether each row of x lies within the radius of any centre (arXiv 1904.06991, Eq. 1): (B,) bool."""
-    return torch.cat([(_distances(rows, centres) <= radii).any(1) for rows in x.split(_ROWS)])
+    return torch.cat([(torch.cdist(rows, centres) <= radii).any(1) for rows in x.split(_ROWS)])
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
@@ -38,9 +38,9 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
     return PrecisionRecall(_fraction(precision), _fraction(recall))
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    # The direct form: the faster one through inner products gives a point a non-zero distance to itself.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+def _nearest(x: Tensor, y: Tensor, rank: int) -> Tensor:
+    """Distance of each row of x to its rank-th nearest row of y; a row that is in both counts itself first."""
+    return torch.cdist(x, y).topk(rank, dim=1, largest=False).values[:, -1]
 
 
 def _fraction(hits: Tensor) -> Measured:

@@ -21,8 +21,10 @@ class ClassifierConfig:
     shift: float = 0.125  # augmentation: largest translation, as a fraction of the resolution
     holdout: float = 0.2  # fraction of the labelled images that only measures accuracy
     seed: int = 0
+    threads: int = 1  # part of the definition: the last bits of the weights, hence the name, depend on it
 
     def __post_init__(self) -> None:
+        require(self.threads >= 1, "threads", "at least 1", self.threads)
         require(self.width >= 1, "width", "at least 1", self.width)
         require(self.features >= 1, "features", "at least 1", self.features)
         require(self.images >= 1, "images", "at least 1", self.images)

@@ -66,6 +66,20 @@ def test_same_data_and_seed_give_the_same_name_and_another_seed_another():
     assert other.name != first.name
 
 
+def test_name_does_not_depend_on_the_threads_of_the_process():
+    images, labels = stripes(60, 3, 16)
+    names = set()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            names.add(train_classifier(images, labels, TINY, classes=2, workload="stripes")[0].name)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(names) == 1
+
+
 def test_round_trip_keeps_name_and_bits(tmp_path):
     images, labels = stripes(60, 1, 8)
     extractor, _ = train_classifier(images, labels, TINY, classes=2, workload="stripes")
