@@ -111,7 +111,7 @@ def _tar(path: Path, limit: int) -> Iterator[Entry]:
                 if member.isfile():
                     _check_size(path, member.name, member.size, limit)
                     yield Entry(member.name, _member_reader(path, member.name, _read_member(archive), member))
-                archive.members.clear()  # they would pile up: one object per file of a large archive
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (they pile up: one object per file)
             _check_end(path, archive)
     except DataError:
         raise

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def _digits() -> Source:
         from sklearn.datasets import load_digits  # a heavy import that no other source needs
     except ImportError as error:
         raise DataError(f"digits: expected scikit-learn, which holds them, to be installed ({error})") from error
-    digits = load_digits()
+    digits: Any = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # pixel values are 0..16
     names = tuple(str(name) for name in digits.target_names)
     return Source(digits.target.astype(np.int64), names, lambda: iter(enumerate(images)))

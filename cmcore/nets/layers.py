@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 EmbeddingKind = Literal["positional", "fourier"]
@@ -29,6 +28,7 @@ def conv(inputs: int, outputs: int, kernel: int, *, gain: float = 1.0) -> nn.Con
     """A convolution that keeps the resolution, with Xavier-uniform weights times `gain` and zero bias."""
     layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(layer.weight, gain)
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -49,7 +49,7 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        return nn.functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
 
 def pixel_norm(v: Tensor, eps: float = 1e-8) -> Tensor:
@@ -138,8 +138,8 @@ class NoiseEmbedding(nn.Module):
         e = self.features(c_noise)
         if self.label is not None and labels is not None:
             # EDM scales the one-hot vector to unit variance per entry, sqrt(K).
-            e = e + self.label(F.one_hot(labels, self.classes).to(e.dtype) * math.sqrt(self.classes))
-        return F.silu(self.layer1(F.silu(self.layer0(e))))
+            e = e + self.label(nn.functional.one_hot(labels, self.classes).to(e.dtype) * math.sqrt(self.classes))
+        return nn.functional.silu(self.layer1(nn.functional.silu(self.layer0(e))))
 
 
 class Resample(nn.Module):
@@ -157,9 +157,13 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.box:
-            return F.interpolate(x, scale_factor=2, mode="nearest") if self.up else F.avg_pool2d(x, 2)
+            return (
+                nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+                if self.up
+                else nn.functional.avg_pool2d(x, 2)
+            )
         kernel = self.kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1)
-        resize = F.conv_transpose2d if self.up else F.conv2d
+        resize = nn.functional.conv_transpose2d if self.up else nn.functional.conv2d
         return resize(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
 

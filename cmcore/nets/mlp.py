@@ -5,7 +5,6 @@ Pre-normalised residual blocks, each told the noise level through its norm; F = 
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmcore.config import require
@@ -52,9 +51,9 @@ class Block(nn.Module):
         self.layer1 = linear(inner, hidden, gain=config.residual_gain)
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        y = F.silu(self.layer0(self.norm(h, e)))
+        y = nn.functional.silu(self.layer0(self.norm(h, e)))
         if self.training and self.dropout:
-            y = F.dropout(y, self.dropout)
+            y = nn.functional.dropout(y, self.dropout)
         return h + self.layer1(y)
 
 

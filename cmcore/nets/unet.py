@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmcore.config import require
@@ -86,12 +85,12 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        h = F.silu(self.norm0(x))
+        h = nn.functional.silu(self.norm0(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = F.silu(self.norm1(self.conv0(h), e))
+        h = nn.functional.silu(self.norm1(self.conv0(h), e))
         if self.training and self.dropout:
-            h = F.dropout(h, self.dropout)
+            h = nn.functional.dropout(h, self.dropout)
         x = ((x if self.skip is None else self.skip(x)) + self.conv1(h)) * self.skip_scale
         return x if self.attention is None else self.attention(x)
 
@@ -132,7 +131,7 @@ class UNet(nn.Module):
             skips.append(h)
         for name, layer in self.decoder.items():
             h = layer(torch.cat([h, skips.pop()], dim=1) if "_block" in name else h, e)
-        return self.output(F.silu(self.norm(h)))
+        return self.output(nn.functional.silu(self.norm(h)))
 
 
 def _encoder(config: Config, resolution: int, block: Callable[..., Block]) -> tuple[nn.ModuleDict, list[int]]:

@@ -1,4 +1,4 @@
-"""Every kind of source ends in the same files; every kind of damage in an error that names the file and leaves no files."""
+"""Every source ends in the same files; every kind of damage in an error that names the file, and nothing is left."""
 
 import gzip
 import hashlib
@@ -295,6 +295,16 @@ def test_large_members_are_refused_unread(tmp_path):
     for path in (write_zip(tmp_path / "in.zip"), write_tar(tmp_path / "in.tar", mode="w")):
         with pytest.raises(DataError, match=r"dog/b\.png is too large: expected at most 10 bytes"):
             list(files.entries(path, file_limit=10))
+
+
+def test_an_endless_tail_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "TAIL_LIMIT", 2**20)
+    path = write_tar(tmp_path / "in.tar", mode="w")
+    sound = path.read_bytes()
+    path.write_bytes(gzip.compress(sound + bytes(2**19)))
+    assert [entry.name for entry in files.entries(path)] == list(FILES)
+    path.write_bytes(gzip.compress(sound + bytes(2**22)))
+    refused(config("archive", path), tmp_path / "w" / "out", "goes on for more than")
 
 
 @pytest.mark.parametrize(("mode", "step"), [("w", 512), ("w:gz", 97), ("w:xz", 97)])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from cmcore.nets import unet
 from cmcore.nets.layers import (
@@ -100,7 +100,7 @@ def test_attention_equals_the_fused_kernel(heads):
     module = randomised(Attention(8, heads=heads, skip_scale=0.5, eps=1e-6, gain=1.0, out_gain=1.0))
     x = rand(2, 8, 4, 4)
     qkv = module.qkv(module.norm(x)).reshape(2, heads, 3, 8 // heads, 16).permute(2, 0, 1, 4, 3)
-    y = F.scaled_dot_product_attention(*qkv).permute(0, 1, 3, 2).reshape(x.shape)
+    y = nn.functional.scaled_dot_product_attention(*qkv).permute(0, 1, 3, 2).reshape(x.shape)
     torch.testing.assert_close(module(x), (x + module.out(y)) * 0.5)
 
 
@@ -119,7 +119,7 @@ def test_resample_keeps_constants_and_means(taps):
     ones = torch.ones(1, 2, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(down(ones)[..., 1:-1, 1:-1], ones[..., :6, :6])
     torch.testing.assert_close(up(ones)[..., 2:-2, 2:-2], ones[..., :1, :1].expand(1, 2, 28, 28))
-    inside = F.pad(rand(1, 2, 8, 8), (4, 4, 4, 4))
+    inside = nn.functional.pad(rand(1, 2, 8, 8), (4, 4, 4, 4))
     torch.testing.assert_close(down(inside).sum() * 4, inside.sum())
     torch.testing.assert_close(up(inside).sum() / 4, inside.sum())
 
