@@ -8,7 +8,7 @@ from cmcore.report.readers import ReferenceFacts, RunReport
 
 TITLES = {"edm": "EDM", "ict": "iCT", "sct": "sCT", "scd": "sCD", "meanflow": "MeanFlow"}
 NAMES = {"kid": "KID", "fid": "FID", "score": "classifier score", "endpoint_rmse": "end-point error"}
-BASELINES = {"gaussian_pixels": "Gaussian fitted to the pixels"}
+BASELINES = {"gaussian_pixels": "Gaussian fit"}
 
 
 def title(method: str) -> str:
@@ -22,7 +22,7 @@ def run_title(run: RunReport) -> str:
 
 
 def metric_key(record: MetricRecord) -> str:
-    """Which column a record belongs to; what was measured in Inception features stands apart from the workload's own."""
+    """Which column a record belongs to; Inception features stand apart from the workload's own."""
     inception = record.provenance.extractor_digest.startswith(INCEPTION_DIGEST) and record.metric != "fid"
     return f"{record.metric}_inception" if inception else record.metric
 
@@ -39,19 +39,23 @@ def is_high(key: str) -> bool:
 
 
 def caption(runs: Sequence[RunReport], reference: ReferenceFacts, data: str) -> str:
-    """How the comparison was measured: data, samples, reference, features, seeds, weights, spreads, marks, what is absent."""
+    """How the comparison was measured: data, samples, features, seeds, weights, spreads, marks, what is absent."""
     ours = [record for run in runs for record in run.records]
     scored = [record.provenance for record in ours if record.metric == "fd"] or [ours[0].provenance]
     samples = {p.samples for p in scored}
+    features = dict.fromkeys(f"{p.extractor} (digest {p.extractor_digest[:8]})" for p in scored)
     parts = [
-        f"{data or scored[0].workload}: {_listed(p.reference_count for p in scored)} reference images, {_listed(samples)} samples per row.",
+        f"{data or scored[0].workload}: {_listed(p.reference_count for p in scored)} reference images, "
+        f"{_listed(samples)} samples per row.",
         "The numbers of samples differ, so the distances do not compare exactly." if len(samples) > 1 else "",
-        f"Features: {_listed(f'{p.extractor} (digest {p.extractor_digest[:8]})' for p in scored)}{_extractor(reference)}.",
-        f"Seeds: {_listed(p.seed for p in scored)} for the noise of the samples, {_listed(r.facts.seed for r in runs)} for training.",
+        f"Features: {', '.join(features)}{_extractor(reference)}.",
+        f"Seeds: {_listed(p.seed for p in scored)} for the noise of the samples, "
+        f"{_listed(r.facts.seed for r in runs)} for training.",
         f"Weights: EMA {_listed(p.ema for p in scored)}.",
         f"± is a spread ({_spreads(ours)}).",
         "Images seen are the run's own, without those of the run that it starts from.",
         "Bold: best of its column; italic: best at its number of function evaluations.",
+        "Gaussian fit: samples from a Gaussian fitted to the pixels." if reference.baselines else "",
         _endpoint(ours),
         *(f"No FID: {why}." for why in sorted({r.facts.fid_absent for r in runs} - {""})),
     ]
@@ -79,4 +83,7 @@ def _extractor(reference: ReferenceFacts) -> str:
 def _endpoint(records: Sequence[MetricRecord]) -> str:
     if not any(record.metric == "endpoint_rmse" for record in records):
         return ""
-    return "End-point error: root mean square distance between samples and the teacher's probability-flow end points from the same noise."
+    return (
+        "End-point error: root mean square distance between samples and the teacher's probability-flow end points "
+        "from the same noise."
+    )

@@ -7,6 +7,7 @@ from typing import Literal
 
 Better = Literal["low", "high", ""]
 GAP = "\u202f"  # narrow no-break space
+DASH = "\u2013"
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Table:
 
 
 def rounded(value: float, spread: float = 0.0) -> tuple[str, str]:
-    """`value` and `spread` as text: the spread with one digit (two if it starts with 1), the value down to the same decimal.
+    """`value` and `spread` as text: the spread with one digit (two if it starts with 1), the value to the same decimal.
 
     Without a spread the value keeps three significant digits.
     """
     if spread <= 0:
         return _fixed(value, _decimals(value, 3)), ""
-    decimals = _decimals(spread, 2 if f"{spread:.0e}".startswith("1") else 1)
+    decimals = _decimals(spread, 2 if f"{spread:.1e}".startswith("1") else 1)
     if value:
         decimals = min(decimals, _decimals(value, 6))  # a spread far below the value says nothing more
     return _fixed(value, decimals), _fixed(spread, decimals)
@@ -87,7 +88,7 @@ def count(number: int) -> Cell:
 
 
 def marked(table: Table) -> Table:
-    """The table with the best value of each column marked, over all rows that have a group and within each group of several."""
+    """The table with the best values of each column marked: over all rows that have a group, and within each group."""
     rows = [list(row) for row in table.rows]
     for index, column in enumerate(table.columns):
         if not column.better:

@@ -4,7 +4,7 @@ import csv
 import html
 import io
 
-from cmcore.report.cells import GAP, Cell, Column, Table
+from cmcore.report.cells import DASH, GAP, Cell, Column, Table
 
 ARROW = {"low": " ↓", "high": " ↑", "": ""}
 TEX = {
@@ -21,8 +21,7 @@ TEX = {
     "±": r"$\pm$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
-    "σ": r"$\sigma$",
-    "–": "--",
+    DASH: "--",
     GAP: r"\,",
 }
 
@@ -61,7 +60,10 @@ def csv_text(table: Table) -> str:
     spreads = [any(row[index].spread is not None for row in table.rows) for index in range(len(table.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = [[column.key, f"{column.key}_spread"][: 1 + spread] for column, spread in zip(table.columns, spreads, strict=True)]
+    names = [
+        [column.key, f"{column.key}_spread"][: 1 + spread]
+        for column, spread in zip(table.columns, spreads, strict=True)
+    ]
     writer.writerow([name for pair in names for name in pair])
     for row in table.rows:
         pairs = [[_raw(cell), _number(cell.spread)][: 1 + spread] for cell, spread in zip(row, spreads, strict=True)]
@@ -109,10 +111,12 @@ def _tex_cell(cell: Cell) -> str:
 def html_table(table: Table) -> str:
     """The bare table element; long names may break after an underscore, and numbers stay on one line."""
     heads = "".join(
-        f'<th scope="col"{_class(table, index)}>{_breakable(head(column))}</th>' for index, column in enumerate(table.columns)
+        f'<th scope="col"{_class(table, index)}>{_breakable(head(column))}</th>'
+        for index, column in enumerate(table.columns)
     )
     rows = "".join(
-        "<tr>" + "".join(_html_cell(table, index, cell) for index, cell in enumerate(row)) + "</tr>\n" for row in table.rows
+        "<tr>" + "".join(_html_cell(table, index, cell) for index, cell in enumerate(row)) + "</tr>\n"
+        for row in table.rows
     )
     return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>"
 
@@ -128,7 +132,8 @@ def _html_cell(table: Table, index: int, cell: Cell) -> str:
     elif cell.best_of_group:
         text = f"<em>{text}</em>"
     name = "th scope=row" if index == 0 else "td"
-    kind = _class(table, index) if cell.value is not None else ""
+    kind = _class(table, index) if len(cell.text) <= 12 or cell.value is not None else ""
+    kind = kind or (' class="w"' if len(cell.text) > 24 else "")
     return f"<{name}{kind}>{text}</{name.split()[0]}>"
 
 

@@ -12,7 +12,9 @@ from cmcore.report.cells import Table
 from cmcore.report.formats import html_table
 
 TEMPLATE = Path(__file__).with_name("page.html")
-FOOTER = "Made from the committed records of this folder by the tabulate stage; the same tables are beside it as Markdown, CSV and LaTeX."
+FOOTER = (
+    "Made from the records in this folder by the tabulate stage; its tables stand beside it as Markdown, CSV and LaTeX."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,9 @@ class Section:
 
 def page(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str:
     """The page as text. Everything in it is escaped; equal input gives equal text."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         title=title,
@@ -47,7 +51,7 @@ def page(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str:
         sections=sections,
         footer=FOOTER,
         inline=inline,
-        html_table=lambda table: Markup(html_table(table)),  # noqa: S704 (html_table escapes its cells)
+        html_table=lambda table: Markup(html_table(table)),  # html_table escapes its cells
     )
 
 

@@ -3,19 +3,21 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the pale yellow is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUIET = "#666666"
-WIDTH = 5.6  # inches; narrow, so that the text stays readable on a phone
-STYLE = {
+WIDTH = 5.0  # inches; narrow, so that the text stays readable on a phone
+STYLE: Any = {  # matplotlib types every key on its own
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 10.0,
     "axes.titlesize": 10.0,
@@ -71,41 +73,38 @@ def apart(values: Sequence[float], gap: float) -> NDArray[np.float64]:
     """Positions near `values` that keep their order and are at least `gap` apart, moved as little as a sweep allows."""
     order = np.argsort(values, kind="stable")
     placed = np.asarray(values, dtype=np.float64)[order]
-    groups = [[position] for position in placed]
     merged: list[list[float]] = []
-    for group in groups:
-        merged.append(list(group))
-        while len(merged) > 1 and _low(merged[-1], gap) - _high(merged[-2], gap) < gap:
+    for position in placed:
+        merged.append([float(position)])
+        while len(merged) > 1 and _edge(merged[-1], gap, -1) - _edge(merged[-2], gap, 1) < gap:
             last = merged.pop()
             merged[-1] = merged[-1] + last
-    spread = [_low(group, gap) + gap * index for group in merged for index in range(len(group))]
+    spread = [_edge(group, gap, -1) + gap * index for group in merged for index in range(len(group))]
     result = np.empty(len(placed))
     result[order] = spread
     return result
 
 
-def _low(group: Sequence[float], gap: float) -> float:
-    return float(np.mean(group)) - gap * (len(group) - 1) / 2
-
-
-def _high(group: Sequence[float], gap: float) -> float:
-    return float(np.mean(group)) + gap * (len(group) - 1) / 2
+def _edge(group: Sequence[float], gap: float, side: int) -> float:
+    """Lowest (side -1) or highest (side 1) place of a group that is spread evenly around its mean."""
+    return float(np.mean(group)) + side * gap * (len(group) - 1) / 2
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each label (x, y, text, colour) to the right of the axes, at its line's end, pushed apart where they would touch.
+    """Write each label (x, y, text, colour) right of the axes at its line's end, pushed apart where they would touch.
 
     A thin leader runs from the end of the line to the label, so that no legend is needed.
     """
     if not ends:
         return
-    figure = axes.figure
-    height = axes.get_position().height * figure.get_size_inches()[1]
+    height = axes.get_window_extent().height / axes.figure.dpi  # inches
     gap = 12.5 / 72 / height  # one line of text, as a fraction of the axes
     to_axes = axes.transData + axes.transAxes.inverted()
     spots = np.array([to_axes.transform((x, y)) for x, y, _, _ in ends])
     heights = apart(spots[:, 1].tolist(), gap)
-    heights += max(0.0, gap / 2 - heights.min()) - max(0.0, heights.max() - 1)
+    order = np.argsort(heights, kind="stable")
+    floor = gap / 2 + gap * np.arange(len(heights))  # the lowest labels may not leave the axes, nor push the others
+    heights[order] = np.maximum(heights[order], floor)
     for (x, y, text, shade), place in zip(ends, heights, strict=True):
         axes.annotate(
             text,
@@ -120,7 +119,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
 
 def canvas(images: NDArray[np.uint8], columns: int, side: int = 64, gap: float = 0.06) -> NDArray[np.uint8]:
-    """One row of images (N, C, H, W) side by side, each enlarged by a whole factor to about `side` pixels; (H', W', 3)."""
+    """Images (N, C, H, W) side by side, each enlarged by a whole factor to about `side` pixels: (H', W', 3)."""
     _, C, H, W = images.shape
     factor = max(1, round(side / max(H, W)))
     large = images[:columns].repeat(factor, axis=2).repeat(factor, axis=3)
@@ -132,3 +131,22 @@ def canvas(images: NDArray[np.uint8], columns: int, side: int = 64, gap: float =
         left = place * (W * factor + space)
         row[: H * factor, left : left + W * factor] = image.transpose(1, 2, 0)
     return row
+
+
+def plain_log(axes: Axes) -> None:
+    """Plain numbers on a logarithmic y axis, at 1, 2 and 5 where it covers less than two decades."""
+    low, high = axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+    if high / low < 6:
+        subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(low, high)
+
+
+def thousands(value: float, _: int) -> str:
+    """A tick of an axis of images: 50 k, 2 M."""
+    if value >= 1e6:
+        return f"{value / 1e6:g} M"
+    return f"{value / 1e3:g} k" if value else "0"

@@ -1,4 +1,4 @@
-"""The papers' numbers: `published.yaml`, read strictly. They are quoted, never measured here, and every one names its source."""
+"""The papers' numbers: `published.yaml`, read strictly. Quoted, never measured here; every one names its source."""
 
 import re
 from collections import Counter

@@ -2,22 +2,23 @@
 
 from collections.abc import Sequence
 
-from cmcore.report.cells import Cell, Column, Table, count
+from cmcore.report.cells import DASH, Cell, Column, Table, count
 from cmcore.report.published import DATASETS, Number, Row
 
 CAPTION = (
-    "Published numbers, quoted and not measured here. Images seen are those of the run itself, without those of the model it starts "
-    "from. Numbers of an adversarial method compare with those of other adversarial methods only. 'Secondary' means read in another "
-    "text than the source; 'from memory, unverified' means recalled and still to be checked."
+    "Published numbers, quoted and not measured here. Images seen are those of the run itself, without those of the "
+    "model it starts from. Numbers of an adversarial method compare with those of other adversarial methods only. "
+    "'Secondary' means read in another text than the source; 'from memory, unverified' means recalled and still to be "
+    "checked."
 )
 COMPACT = (
     Column("label", "Method"),
-    Column("init", "Starts from"),
-    Column("adversarial", "Adversarial"),
-    Column("images", "Images seen"),
     Column("fid_1", "1 NFE", "low"),
     Column("fid_2", "2 NFE", "low"),
     Column("fid_more", "Other NFE", "low"),
+    Column("init", "Starts from"),
+    Column("adversarial", "Adversarial"),
+    Column("images", "Images seen"),
     Column("source", "Source"),
     Column("known", "How we know it"),
     Column("note", "Note"),
@@ -45,9 +46,9 @@ def _line(row: Row, numbers: Sequence[Number]) -> tuple[Cell, ...]:
     label = f"{row.label} ({row.metric})" if row.metric != "FID" else row.label
     label += f", by {row.by}" if row.by else ""
     label += ", class-conditional" if row.conditional and row.dataset == "cifar10" else ""
-    first = (Cell(label), Cell(row.init), Cell("yes" if row.adversarial else "no"), count(row.images))
-    values = (Cell(steps[nfe].text, steps[nfe].value) if nfe in steps else Cell("–") for nfe in (1, 2))
-    return (*first, *values, Cell(more or "–"), Cell(numbers[0].cite), Cell(row.known), Cell(row.note))
+    trained = (Cell(row.init), Cell("yes" if row.adversarial else "no"), count(row.images))
+    values = (Cell(steps[nfe].text, steps[nfe].value) if nfe in steps else Cell(DASH) for nfe in (1, 2))
+    return (Cell(label), *values, Cell(more or DASH), *trained, Cell(numbers[0].cite), Cell(row.known), Cell(row.note))
 
 
 def complete(numbers: Sequence[Number]) -> Table:

@@ -51,7 +51,7 @@ class RunReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFacts:
-    """What `reference.json` says: records of baselines that are no trained run, and how good the feature extractor is."""
+    """What `reference.json` says: records of baselines that are no run, and how good the feature extractor is."""
 
     baselines: tuple[MetricRecord, ...] = ()
     kind: str = ""  # "classifier" or "random"
@@ -61,7 +61,7 @@ class ReferenceFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Where the files of a workload are. `order` lists runs in the order of the parameter file; others follow by name."""
+    """Where the files of a workload are. `order` lists runs as the parameter file does; others follow by name."""
 
     workload: str
     metrics: Path  # folder of <run>.json
@@ -80,7 +80,9 @@ def read_runs(inputs: Inputs) -> tuple[RunReport, ...]:
     """
     files = sorted(inputs.metrics.glob("*.json"))
     if not files:
-        raise ReportError(f"{inputs.metrics}: expected metrics files <run>.json, got none; run the evaluate stage first")
+        raise ReportError(
+            f"{inputs.metrics}: expected metrics files <run>.json, got none; run the evaluate stage first"
+        )
     rank = {name: place for place, name in enumerate(inputs.order)}
     files.sort(key=lambda file: (rank.get(file.stem, len(rank)), file.stem))
     return tuple(_run(file, inputs) for file in files)
@@ -166,7 +168,9 @@ def _samples(path: Path | None) -> tuple[dict[int, Images] | None, Images | None
             match = re.fullmatch(r"nfe_(\d+)|endpoints", name)
             array = arrays[name]
             if not match or array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
-                raise ReportError(f"{path}: {name}: expected uint8 (N, 1 or 3, H, W) named nfe_<n> or endpoints, got {array.shape}")
+                raise ReportError(
+                    f"{path}: {name}: expected uint8 (N, 1 or 3, H, W) named nfe_<n> or endpoints, got {array.shape}"
+                )
             if match.group(1):
                 found[int(match.group(1))] = array
             else:

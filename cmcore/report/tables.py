@@ -1,16 +1,16 @@
-"""The comparison table of our runs, and the runs beside the published numbers of the same methods. Built from records only."""
+"""Our runs compared, and beside the published numbers of the same methods. Built from records only."""
 
 from collections.abc import Iterable, Sequence
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord
 from cmcore.report.captions import BASELINES, caption, is_high, metric_key, metric_title, title
-from cmcore.report.cells import Cell, Column, Table, count, marked, measured
+from cmcore.report.cells import DASH, Cell, Column, Table, count, marked, measured
 from cmcore.report.published import DATASETS, Number
 from cmcore.report.readers import ReferenceFacts, ReportError, RunReport
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
 METRICS = ("fd", *FEATURE_METRICS, "endpoint_rmse", "fid", *(f"{name}_inception" for name in FEATURE_METRICS))
-EMPTY = Cell("–")
+EMPTY = Cell(DASH)
 NO_REFERENCE = ReferenceFacts()
 Key = tuple[int, str]  # number of function evaluations, sampler
 
@@ -26,7 +26,8 @@ def by_sampler(records: Iterable[MetricRecord]) -> dict[Key, dict[str, MetricRec
         row = table.setdefault((record.provenance.nfe, record.provenance.sampler), {})
         if metric_key(record) in row:
             p = record.provenance
-            raise ReportError(f"run {p.run!r}: {record.metric} at {p.nfe} NFE with {p.sampler!r} stands twice in its records")
+            where = f"run {p.run!r}: {record.metric} at {p.nfe} NFE with {p.sampler!r}"
+            raise ReportError(f"{where} stands twice in its records")
         row[metric_key(record)] = record
     return dict(sorted(table.items()))
 
@@ -42,23 +43,32 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts = NO_REFEREN
     columns = (
         Column("run", "Run"),
         Column("method", "Method"),
-        Column("init", "Starts from"),
-        Column("parameters", "Parameters"),
-        Column("images", "Images seen"),
         Column("nfe", "NFE"),
         *(Column(m, heads.get(m, metric_title(m)), "high" if is_high(m) else "low") for m in metrics),
-        Column("two_step_level", "two-step σ"),
+        Column("two_step_level", "two-step sigma"),
+        Column("init", "Starts from"),
+        Column("images", "Images seen"),
+        Column("parameters", "Parameters"),
     )
     rows, groups = [], []
     for run in runs:
         for (nfe, _), found in by_sampler(run.records).items():
             facts = run.facts
-            start = (Cell(facts.run), Cell(title(facts.method)), Cell(facts.init), count(facts.parameters), count(facts.images))
-            rows.append((*start, count(nfe), *_values(found, metrics), _level(found)))
+            trained = (Cell(facts.init), count(facts.images), count(facts.parameters))
+            names = (Cell(facts.run), Cell(title(facts.method)))
+            rows.append((*names, count(nfe), *_values(found, metrics), _level(found), *trained))
             groups.append(str(nfe))
     for record_set in _by_run(reference.baselines).values():
         source = next(iter(record_set.values())).provenance
-        rows.append((Cell(BASELINES.get(source.run, source.run)), Cell("baseline"), *[EMPTY] * 4, *_values(record_set, metrics), EMPTY))
+        rows.append(
+            (
+                Cell(BASELINES.get(source.run, source.run)),
+                Cell("baseline"),
+                EMPTY,
+                *_values(record_set, metrics),
+                *[EMPTY] * 4,
+            )
+        )
         groups.append("")
     text = caption(runs, reference, data)
     return marked(Table("comparison", "Our runs", columns, tuple(rows), text, tuple(groups)))
@@ -78,8 +88,8 @@ def check_comparable(records: Iterable[MetricRecord]) -> None:
         if (p.extractor_digest, p.reference_digest) != (q.extractor_digest, q.reference_digest):
             raise ReportError(
                 f"{record.metric}: expected one extractor and one reference for all runs, got {q.extractor} against "
-                f"{q.reference_digest[:8]} for run {q.run!r} and {p.extractor} against {p.reference_digest[:8]} for run "
-                f"{p.run!r}; evaluate them again"
+                f"{q.reference_digest[:8]} for run {q.run!r} and {p.extractor} against {p.reference_digest[:8]} for "
+                f"run {p.run!r}; evaluate them again"
             )
 
 
@@ -101,7 +111,8 @@ def _by_run(records: Iterable[MetricRecord]) -> dict[str, dict[str, MetricRecord
 
 def beside(runs: Sequence[RunReport], numbers: Sequence[Number], dataset: str = "cifar10") -> Table:
     """Our distances beside the published FID of the same method at the same number of function evaluations."""
-    known = {(n.row.method, n.nfe): n for n in numbers if n.row.headline and n.row.dataset == dataset and n.row.metric == "FID"}
+    heads = [n for n in numbers if n.row.headline and n.row.dataset == dataset and n.row.metric == "FID"]
+    known = {(n.row.method, n.nfe): n for n in heads}
     metric = "fid" if any(r.metric == "fid" for run in runs for r in run.records) else "fd"
     ours = next((r.name for run in runs for r in run.records if r.metric == metric), metric)
     columns = (
@@ -121,10 +132,10 @@ def beside(runs: Sequence[RunReport], numbers: Sequence[Number], dataset: str = 
             first = Cell(name if run.facts.run == run.facts.method else f"{name} ({run.facts.run})")
             rows.append((first, count(nfe), *_values(found, [metric]), *_published(known.get((run.facts.method, nfe)))))
     text = (
-        f"The left number is ours, on {runs[0].facts.workload}; the right one is published, for {DATASETS[dataset]}: other data, "
-        "networks and budgets" + ("" if metric == "fid" else ", and another feature space")
-        + ". Compare the order of the methods and the gain of the second step, not the values."
-    )  # fmt: skip
+        f"The left number is ours, on {runs[0].facts.workload}; the right one is published, for {DATASETS[dataset]}: "
+        f"other data, networks and budgets{'' if metric == 'fid' else ', and another feature space'}. "
+        "Compare the order of the methods and the gain of the second step, not the values."
+    )
     return Table("beside", "Our runs beside the published numbers", columns, tuple(rows), text)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cmcore.report import figures
+from cmcore.report import curves, figures
 from cmcore.report.captions import title
 from cmcore.report.cells import Cell, Column, Table
 from cmcore.report.formats import csv_text, latex, markdown
@@ -20,7 +20,8 @@ from cmcore.report.tables import beside, comparison
 # name of the file: caption, description for those who cannot see it, whether it takes the whole width
 FIGURES = {
     "samples": (
-        "Samples from the same noise: every column starts from one noise image, every row is a method and its number of function evaluations.",
+        "Samples from the same noise: every column starts from one noise image, every row is a method and its number "
+        "of function evaluations.",
         "Grid of generated images, one row per method.",
         True,
     ),
@@ -30,7 +31,8 @@ FIGURES = {
         False,
     ),
     "level_scan": (
-        "Two-step sampling: distance against the noise level of the second step. Ring: the least; dotted: the same run in one step.",
+        "Two-step sampling: distance against the noise level of the second step. Ring: the least; dotted: the same "
+        "run in one step.",
         "Line chart of two-step Frechet distance against the second noise level.",
         False,
     ),
@@ -40,7 +42,8 @@ FIGURES = {
         False,
     ),
     "training_curves": (
-        "Training loss, pale as recorded and dark as a running mean. The losses of different methods have different scales.",
+        "Training loss, pale as recorded and dark as a running mean. Losses of different methods have different "
+        "scales.",
         "Line charts of training loss against training images seen, a panel per run.",
         False,
     ),
@@ -83,16 +86,21 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
 
 def _intro(inputs: Inputs, runs: Sequence[RunReport]) -> tuple[str, ...]:
     names = ", ".join(dict.fromkeys(title(run.facts.method) for run in runs))
-    return (f"{len(runs)} runs ({names}){f' on {inputs.data}' if inputs.data else ''}, trained and measured by this project.",)
+    data = f" on {inputs.data}" if inputs.data else ""
+    return (f"{len(runs)} runs ({names}){data}, trained and measured by this project.",)
 
 
 def _beside_text(numbers: Sequence[Number]) -> tuple[str, ...]:
-    return (f"Ours on the left of each row; on the right one of the {len(numbers)} published numbers listed further down.",)
+    return (
+        f"Ours on the left of each row; on the right one of the {len(numbers)} published numbers listed further down.",
+    )
 
 
 def _write_tables(folder: Path, ours: Sequence[Table], quoted: Sequence[Table], every: Table) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {f"{t.name}.{end}": form(t) for t in ours for end, form in (("md", markdown), ("csv", csv_text), ("tex", latex))}
+    texts = {
+        f"{t.name}.{end}": form(t) for t in ours for end, form in (("md", markdown), ("csv", csv_text), ("tex", latex))
+    }
     texts["published.md"] = "\n".join(markdown(table) for table in quoted)
     texts["published.tex"] = "\n".join(latex(table) for table in quoted)
     texts["published.csv"] = csv_text(every)
@@ -104,9 +112,9 @@ def _write_tables(folder: Path, ours: Sequence[Table], quoted: Sequence[Table], 
 def _draw(runs: Sequence[RunReport], reference: ReferenceFacts, folder: Path) -> tuple[Picture, ...]:
     drawn: dict[str, Figure | None] = {
         "samples": figures.samples(runs),
-        "quality_by_nfe": figures.quality_by_nfe(runs, reference.baselines),
-        "level_scan": figures.level_scan(runs),
-        "quality_by_images": figures.quality_by_images(runs, reference.baselines),
+        "quality_by_nfe": curves.quality_by_nfe(runs, reference.baselines),
+        "level_scan": curves.level_scan(runs),
+        "quality_by_images": curves.quality_by_images(runs, reference.baselines),
         "training_curves": figures.training_curves(runs),
     }
     pictures = []
@@ -123,12 +131,33 @@ def _draw(runs: Sequence[RunReport], reference: ReferenceFacts, folder: Path) ->
 
 def provenance(runs: Sequence[RunReport]) -> Table:
     """What every row of the comparison was made from."""
-    heads = ("Run", "Metric", "NFE", "Sampler", "EMA", "Samples", "Noise seed", "Fingerprint of the run", "Extractor", "Reference")
+    heads = (
+        "Run",
+        "Metric",
+        "NFE",
+        "Sampler",
+        "EMA",
+        "Samples",
+        "Noise seed",
+        "Fingerprint of the run",
+        "Extractor",
+        "Reference",
+    )
     rows = []
     for run in runs:
         for record in run.records:
             p = record.provenance
-            texts = (p.run, record.metric, p.nfe, p.sampler, p.ema, p.samples, p.seed, p.fingerprint[:12], p.extractor_digest[:12])
+            texts = (
+                p.run,
+                record.metric,
+                p.nfe,
+                p.sampler,
+                p.ema,
+                p.samples,
+                p.seed,
+                p.fingerprint[:12],
+                p.extractor_digest[:12],
+            )
             rows.append(tuple(Cell(str(text)) for text in (*texts, p.reference_digest[:12])))
     columns = tuple(Column(head.lower().replace(" ", "_"), head) for head in heads)
     return Table("provenance", "Provenance", columns, tuple(rows), "Digests are shortened to 12 digits.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from cmcore.evaluate.records import MetricRecord, Provenance, to_json
 from cmcore.report.readers import Inputs
 
@@ -38,8 +39,12 @@ def provenance(run: str, nfe: int, **changes: object) -> Provenance:
     return Provenance(**{**values, **changes})
 
 
-def record(metric: str, value: float, source: Provenance, spread: float | None = None, of: str = "bootstrap") -> MetricRecord:
-    return MetricRecord(metric=metric, value=value, spread=value / 40 if spread is None else spread, spread_of=of, provenance=source)
+def record(
+    metric: str, value: float, source: Provenance, spread: float | None = None, of: str = "bootstrap"
+) -> MetricRecord:
+    return MetricRecord(
+        metric=metric, value=value, spread=value / 40 if spread is None else spread, spread_of=of, provenance=source
+    )
 
 
 def measured(run: str, nfe: int, fd: float) -> list[MetricRecord]:
@@ -66,7 +71,11 @@ def digit(noise: np.random.Generator, blur: float) -> np.ndarray:
 def write_run(root: Path, run: str, channels: int = 1) -> None:
     steps = {1: 9 * FD[run], 11: 3 * FD[run], 35: FD[run]} if run == "edm" else {1: FD[run], 2: 0.72 * FD[run]}
     scan = [] if run in ("edm", "ct") else [
-        record("fd", FD[run] * (0.72 + 0.2 * math.log(level / 0.8) ** 2), provenance(run, 2, levels=(20.0, level), samples=2000))
+        record(
+            "fd",
+            FD[run] * (0.72 + 0.2 * math.log(level / 0.8) ** 2),
+            provenance(run, 2, levels=(20.0, level), samples=2000),
+        )
         for level in (0.2, 0.4, 0.8, 1.6, 3.2)
     ]  # fmt: skip
     snapshots = [
@@ -93,13 +102,18 @@ def write_run(root: Path, run: str, channels: int = 1) -> None:
     (root / "metrics" / f"{run}.json").write_text(json.dumps(facts))
     noise = np.random.default_rng(RUNS.index(run))
     lines = [
-        {"images": images, "loss": FD[run] * (1 + 4 * math.exp(-images / 3e4)) * math.exp(0.2 * noise.normal()) / 100, "lr": 1e-4}
+        {
+            "images": images,
+            "loss": FD[run] * (1 + 4 * math.exp(-images / 3e4)) * math.exp(0.2 * noise.normal()) / 100,
+            "lr": 1e-4,
+        }
         for images in range(1000, TOTAL + 1, 1000)
     ]
     (root / "runs" / run).mkdir(parents=True)
     (root / "runs" / run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arrays = {
-        f"nfe_{nfe}": np.stack([digit(noise, 4 * fd) for _ in range(COLUMNS)]).repeat(channels, axis=1) for nfe, fd in steps.items()
+        f"nfe_{nfe}": np.stack([digit(noise, 4 * fd) for _ in range(COLUMNS)]).repeat(channels, axis=1)
+        for nfe, fd in steps.items()
     }
     if run == "ect":
         arrays["endpoints"] = arrays["nfe_2"]

@@ -1,0 +1,149 @@
+"""Quality curves. Each takes runs and returns a matplotlib figure, or None where there is nothing to show."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from cmcore.evaluate.records import MetricRecord
+from cmcore.report.captions import BASELINES, run_title
+from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_log, style, thousands
+from cmcore.report.readers import RunReport
+
+
+def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] = ()) -> Figure | None:
+    """Frechet distance against the number of function evaluations, both logarithmic."""
+    curves = [_curve(run.records, lambda record: record.provenance.nfe) for run in runs]
+    if not any(curves):
+        return None
+    with style():
+        figure, axes = _single()
+        _log(axes, "number of function evaluations (NFE)", _fd_name(runs))
+        ends = []
+        for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
+            if curve:
+                x, y, spread = zip(*curve, strict=True)
+                axes.errorbar(x, y, yerr=_bars(y, spread), color=colour(index), marker=marker(index), capsize=2)
+                ends.append((x[-1], y[-1], run_title(run), colour(index)))
+        ticks = sorted({point[0] for curve in curves for point in curve})
+        axes.set_xlim(min(ticks) * 0.85, max(ticks) * 1.18)
+        _baseline(axes, baselines)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        plain_log(axes)
+        label_ends(axes, ends)
+    return figure
+
+
+def quality_by_images(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] = ()) -> Figure | None:
+    """Frechet distance of snapshots against training images seen: a panel for each number of function evaluations."""
+    steps = sorted({r.provenance.nfe for run in runs for r in run.snapshots if r.metric == "fd"})
+    if not steps:
+        return None
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.55 + 2.5 * len(steps)))
+        panels = np.atleast_1d(figure.subplots(len(steps), sharex=True))
+        figure.subplots_adjust(
+            0.13, 0.48 / (0.55 + 2.5 * len(steps)), 0.8, 1 - 0.3 / (0.55 + 2.5 * len(steps)), hspace=0.24
+        )
+        for axes, nfe in zip(panels, steps, strict=True):
+            _images_panel(axes, runs, nfe)
+            axes.set_ylabel("fd")
+            _baseline(axes, baselines)
+        panels[-1].set_xlabel("training images seen")
+        for axes, nfe in zip(panels, steps, strict=True):
+            plain_log(axes)
+            label_ends(axes, _ends(axes, runs, nfe))
+    return figure
+
+
+def _images_panel(axes: Axes, runs: Sequence[RunReport], nfe: int) -> None:
+    axes.set_yscale("log")
+    axes.set_title(f"{_fd_name(runs)}, {nfe} NFE", fontsize=9)
+    axes.xaxis.set_major_formatter(FuncFormatter(thousands))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    for index, run in enumerate(runs):
+        if curve := _snapshots(run, nfe):
+            x, y, _ = zip(*curve, strict=True)
+            axes.plot(x, y, color=colour(index), marker=marker(index))
+
+
+def _ends(axes: Axes, runs: Sequence[RunReport], nfe: int) -> list[tuple[float, float, str, str]]:
+    curves = [(index, run, _snapshots(run, nfe)) for index, run in enumerate(runs)]
+    return [(curve[-1][0], curve[-1][1], run_title(run), colour(index)) for index, run, curve in curves if curve]
+
+
+def _snapshots(run: RunReport, nfe: int) -> list[tuple[float, float, float]]:
+    return _curve([r for r in run.snapshots if r.provenance.nfe == nfe], lambda record: record.provenance.images)
+
+
+def level_scan(runs: Sequence[RunReport]) -> Figure | None:
+    """Two-step distance against the level of the second step; a ring marks the least, a dotted line one step."""
+    curves = [_curve(run.scan, lambda record: record.provenance.levels[1]) for run in runs]
+    if not any(curves):
+        return None
+    with style():
+        figure, axes = _single()
+        _log(axes, "noise level $\\sigma$ of the second step", f"two-step {_fd_name(runs)}")
+        ends = []
+        for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
+            if not curve:
+                continue
+            x, y, spread = zip(*curve, strict=True)
+            axes.errorbar(
+                x, y, yerr=_bars(y, spread), color=colour(index), marker=marker(index), markersize=4, capsize=2
+            )
+            least = int(np.argmin(y))
+            axes.plot(x[least], y[least], "o", markersize=12, markerfacecolor="none", markeredgecolor=colour(index))
+            ends.append((x[-1], y[-1], run_title(run), colour(index)))
+            for one in (r for r in run.records if r.metric == "fd" and r.provenance.nfe == 1):
+                axes.axhline(one.value, color=colour(index), linestyle=":", linewidth=1)
+        ticks = sorted({point[0] for curve in curves for point in curve})
+        axes.set_xlim(ticks[0] * 0.85, ticks[-1] * 1.18)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_title("ring: the least; dotted: one step", fontsize=8.5, fontweight="normal", color=QUIET)
+        plain_log(axes)
+        label_ends(axes, ends)
+    return figure
+
+
+def _curve(records: Sequence[MetricRecord], at: Callable[[MetricRecord], float]) -> list[tuple[float, float, float]]:
+    return sorted((float(at(record)), record.value, record.spread) for record in records if record.metric == "fd")
+
+
+def _fd_name(runs: Sequence[RunReport]) -> str:
+    return next((r.name for run in runs for r in run.records if r.metric == "fd"), "fd")
+
+
+def _single() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 3.9))
+    axes = figure.add_axes((0.13, 0.135, 0.66, 0.8))
+    return figure, axes
+
+
+def _log(axes: Axes, x: str, y: str) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def _bars(values: Sequence[float], spreads: Sequence[float]) -> list[list[float]]:
+    """Error bars that stay on a logarithmic axis."""
+    pairs = list(zip(values, spreads, strict=True))
+    return [[min(spread, 0.9 * value) for value, spread in pairs], [spread for _, spread in pairs]]
+
+
+def _baseline(axes: Axes, baselines: Sequence[MetricRecord]) -> None:
+    for record in baselines:
+        if record.metric == "fd":
+            name = BASELINES.get(record.provenance.run, record.provenance.run)
+            axes.axhline(record.value, color=QUIET, linestyle="--", linewidth=1)
+            axes.annotate(
+                name, (0.99, record.value), (0, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                ha="right", va="top", color=QUIET, fontsize=8.5,
+            )  # fmt: skip

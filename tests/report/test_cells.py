@@ -1,0 +1,112 @@
+"""Digits, marks and output formats of tables."""
+
+import csv
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmcore.report.cells import GAP, Cell, Column, Table, count, marked, measured, rounded
+from cmcore.report.formats import csv_text, html_table, latex, markdown
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "expected"),
+    [
+        (3.45678, 0.234, ("3.5", "0.2")),
+        (3.45678, 0.123, ("3.46", "0.12")),
+        (3.45678, 0.096, ("3.5", "0.1")),
+        (0.0123456, 0.00042, ("0.0123", "0.0004")),
+        (1234.5, 56.0, ("1230", "60")),
+        (0.0, 0.3, ("0.0", "0.3")),
+        (-0.0001, 0.3, ("0.0", "0.3")),
+        (44.0, 0.0, ("44.0", "")),
+        (0.12345, 0.0, ("0.123", "")),
+        (12345.0, 0.0, ("12300", "")),
+        (0.0, 0.0, ("0.00", "")),
+        (123.456789, 1e-9, ("123.457", "0.000")),
+    ],
+)
+def test_rounding(value: float, spread: float, expected: tuple[str, str]) -> None:
+    assert rounded(value, spread) == expected
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-3, 1.0))
+def test_rounding_changes_a_value_by_less_than_its_spread(value: float, relative: float) -> None:
+    spread = value * relative
+    shown, over = rounded(value, spread)
+    assert abs(float(shown) - value) <= 0.51 * spread
+    assert float(over) == pytest.approx(spread, rel=0.34)
+
+
+def test_infinite_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        measured(float("nan"))
+
+
+def test_counts() -> None:
+    assert count(412_345).text == f"412{GAP}345"
+    assert count(409_600_000).text == f"409.6{GAP}M"
+    assert count(3_276_800_000).text == f"3{GAP}277{GAP}M"
+    assert count(0).text == "not stated"
+    assert count(0).value is None
+
+
+COLUMNS = (Column("run", "Run"), Column("fd", "fd_x", "low"), Column("recall", "recall", "high"))
+
+
+def table(*rows: tuple[str, float, float, str]) -> Table:
+    cells = tuple((Cell(name), measured(fd, 0.1), measured(recall)) for name, fd, recall, _ in rows)
+    return marked(Table("t", "T", COLUMNS, cells, "100% & more", tuple(group for *_, group in rows)))
+
+
+def test_marks_follow_the_good_end_of_each_column_and_spare_baselines() -> None:
+    done = table(
+        ("a", 3.0, 0.2, "1"), ("b", 2.0, 0.5, "1"), ("c", 1.0, 0.4, "2"), ("d", 4.0, 0.1, "2"), ("base", 0.1, 0.9, "")
+    )
+    best = [(row[0].text, column) for row in done.rows for column in (1, 2) if row[column].best]
+    group = [(row[0].text, column) for row in done.rows for column in (1, 2) if row[column].best_of_group]
+    assert best == [("b", 2), ("c", 1)]
+    assert group == [("b", 1), ("b", 2), ("c", 1), ("c", 2)]
+
+
+def test_equal_values_share_the_mark_and_a_single_row_gets_none() -> None:
+    assert [row[1].best for row in table(("a", 1.0, 0.2, "1"), ("b", 1.0, 0.3, "1")).rows] == [True, True]
+    assert not any(cell.best or cell.best_of_group for cell in table(("a", 1.0, 0.2, "1")).rows[0])
+
+
+def test_markdown_marks_and_escapes() -> None:
+    done = table(("a|b", 3.0, 0.2, "1"), ("c", 2.0, 0.1, "1"))
+    text = markdown(done)
+    assert r"| a\|b | 3.00 ± 0.10 | **0.200** |" in text
+    assert "| c | **2.00 ± 0.10** | 0.100 |" in text
+    assert "| --- | ---: | ---: |" in text
+    assert "| Run | fd_x ↓ | recall ↑ |" in text
+
+
+def test_csv_keeps_every_digit_and_names_spreads() -> None:
+    cells = ((Cell('a,"b"'), measured(1 / 3, 1 / 7), Cell("none")),)
+    rows = list(csv.DictReader(io.StringIO(csv_text(Table("t", "T", COLUMNS, cells, "")))))
+    assert list(rows[0]) == ["run", "fd", "fd_spread", "recall"]
+    assert (rows[0]["run"], float(rows[0]["fd"]), float(rows[0]["fd_spread"])) == ('a,"b"', 1 / 3, 1 / 7)
+
+
+def test_latex_escapes_and_marks() -> None:
+    text = latex(table(("a_b", 3.0, 0.2, "1"), ("c", 2.0, 0.1, "1")))
+    assert r"a\_b & 3.00 $\pm$ 0.10 & \textbf{0.200} \\" in text
+    assert r"\caption{100\% \& more}" in text
+    assert text.count("{") == text.count("}")
+    assert text.count(r"\begin") == text.count(r"\end") == 2
+    text.encode("ascii")
+
+
+def test_html_escapes() -> None:
+    text = html_table(Table("t", "T", COLUMNS, ((Cell("<script>"), measured(1.0), measured(2.0)),), ""))
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_row_of_the_wrong_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected 3 cells in a row, got 1"):
+        Table("t", "T", COLUMNS, ((Cell("a"),),), "")

@@ -1,0 +1,194 @@
+"""Figures and the page: complete, the same bytes twice, and needing nothing from outside."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cmcore.report import curves, figures
+from cmcore.report.cells import Cell, Column, Table
+from cmcore.report.page import Section, page
+from cmcore.report.plots import apart, canvas
+from cmcore.report.readers import Inputs, ReportError, read_runs
+from cmcore.report.tabulate import Written, tabulate
+
+
+@pytest.fixture(scope="module")
+def written(synthetic: Inputs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Written]:
+    out = tmp_path_factory.mktemp("report")
+    return out, tabulate(synthetic, out)
+
+
+def test_everything_is_written(written: tuple[Path, Written]) -> None:
+    out, result = written
+    tables = {f"tables/{name}.{end}" for name in ("comparison", "beside", "published") for end in ("md", "csv", "tex")}
+    names = ("samples", "quality_by_nfe", "level_scan", "quality_by_images", "training_curves")
+    drawn = {f"figures/{name}.{end}" for name in names for end in ("png", "svg")}
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert files == tables | drawn | {"index.html"}
+    assert {str(path.relative_to(out)) for path in result.files} == files
+    assert result.comparison == (out / "tables" / "comparison.md").read_text()
+
+
+def test_the_same_input_gives_the_same_bytes(written: tuple[Path, Written], synthetic: Inputs, tmp_path: Path) -> None:
+    out, _ = written
+    tabulate(synthetic, tmp_path)
+    different = [
+        str(p.relative_to(out))
+        for p in out.rglob("*")
+        if p.is_file() and p.read_bytes() != (tmp_path / p.relative_to(out)).read_bytes()
+    ]
+    assert different == []
+
+
+def test_no_file_carries_a_date_or_a_version(written: tuple[Path, Written]) -> None:
+    out, _ = written
+    for path in (out / "figures").glob("*.svg"):
+        assert not re.search(r"dc:date|matplotlib\.org|Matplotlib", path.read_text())
+    for path in (out / "figures").glob("*.png"):
+        with Image.open(path) as image:
+            assert set(image.info) <= {"dpi"}
+
+
+class Links(HTMLParser):
+    """Collects tags, and everything in attributes that could reach out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.targets: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_needs_nothing_else(written: tuple[Path, Written]) -> None:
+    text = (written[0] / "index.html").read_text()
+    links = Links()
+    links.feed(text)
+    assert len(links.targets) == 5
+    assert all(target.startswith("data:image/png;base64,") for target in links.targets)
+    assert not {"script", "link", "iframe", "object"} & set(links.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+    assert len(text) < 1_500_000
+
+
+def test_the_page_marks_what_is_published_and_shows_provenance(written: tuple[Path, Written]) -> None:
+    text = (written[0] / "index.html").read_text()
+    start = text.index("published, not measured here")
+    assert text.index("<h2>Our runs") < text.index("<h2>Beside") < start < text.index("<h2>Provenance")
+    assert text.index("arXiv 2303.01469", start) > start
+    assert "ectectectect" in text
+
+
+def test_the_page_escapes_what_it_is_given(tmp_path: Path) -> None:
+    table = Table("t", "<b>", (Column("a", "<i>"),), ((Cell("<script>x</script>"),),), "<u>")
+    text = page("<title>", ("<p>",), (Section(title="<h1>", text=("<a>",), tables=(table,)),))
+    assert not re.search(r"<script|<u>|<i>|<a>", text)
+    assert text.count("&lt;") >= 6
+
+
+def test_extra_sections_stand_before_the_published_numbers(workload: Callable[..., Inputs], tmp_path: Path) -> None:
+    tabulate(workload(), tmp_path / "out", extra=(Section(title="Search of the schedule", text=("found",)),))
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert text.index("<h2>Our runs") < text.index("<h2>Search of the schedule") < text.index("<h2>Published numbers")
+
+
+def test_figures_without_data_are_left_out_and_old_ones_removed(
+    workload: Callable[..., Inputs], tmp_path: Path
+) -> None:
+    inputs = workload()
+    tabulate(inputs, tmp_path / "out")
+    for path in inputs.metrics.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scan": [], "snapshots": []}))
+    tabulate(replace(inputs, runs=None, samples=None), tmp_path / "out")
+    assert {path.stem for path in (tmp_path / "out" / "figures").iterdir()} == {"quality_by_nfe"}
+
+
+def test_one_run_with_one_record_is_enough(workload: Callable[..., Inputs], tmp_path: Path) -> None:
+    inputs = workload("ect")
+    path = inputs.metrics / "ect.json"
+    data = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(
+            data | {"records": data["records"][:1], "scan": data["scan"][:1], "snapshots": data["snapshots"][:1]}
+        )
+    )
+    assert "| ect | ECT | 1 |" in tabulate(replace(inputs, reference=None), tmp_path / "out").comparison
+
+
+def test_many_runs_and_non_positive_losses_draw(workload: Callable[..., Inputs], tmp_path: Path) -> None:
+    inputs = workload("edm", "cd", "ct", "ict", "ect", "sct", "scd")
+    (inputs.runs / "sct" / "history.jsonl").write_text('{"images": 1, "loss": -0.5}\n{"images": 2, "loss": 0.5}\n')  # type: ignore[operator]
+    runs = read_runs(inputs)
+    assert figures.training_curves((*runs, *runs)) is not None
+    assert curves.quality_by_nfe((*runs, *runs)) is not None
+
+
+def test_samples_show_endpoints_first_and_the_same_columns(synthetic: Inputs) -> None:
+    figure = figures.samples(read_runs(synthetic))
+    assert figure is not None
+    labels = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts]
+    assert labels[:4] == ["teacher's ODE end point", "EDM 1 NFE", "EDM 11 NFE", "EDM 35 NFE"]
+    assert len(labels) == 1 + 3 + 6 * 2
+
+
+def test_small_images_are_enlarged_by_whole_factors() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    row = canvas(images, 3)
+    assert row.shape[0] >= 64
+    space = row.shape[0] - 64
+    second = row[:64, 64 + space : 128 + space]
+    assert np.array_equal(second[::8, ::8, 0], images[1, 0])
+    assert np.array_equal(second, second[::8, ::8].repeat(8, 0).repeat(8, 1))
+
+
+def test_colours_keep_their_channels() -> None:
+    image = np.zeros((1, 3, 32, 32), np.uint8)
+    image[0, 1] = 200
+    assert canvas(image, 1)[0, 0].tolist() == [0, 200, 0]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"nfe_1": np.zeros((2, 1, 8, 8), np.float32)},
+        {"nfe_1": np.zeros((2, 8, 8, 3), np.uint8)},
+        {"one": np.zeros((2, 1, 8, 8), np.uint8)},
+    ],
+)
+def test_wrong_sample_arrays_are_refused(workload: Callable[..., Inputs], arrays: dict[str, np.ndarray]) -> None:
+    inputs = workload("ect")
+    np.savez(inputs.samples / "ect.npz", **arrays)  # type: ignore[operator]
+    with pytest.raises(ReportError, match=r"ect.npz: .*expected uint8 \(N, 1 or 3, H, W\)"):
+        read_runs(inputs)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.2))
+def test_labels_keep_apart_and_in_order(values: list[float], gap: float) -> None:
+    placed = apart(values, gap)
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(placed[order]) >= gap - 1e-9).all()
+    assert placed.mean() == pytest.approx(np.mean(values), abs=1e-9)
+
+
+def test_labels_that_have_room_stay() -> None:
+    assert apart([0.9, 0.1, 0.5], 0.1).tolist() == [0.9, 0.1, 0.5]
+
+
+def test_the_running_mean_keeps_constants_and_means_what_it_says() -> None:
+    assert figures.smooth(np.full(50, 3.0)) == pytest.approx(3.0)
+    y = np.arange(100.0)
+    assert figures.smooth(y, 0.1)[50] == pytest.approx(y[45:56].mean())
