@@ -7,17 +7,13 @@ from types import ModuleType
 
 
 def available(package: str) -> list[str]:
-    """Names of the plug-in modules of a package: those that define `Config` and `build` (by convention, not 'base...')."""
+    """Names of the plug-in modules of a package: all but those that start with `_`, `base` or `layers`."""
     path = importlib.import_module(package).__path__
     return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith(("_", "base", "layers")))
 
 
 def load(package: str, name: str) -> ModuleType:
-    """Import `package.name`.
-
-    Raises:
-        ValueError: there is no such plug-in; the message lists those there are.
-    """
+    """Import `package.name`. Where there is no such plug-in, a ValueError lists those there are."""
     names = available(package)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)

@@ -42,7 +42,7 @@ def teacher_sampler(model: LoadedModel, steps: int) -> Heun:
 
 
 def samplers(run: Run, model: LoadedModel, config: EvalConfig) -> list[Sampler]:
-    """The samplers whose results the tables show: the ODE solver for a diffusion model, one and two steps for the others."""
+    """The samplers behind the tables: the ODE solver for a diffusion model, one and two steps for the others."""
     if not build_method(run).few_step:
         return [teacher_sampler(model, config.teacher_steps)]
     high, low = model.diffusion.sigma_max, model.diffusion.sigma_min
@@ -73,8 +73,12 @@ def evaluate_run(
         fid_absent: why there is no Inception reference, empty if there is one.
         on_progress: called with (images generated, total).
         device: torch device.
+
+    Returns:
+        The records and a few images of every sampler.
     """
-    model, summary = load_model(folder / WEIGHTS, device=device), json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    model = load_model(folder / WEIGHTS, device=device)
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     few_step = build_method(run).few_step
     snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
     scan = config.scan if few_step else ()
@@ -85,7 +89,9 @@ def evaluate_run(
         + config.snapshot_samples * len(snapshots) + config.endpoints * distil,
     )  # fmt: skip
 
-    def measured(sampler: Sampler, loaded: LoadedModel, samples: int, against: Sequence[Reference]) -> list[MetricRecord]:
+    def measured(
+        sampler: Sampler, loaded: LoadedModel, samples: int, against: Sequence[Reference]
+    ) -> list[MetricRecord]:
         source = _source(run, workload, loaded, sampler, config.seed)
         return evaluate_samples(count(_stream(sampler, loaded, samples, config, device)), against, source, config)
 
@@ -102,7 +108,9 @@ def evaluate_run(
         count.add(config.endpoints)
     high, low = model.diffusion.sigma_max, model.diffusion.sigma_min
     scanned = [
-        one for level in scan for one in measured(Multistep((high, level), low), model, config.scan_samples, references[:1])
+        one
+        for level in scan
+        for one in measured(Multistep((high, level), low), model, config.scan_samples, references[:1])
     ]
     on_the_way: list[MetricRecord] = []
     for path in snapshots:
@@ -145,7 +153,14 @@ class _Counter:
 def _stream(sampler: Sampler, model: LoadedModel, samples: int, config: EvalConfig, device: str) -> Iterator[Tensor]:
     shape = (model.shape.channels, model.shape.resolution, model.shape.resolution)
     return generate(
-        sampler, model.denoiser, shape, range(samples), seed=config.seed, batch=config.batch, classes=model.shape.classes, device=device
+        sampler,
+        model.denoiser,
+        shape,
+        range(samples),
+        seed=config.seed,
+        batch=config.batch,
+        classes=model.shape.classes,
+        device=device,
     )
 
 
@@ -201,4 +216,3 @@ def _endpoint_record(
 def teacher_of(run: Run, runs_folder: Path) -> Path | None:
     """The weight file of the run it starts from, or None."""
     return None if run.init == RANDOM else runs_folder / run.init / WEIGHTS
-

@@ -29,17 +29,15 @@ class ModelShape:
 
     @classmethod
     def of(cls, data: ImageData, conditional: bool) -> "ModelShape":
-        """The shape for a data set.
-
-        Raises:
-            ValueError: a conditional network was asked for and the images have no labels.
-        """
+        """The shape for a data set; a ValueError where a conditional network meets images without labels."""
         if conditional and data.classes < 2:
             raise ValueError("conditional: expected images with class labels, got a data set without; set it to false")
         return cls(data.shape[0], data.shape[1], data.classes if conditional else 0)
 
 
-def build_denoiser(net: NetChoice, shape: ModelShape, diffusion: DiffusionConfig, *, boundary: bool, seed: int = 0) -> Denoiser:
+def build_denoiser(
+    net: NetChoice, shape: ModelShape, diffusion: DiffusionConfig, *, boundary: bool, seed: int = 0
+) -> Denoiser:
     """A denoiser with random weights, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))
@@ -53,11 +51,13 @@ def build_denoiser(net: NetChoice, shape: ModelShape, diffusion: DiffusionConfig
 
 
 def save_random(path: Path) -> None:
-    """The weight file without weights that `init: random` names, so that every run has an edge to what it starts from."""
+    """The weight file without weights that `init: random` names, so that every run has a file it starts from."""
     checkpoint.save(path, {}, {"kind": RANDOM})
 
 
-def save_model(path: Path, profiles: dict[str, dict[str, Tensor]], run: Run, shape: ModelShape, meta: dict[str, Any]) -> None:
+def save_model(
+    path: Path, profiles: dict[str, dict[str, Tensor]], run: Run, shape: ModelShape, meta: dict[str, Any]
+) -> None:
     """Write the weights of some EMA profiles with everything that is needed to build the denoiser again."""
     tensors = {f"{profile}/{name}": tensor for profile, named in profiles.items() for name, tensor in named.items()}
     described = {
@@ -95,6 +95,9 @@ def load_model(path: Path, profile: str = "", *, dropout: float | None = None, d
         dropout: replaces the file's dropout; it is no part of the weights.
         device: where the denoiser goes.
 
+    Returns:
+        The denoiser, in eval mode, and what the file says of it.
+
     Raises:
         CheckpointError: no weight file of a model, or the profile is not in it.
     """
@@ -103,12 +106,16 @@ def load_model(path: Path, profile: str = "", *, dropout: float | None = None, d
         raise checkpoint.CheckpointError(f"{path}: expected a model, got a file of kind {meta.get('kind')!r}")
     profile = profile or meta["eval_ema"]
     if profile not in meta["profiles"]:
-        raise checkpoint.CheckpointError(f"{path}: expected one of the profiles {', '.join(meta['profiles'])}, got {profile!r}")
+        raise checkpoint.CheckpointError(
+            f"{path}: expected one of the profiles {', '.join(meta['profiles'])}, got {profile!r}"
+        )
     tensors, _ = checkpoint.load(path, f"{profile}/")
     options = {key: value for key, value in meta["net"].items() if key != "kind"}
     if dropout is not None:
         options["dropout"] = dropout
-    net = NetChoice(kind=meta["net"]["kind"], config=read(plugins.load("cmcore.nets", meta["net"]["kind"]).Config, options, "net"))
+    net = NetChoice(
+        kind=meta["net"]["kind"], config=read(plugins.load("cmcore.nets", meta["net"]["kind"]).Config, options, "net")
+    )
     shape, diffusion = ModelShape(**meta["shape"]), read(DiffusionConfig, meta["diffusion"], "diffusion")
     denoiser = build_denoiser(net, shape, diffusion, boundary=meta["boundary"])
     denoiser.net.load_state_dict(tensors)

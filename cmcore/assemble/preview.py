@@ -19,7 +19,9 @@ SEED = 1
 STEPS = 10  # Heun steps of a diffusion model: enough to see what it draws
 
 
-def previewer(run: Run, channels: int, resolution: int, classes: int, *, columns: int = 8, device: str = "cpu") -> Callable[[Denoiser, Path], None]:
+def previewer(
+    run: Run, channels: int, resolution: int, classes: int, *, columns: int = 8, device: str = "cpu"
+) -> Callable[[Denoiser, Path], None]:
     """A function that draws columns^2 samples of a denoiser into a PNG file: always from the same noise and labels."""
     d = run.diffusion
     if build_method(run).few_step:
@@ -29,7 +31,9 @@ def previewer(run: Run, channels: int, resolution: int, classes: int, *, columns
 
     def draw(denoiser: Denoiser, path: Path) -> None:
         shape = (channels, resolution, resolution)
-        batches = generate(sampler, denoiser, shape, range(columns**2), seed=SEED, batch=columns**2, classes=classes, device=device)
+        batches = generate(
+            sampler, denoiser, shape, range(columns**2), seed=SEED, batch=columns**2, classes=classes, device=device
+        )
         write_atomic(path, to_png(torch.cat(list(batches)).cpu().numpy(), columns))
 
     return draw

@@ -1,4 +1,4 @@
-"""Distances between two batches of images: (B, ...), (B, ...) -> (B,). The config field `distance` names one of them."""
+"""Distances between two batches of images: (B, ...), (B, ...) -> (B,). The config field `distance` names one."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -39,15 +39,13 @@ def provide(name: str, distance: Distance) -> None:
 
 
 def distance(name: DistanceName, c: float) -> Distance:
-    """The distance of that name; c is used by pseudo-Huber only.
-
-    Raises:
-        ValueError: LPIPS was asked for and its weights were not provided.
-    """
+    """The distance of that name; c is used by pseudo-Huber only. A ValueError where LPIPS was not provided."""
     if name == "pseudo_huber":
         return lambda a, b: pseudo_huber(a, b, c)
     if name == "lpips":
         if name not in _provided:
-            raise ValueError("distance: lpips needs its weights (set eval.lpips_weights), or choose pseudo_huber, l2 or l1")
+            raise ValueError(
+                "distance: lpips needs its weights (set eval.lpips_weights), or choose pseudo_huber, l2 or l1"
+            )
         return _provided[name]
     return {"l1": l1, "l2": l2}[name]

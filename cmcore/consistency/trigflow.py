@@ -59,7 +59,13 @@ def new_heads() -> dict[str, Callable[[], nn.Module]]:
 
 
 def continuous_loss(
-    student: Denoiser, weight: nn.Module, labels: Tensor | None, point: TrigPoint, dx_dt: Tensor, config: TrigConfig, r: float
+    student: Denoiser,
+    weight: nn.Module,
+    labels: Tensor | None,
+    point: TrigPoint,
+    dx_dt: Tensor,
+    config: TrigConfig,
+    r: float,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """e^w / D ||F - sg(F + g)||^2 - w, per sample, and scalars to log (arXiv 2410.11081, Eq. 8 and Alg. 1).
 

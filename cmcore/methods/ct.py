@@ -1,6 +1,6 @@
 """CT: consistency training without a teacher (Song et al., arXiv 2303.01469, Alg. 3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -37,7 +37,7 @@ class CT:
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = Needs(target=True)
+    needs: Needs = field(default_factory=lambda: Needs(target=True))
     boundary: bool = True
     few_step: bool = True
 

@@ -1,6 +1,6 @@
-"""EDM: a denoiser trained for all noise levels, the teacher of the distilled methods (Karras et al., arXiv 2206.00364)."""
+"""EDM: a denoiser for all noise levels, the teacher of the distilled methods (Karras et al., arXiv 2206.00364)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -29,7 +29,7 @@ class EDM:
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = Needs()
+    needs: Needs = field(default_factory=Needs)
     boundary: bool = False
     few_step: bool = False
 

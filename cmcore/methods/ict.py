@@ -1,6 +1,6 @@
 """iCT: improved consistency training (Song and Dhariwal, arXiv 2310.14189)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,11 +34,11 @@ class Config:
 
 @dataclass(frozen=True)
 class ICT:
-    """1/(t_{n+1} - t_n) PseudoHuber(f(x + t_{n+1} z, t_{n+1}), sg f(x + t_n z, t_n)); the target is the online network."""
+    """1/(t_{n+1} - t_n) PseudoHuber(f(x + t_{n+1} z, t_{n+1}), sg f(x + t_n z, t_n)), f the online network twice."""
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = Needs()
+    needs: Needs = field(default_factory=Needs)
     boundary: bool = True
     few_step: bool = True
 

@@ -36,7 +36,9 @@ class SCD:
             dx_dt = sd * trig_net(models.teacher, batch.labels)(point.x_t / sd, point.t)
         r = self.config.warmup(progress.images)
         with draws.dropout():
-            return LossOut(*continuous_loss(models.student, models.heads[WEIGHT_HEAD], batch.labels, point, dx_dt, self.config, r))
+            return LossOut(
+                *continuous_loss(models.student, models.heads[WEIGHT_HEAD], batch.labels, point, dx_dt, self.config, r)
+            )
 
     def target_decay(self, progress: Progress) -> float:
         """There is no EMA target."""

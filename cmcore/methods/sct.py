@@ -33,7 +33,9 @@ class SCT:
         dx_dt = cos * point.z - sin * batch.x
         r = self.config.warmup(progress.images)
         with draws.dropout():
-            return LossOut(*continuous_loss(models.student, models.heads[WEIGHT_HEAD], batch.labels, point, dx_dt, self.config, r))
+            return LossOut(
+                *continuous_loss(models.student, models.heads[WEIGHT_HEAD], batch.labels, point, dx_dt, self.config, r)
+            )
 
     def target_decay(self, progress: Progress) -> float:
         """There is no EMA target."""

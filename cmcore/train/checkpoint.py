@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors with a JSON header, written so that a reader sees the old file or the new one, never a part.
+"""Tensors on disk: safetensors with a JSON header, written so that a reader sees the old file or the new one.
 
 Nothing here can execute code when it is read.
 """
@@ -19,10 +19,9 @@ class CheckpointError(ValueError):
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, also through a crash; a full disk leaves the old file as it was.
+    """Replace `path` by `data` in one step, also through a crash.
 
-    Raises:
-        OSError: the data could not be written; the message says where.
+    A full disk leaves the old file as it was; the OSError says so, and where.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -51,8 +50,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
 def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors whose names start with `prefix` (without it), and the JSON data.
 
-    Raises:
-        CheckpointError: the file is missing, truncated, or not one of ours.
+    A file that is missing, truncated or not one of ours gives a CheckpointError.
     """
     try:
         with safe_open(path, framework="pt") as file:

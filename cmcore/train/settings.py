@@ -18,7 +18,12 @@ class EmaConfig:
         require((self.half_life > 0) != (self.power_std > 0), "half_life", "a half_life or a power_std above 0", self)
         require(self.half_life >= 0, "half_life", "at least 0", self.half_life)
         require(self.ramp >= 0, "ramp", "at least 0", self.ramp)
-        require(0 <= self.power_std < 0.28, "power_std", "below 0.28, where the profile's exponent is positive", self.power_std)
+        require(
+            0 <= self.power_std < 0.28,
+            "power_std",
+            "below 0.28, where the profile's exponent is positive",
+            self.power_std,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +53,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.batch >= 1, "batch", "at least 1", self.batch)
         require(self.images >= self.batch, "images", f"at least one batch of {self.batch}", self.images)
-        require(0 <= self.micro_batch <= self.batch, "micro_batch", f"between 0 and batch = {self.batch}", self.micro_batch)
+        require(
+            0 <= self.micro_batch <= self.batch, "micro_batch", f"between 0 and batch = {self.batch}", self.micro_batch
+        )
         require(self.lr > 0, "lr", "a positive number", self.lr)
         require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
         require(self.eps > 0, "eps", "a positive number", self.eps)
         require(self.lr_ramp_images >= 0, "lr_ramp_images", "at least 0", self.lr_ramp_images)
         decays = self.lr_decay == "inverse_sqrt"
-        require(not decays or self.lr_ref_images > 0, "lr_ref_images", "a positive number for inverse_sqrt", self.lr_ref_images)
+        require(
+            not decays or self.lr_ref_images > 0,
+            "lr_ref_images",
+            "a positive number for inverse_sqrt",
+            self.lr_ref_images,
+        )
         inside = self.lr_decay != "linear" or 0 <= self.lr_ref_images < self.images
         require(inside, "lr_ref_images", f"between 0 and images = {self.images} for linear", self.lr_ref_images)
         require(self.clip_norm >= 0, "clip_norm", "at least 0", self.clip_norm)
