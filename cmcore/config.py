@@ -1,7 +1,7 @@
 """YAML -> frozen dataclasses, strictly. Imports no torch.
 
-A config class is a frozen, keyword-only dataclass. `read` refuses unknown keys, missing keys and wrong types, naming the dotted path,
-what was expected and what was got; range checks live in `__post_init__` as `require(...)` calls.
+A config class is a frozen, keyword-only dataclass. `read` refuses unknown keys, missing keys and wrong types, naming
+the dotted path, what was expected and what was got; range checks live in `__post_init__` as `require(...)` calls.
 """
 
 import dataclasses
@@ -9,9 +9,10 @@ import difflib
 import hashlib
 import json
 import re
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -35,7 +36,7 @@ def require(condition: bool, key: str, expected: str, got: object) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, where `1e-4` is a string and `no` is a boolean; this loader follows YAML 1.2's core schema."""
+    """YAML 1.2's core schema. PyYAML itself reads YAML 1.1, where `1e-4` is a string and `no` is a boolean."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
@@ -44,13 +45,23 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        """Decimal digits, also after a leading zero, where YAML 1.1 reads octal; 0o and 0x say otherwise."""
+        text = node.value
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
@@ -58,18 +69,34 @@ for _tag, _pattern, _first in (
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping with YAML 1.2 numbers.
 
-    Raises:
-        ConfigError: the file is missing, is not YAML, repeats a key, or is not a mapping with string keys.
+    A file that is missing, is not YAML, repeats a key, contains itself or is not a mapping gives a ConfigError.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"cannot be read ({error})") from error
-    except (yaml.YAMLError, ValueError) as error:
+    # Beside its own errors PyYAML lets through what a wrong explicit tag, as in `!!map [1]`, or endless nesting causes.
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(str(path), "is not valid YAML: " + " ".join(str(error).split())) from error
     if not isinstance(data, dict):
         raise ConfigError(str(path), f"expected a mapping at the top, got {type(data).__name__}")
+    if _contains_itself(data, set(), set()):
+        raise ConfigError(str(path), "contains itself through a YAML alias")
     return data
+
+
+def _contains_itself(data: object, above: set[int], done: set[int]) -> bool:
+    """Whether a YAML alias stands inside what it names: nothing could read that to its end."""
+    children = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    if not children or id(data) in done:
+        return False
+    if id(data) in above:
+        return True
+    above.add(id(data))
+    found = any(_contains_itself(child, above, done) for child in children)
+    above.remove(id(data))
+    done.add(id(data))
+    return found
 
 
 def join(path: str, key: str) -> str:
@@ -78,11 +105,7 @@ def join(path: str, key: str) -> str:
 
 
 def read(cls: type[C], data: object, path: str = "") -> C:
-    """Build the config class `cls` from plain data.
-
-    Raises:
-        ConfigError: with the dotted path of the first wrong value.
-    """
+    """Build the config class `cls` from plain data; a ConfigError has the dotted path of the first wrong value."""
     if not isinstance(data, Mapping):
         raise ConfigError(path, f"expected a mapping, got {data!r}")
     hints = typing.get_type_hints(cls)
@@ -110,7 +133,8 @@ def _describe(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(arg) for arg in args)
     if origin is tuple:
-        return f"a list of {_describe(args[0])}"
+        same = args[-1] is Ellipsis
+        return f"a list of {_describe(args[0])}" if same else "a list of " + ", ".join(map(_describe, args))
     if origin is dict or dataclasses.is_dataclass(hint):
         return "a mapping"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
@@ -136,11 +160,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 continue
         raise wrong
     if origin is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
+        if not isinstance(value, (list, tuple)):
             raise wrong
-        if args[-1] is not Ellipsis and len(value) != len(args):
-            raise ConfigError(path, f"expected {len(args)} values, got {len(value)}")
-        return tuple(_convert(args[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+        items = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(value) != len(items):
+            raise ConfigError(path, f"expected {len(items)} values, got {len(value)}")
+        pairs = zip(items, value, strict=True)
+        return tuple(_convert(item, part, f"{path}[{index}]") for index, (item, part) in enumerate(pairs))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise wrong
@@ -149,7 +175,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 raise ConfigError(join(path, str(key)), "expected a name of letters, digits, '_' and '-'")
         return {key: _convert(args[1], item, join(path, key)) for key, item in value.items()}
     if hint is float and type(value) in (int, float):
-        if value != value or value in (float("inf"), float("-inf")):
+        if not abs(value) <= sys.float_info.max:
             raise ConfigError(path, f"expected a finite number, got {value!r}")
         return float(value)
     if hint in (int, bool, str, type(None)) and type(value) is hint:
