@@ -17,11 +17,11 @@ def ct_decay(points: int, s0: int, mu0: float) -> float:
 
 
 def ict_points(k: int, K: int, s0: int, s1: int) -> int:
-    """N(k) = min(s0 2^floor(k/K'), s1) + 1, doubling after every K' iterations (arXiv 2310.14189, Eq. 12)."""
-    stages = math.floor(math.log2(s1 // s0)) + 1
-    K_prime = max(1, K // stages)
-    # The cap of the exponent only keeps the integer small: s1 has long been reached by then.
-    return min(s0 * 2 ** min(k // K_prime, stages), s1) + 1
+    """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K / (log2 floor(s1/s0) + 1)) (arXiv 2310.14189, Eq. 12)."""
+    ratio = s1 // s0
+    K_prime = max(1, math.floor(K / (math.log2(ratio) + 1)))
+    # The cap of the exponent only keeps the integer small: s0 2^bits is above s1.
+    return min(s0 * 2 ** min(k // K_prime, ratio.bit_length()), s1) + 1
 
 
 def ect_stage(fraction: float, stages: int) -> int:

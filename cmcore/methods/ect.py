@@ -1,6 +1,7 @@
 """ECT: easy consistency tuning of a diffusion model (Geng et al., arXiv 2406.14548)."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
+
+FLOAT32_BITS = 24  # of precision: the network cannot tell levels apart that are closer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class Config:
         require(self.q > 1, "q", "more than 1", self.q)
         require(self.k >= 0, "k", "at least 0", self.k)
         require(self.stages >= 1, "stages", "at least 1", self.stages)
+        resolved = self.ratio_limit < 1 or self.stages * math.log2(self.q) <= FLOAT32_BITS
+        require(resolved, "stages", f"q^stages within 2^{FLOAT32_BITS}, or r rounds to t", f"{self.q}^{self.stages}")
         require(0 < self.ratio_limit <= 1, "ratio_limit", "a number in (0, 1]", self.ratio_limit)
         require(self.huber_c > 0, "huber_c", "a positive number", self.huber_c)
 
@@ -47,7 +52,7 @@ class ECT:
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = Needs()
+    needs: Needs = field(default_factory=Needs)
     boundary: bool = False
     few_step: bool = True
 
