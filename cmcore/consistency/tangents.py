@@ -1,7 +1,8 @@
 """TrigFlow and the continuous-time tangent of sCM (arXiv 2410.11081), by forward-mode differentiation.
 
-TrigFlow: x_t = cos t x_0 + sin t z with z ~ N(0, sigma_data^2 I), t in [0, pi/2]; f(x_t, t) = cos t x_t - sin t sigma_data F(x_t/sigma_data, t).
-The denoiser's network is F up to its sign (see diffusion/precond.py), so a diffusion model of this project is a TrigFlow model as it is.
+TrigFlow: x_t = cos t x_0 + sin t z with z ~ N(0, sigma_data^2 I), t in [0, pi/2], and
+f(x_t, t) = cos t x_t - sin t sigma_data F(x_t/sigma_data, t). The denoiser's network is F up to its sign (see
+diffusion/precond.py), so a diffusion model of this project is a TrigFlow model as it is.
 """
 
 from collections.abc import Callable
@@ -20,31 +21,33 @@ class Tangent(NamedTuple):
     """F (B, ...) of the online network, with its graph, and cos t sin t sigma_data dF/dt (B, ...), without."""
 
     F: Tensor
-    scaled_dF: Tensor
+    scaled_dF: Tensor  # noqa: N815 (the paper's symbol)
 
 
 def trig_net(denoiser: Denoiser, labels: Tensor | None) -> TrigNet:
-    """F_trig(x/sigma_data, t), for x/sigma_data (B, ...) and t (B,): minus the raw network at sigma = sigma_data tan t."""
+    """F_trig(x/sigma_data, t), for x/sigma_data (B, ...) and t (B,): minus the network at sigma = sigma_data tan t."""
 
-    def F(u: Tensor, t: Tensor) -> Tensor:
+    def minus_net(u: Tensor, t: Tensor) -> Tensor:
         sigma = denoiser.sigma_data * torch.tan(t)
         c_noise = noise_coordinate(sigma, denoiser.sigma_data, denoiser.coordinate)
         return -denoiser.net(u, c_noise.to(u.dtype), labels)
 
-    return F
+    return minus_net
 
 
 def scaled_jvp(F: TrigNet, x_t: Tensor, t: Tensor, dx_dt: Tensor, sigma_data: float) -> Tangent:
     """F and cos t sin t sigma_data dF/dt along the trajectory, in one pass (arXiv 2410.11081, sec. 4.1 and App. F).
 
-    The factor cos t sin t sigma_data goes into the tangent before the differentiation, so nothing large is ever formed: near t = pi/2 the
-    derivative of c_noise = ln(tan t)/4 alone would be 1/(4 cos t sin t).
+    The factor cos t sin t sigma_data goes into the tangent before the differentiation, so nothing large is ever formed:
+    near t = pi/2 the derivative of c_noise = ln(tan t)/4 alone would be 1/(4 cos t sin t).
     """
     scale = torch.cos(t) * torch.sin(t)
     primals = (x_t / sigma_data, t)
     tangents = (expand_like(scale, x_t) * dx_dt, scale * sigma_data)
-    F_theta, dF = torch.func.jvp(F, primals, tangents)
-    return Tangent(F=F_theta, scaled_dF=dF.detach())
+    # A derivative in bf16 would be mostly rounding, so this stays in full precision under any train.precision.
+    with torch.autocast(x_t.device.type, enabled=False):
+        outputs = torch.func.jvp(F, primals, tangents)
+    return Tangent(F=outputs[0], scaled_dF=outputs[1].detach())
 
 
 def consistency_tangent(x_t: Tensor, t: Tensor, dx_dt: Tensor, tangent: Tangent, sigma_data: float, r: float) -> Tensor:
