@@ -1,7 +1,7 @@
 """Which source files a module needs: the static import closure inside the project, and its digest.
 
-It tells a run's fingerprint, and the test of dvc.yaml, which code a result depends on. Plug-ins are imported by name at run
-time, so callers name them as roots.
+It tells a run's fingerprint, and the test of dvc.yaml, which code a result depends on. Plug-ins are imported by name at
+run time, so callers name them as roots.
 """
 
 import ast
@@ -28,7 +28,9 @@ def imported_modules(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or not node.module:
+                raise ValueError(f"{file}:{node.lineno}: expected absolute imports only, got a relative one")
             # `from package import name` may name a submodule or an attribute; a name that is no file is dropped later.
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return {name for name in found if name.split(".")[0] in PACKAGES}
@@ -37,8 +39,7 @@ def imported_modules(file: Path) -> set[str]:
 def import_closure(roots: Iterable[str], root: Path = ROOT) -> set[Path]:
     """Files, relative to the project, that the root modules need, themselves and package initialisers included.
 
-    Raises:
-        ValueError: a root is no module of the project.
+    A ValueError says that a root is no module of the project.
     """
     pending, closure = list(roots), set[Path]()
     for name in pending:

@@ -34,7 +34,7 @@ class RunEntry:
     options: dict[str, Any] = field(default_factory=dict)  # fields of the method's Config
     train: dict[str, Any] = field(default_factory=dict)  # over the section `train`
     net: dict[str, Any] = field(default_factory=dict)  # over the section `net`
-    sample: SampleConfig = SampleConfig()
+    sample: SampleConfig = field(default_factory=SampleConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Sections:
     net: dict[str, Any]
     train: dict[str, Any]
     runs: dict[str, RunEntry]
-    eval: EvalConfig = EvalConfig()
+    eval: EvalConfig = field(default_factory=EvalConfig)
     tune: dict[str, Any] = field(default_factory=dict)
     compute: dict[str, Any] = field(default_factory=dict)
     tracking: dict[str, Any] = field(default_factory=dict)
@@ -100,22 +100,14 @@ class Project:
         return self.sections.workload
 
     def run(self, name: str) -> Run:
-        """The run of that name.
-
-        Raises:
-            ConfigError: there is none.
-        """
+        """The run of that name, or a ConfigError."""
         if name not in self.runs:
             raise ConfigError(join("runs", name), f"expected one of {', '.join(self.runs)}")
         return self.runs[name]
 
 
 def load_project(path: str | Path = "params.yaml") -> Project:
-    """Read and check a whole parameter file.
-
-    Raises:
-        ConfigError: with the dotted path of the first value that is wrong.
-    """
+    """Read and check a whole parameter file; a ConfigError names the dotted path of the first value that is wrong."""
     return parse_project(load_yaml(path))
 
 
@@ -124,6 +116,8 @@ def parse_project(data: Mapping[str, Any]) -> Project:
     sections = read(Sections, data)
     read(TrainConfig, sections.train, "train")
     _net(sections.net, "net")
+    for index, level in enumerate(sections.eval.scan):
+        _check_level(level, sections.diffusion, f"eval.scan[{index}]")
     runs = {name: _resolve(sections, name, entry) for name, entry in sections.runs.items()}
     for run in runs.values():
         _check_init(runs, run)
@@ -131,7 +125,7 @@ def parse_project(data: Mapping[str, Any]) -> Project:
 
 
 def plugin_config(package: str, kind: str, options: Mapping[str, Any], kind_path: str, path: str) -> Any:
-    """The Config of the plug-in `kind`, filled from `options`; `kind_path` and `path` are where both stand in the file."""
+    """The Config of the plug-in `kind`, filled from `options`; both paths say where these stand in the file."""
     try:
         module = plugins.load(package, kind)
     except ValueError as error:
@@ -142,26 +136,38 @@ def plugin_config(package: str, kind: str, options: Mapping[str, Any], kind_path
 def _net(section: Mapping[str, Any], path: str) -> NetChoice:
     kind = section.get("kind")
     if not isinstance(kind, str):
-        raise ConfigError(join(path, "kind"), f"expected one of {', '.join(plugins.available('cmcore.nets'))}, got {kind!r}")
+        raise ConfigError(
+            join(path, "kind"), f"expected one of {', '.join(plugins.available('cmcore.nets'))}, got {kind!r}"
+        )
     options = {key: value for key, value in section.items() if key != "kind"}
     return NetChoice(kind=kind, config=plugin_config("cmcore.nets", kind, options, join(path, "kind"), path))
+
+
+def _net_section(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's changes to the shared network, or its own network where that is of another kind."""
+    return own if own.get("kind", shared.get("kind")) != shared.get("kind") else merge(shared, own)
+
+
+def _check_level(level: float, diffusion: DiffusionConfig, path: str) -> None:
+    if not diffusion.sigma_min < level < diffusion.sigma_max:
+        between = f"diffusion.sigma_min = {diffusion.sigma_min} and diffusion.sigma_max = {diffusion.sigma_max}"
+        raise ConfigError(path, f"expected a level between {between}, got {level}")
 
 
 def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     path = join("runs", name)
     if name == RANDOM:
         raise ConfigError(path, f"{RANDOM!r} stands for random initialisation; expected another name")
-    method_config = plugin_config("cmcore.methods", entry.method, entry.options, join(path, "method"), join(path, "options"))
-    if not entry.sample.two_step < sections.diffusion.sigma_max:
-        raise ConfigError(
-            join(path, "sample.two_step"), f"expected less than diffusion.sigma_max = {sections.diffusion.sigma_max}, got {entry.sample.two_step}"
-        )
+    method_config = plugin_config(
+        "cmcore.methods", entry.method, entry.options, join(path, "method"), join(path, "options")
+    )
+    _check_level(entry.sample.two_step, sections.diffusion, join(path, "sample.two_step"))
     return Run(
         name=name,
         method=entry.method,
         method_config=method_config,
         init=entry.init,
-        net=_net(merge(sections.net, entry.net), join(path, "net")),
+        net=_net(_net_section(sections.net, entry.net), join(path, "net")),
         train=read(TrainConfig, merge(sections.train, entry.train), join(path, "train")),
         sample=entry.sample,
         diffusion=sections.diffusion,
@@ -175,7 +181,10 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
     while current.init != RANDOM:
         if current.init not in runs:
             others = [name for name in runs if name != run.name]
-            raise ConfigError(join(join("runs", current.name), "init"), f"expected {RANDOM} or one of {', '.join(others)}, got {current.init!r}")
+            raise ConfigError(
+                join(join("runs", current.name), "init"),
+                f"expected {RANDOM} or one of {', '.join(others)}, got {current.init!r}",
+            )
         if current.init in seen:
             raise ConfigError(path, f"goes round in a circle: {' -> '.join([*seen, current.init])}")
         current = runs[current.init]
@@ -183,13 +192,14 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
     if run.init != RANDOM and run.net.shape != runs[run.init].net.shape:
         theirs, ours = runs[run.init].net.shape, run.net.shape
         differ = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
-        raise ConfigError(join(join("runs", run.name), "net"), f"expected the network of {run.init!r}, got another {', '.join(differ)}")
-    if run.init == RANDOM and _method_needs_teacher(run):
-        raise ConfigError(path, f"{run.method} distils a teacher; expected the name of a diffusion run, got {RANDOM!r}")
-
-
-def _method_needs_teacher(run: Run) -> bool:
-    return build_method(run).needs.teacher
+        raise ConfigError(
+            join(join("runs", run.name), "net"),
+            f"expected the network of {run.init!r}, got another {', '.join(differ)}",
+        )
+    if build_method(run).needs.teacher and (run.init == RANDOM or build_method(runs[run.init]).few_step):
+        raise ConfigError(
+            path, f"{run.method} distils a teacher; expected the name of a diffusion run, got {run.init!r}"
+        )
 
 
 def build_method(run: Run) -> Any:
@@ -208,4 +218,3 @@ def resolved(run: Run) -> dict[str, Any]:
     # How often a checkpoint is taken is no part of the result.
     data["train"].pop("checkpoint_seconds")
     return {key: data[key] for key in sorted(data)}
-

@@ -43,9 +43,11 @@ class Inputs:
 
 def fingerprint(run: Run, inputs: Inputs) -> str:
     """Digest of the configuration, of the source code it runs and of its inputs. Equal fingerprints, equal results."""
+    # How the weights are sampled later is no part of them.
+    config = {key: value for key, value in resolved(run).items() if key != "sample"}
     roots = ["cmcore.assemble.training", f"cmcore.methods.{run.method}", f"cmcore.nets.{run.net.kind}"]
     init = hashlib.sha256(inputs.init.read_bytes()).hexdigest()
-    return digest([resolved(run), source_digest(roots), ImageData.open(inputs.data).digest, init])
+    return digest([config, source_digest(roots), ImageData.open(inputs.data).digest, init])
 
 
 def work_folder(root: Path, workload: str, run: Run, inputs: Inputs) -> Path:
@@ -78,6 +80,9 @@ def train_run(
         preview: draws samples of a denoiser into a PNG file, at every snapshot.
         device: torch device.
         **worker: rank, world and reduce of `cmcore.train.steps.steps`.
+
+    Returns:
+        The folder of the results, inside the work folder.
     """
     if (folder / FINAL).exists():
         on_progress(run.train.total, run.train.total)
@@ -115,7 +120,9 @@ def train_run(
     return _finish(state, run, shape, folder, mark)
 
 
-def _networks(run: Run, inputs: Inputs, shape: ModelShape, method: Any, device: str) -> tuple[Denoiser, Denoiser | None]:
+def _networks(
+    run: Run, inputs: Inputs, shape: ModelShape, method: Any, device: str
+) -> tuple[Denoiser, Denoiser | None]:
     """The student, with the averaged weights of `init` where there is one, and the teacher."""
     student = build_denoiser(run.net, shape, run.diffusion, boundary=method.boundary, seed=run.train.seed).to(device)
     if run.init == RANDOM:
