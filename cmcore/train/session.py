@@ -1,8 +1,8 @@
 """Cadence: pulls the training generator, and logs, saves and resumes. Nothing here changes what is computed.
 
-A session lives in a folder named by the run's fingerprint, so what it finds there was made by the same configuration, code and data.
-Averages of the history start anew at every logged line, and checkpoints are taken only there, so a resumed run writes
-the same history and ends in the same bits as one that was never interrupted.
+A session lives in a folder named by the run's fingerprint, so what it finds there was made by the same configuration,
+code and data. Averages of the history start anew at every logged line, and checkpoints are taken only there, so a
+resumed run writes the same history and ends in the same bits as one that was never interrupted.
 """
 
 import json
@@ -30,7 +30,7 @@ class History:
     """history.jsonl: one line for every stretch of `log_images` images, the truth that trackers repeat."""
 
     def __init__(self, path: Path, images: int) -> None:
-        """Open the file of a run that stands at `images`; lines from after that are of a lost future and are dropped."""
+        """Open the file of a run that stands at `images`; later lines are of a lost future and are dropped."""
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         # A line that a kill cut in two has no end; json.loads is not asked about it.
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= images]
@@ -69,15 +69,14 @@ class Window:
 def resume(state: State, folder: Path, fingerprint: str) -> bool:
     """Continue from the folder's checkpoint, if there is one.
 
-    Raises:
-        CheckpointError: it is unreadable or belongs to another run.
+    If it is unreadable or belongs to another run, that is a CheckpointError.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return False
     tensors, meta = checkpoint.load(path)
-    if meta["fingerprint"] != fingerprint:
-        raise checkpoint.CheckpointError(f"{path}: expected fingerprint {fingerprint}, got {meta['fingerprint']}")
+    if meta.get("fingerprint") != fingerprint:
+        raise checkpoint.CheckpointError(f"{path}: expected fingerprint {fingerprint}, got {meta.get('fingerprint')}")
     load_state_tensors(state, tensors, meta["images"])
     return True
 

@@ -36,16 +36,15 @@ class State:
 
 
 def new_state(method: Method, student: Denoiser, teacher: Denoiser | None, config: TrainConfig) -> State:
-    """The state before the first step.
-
-    Raises:
-        ValueError: the method needs a teacher and there is none.
-    """
+    """The state before the first step; a ValueError where the method needs a teacher and there is none."""
     if method.needs.teacher and teacher is None:
-        raise ValueError(f"{type(method).__name__} needs a teacher: set the run's `init` to the name of a diffusion run")
+        raise ValueError(
+            f"{type(method).__name__} needs a teacher: set the run's `init` to the name of a diffusion run"
+        )
     device = next(student.net.parameters()).device
     heads = nn.ModuleDict({name: make() for name, make in method.needs.heads.items()}).to(device)
-    target = copy.deepcopy(student).requires_grad_(False) if method.needs.target else None
+    # In train mode first: the target is a copy, and must drop what the student drops.
+    target = copy.deepcopy(student.train()).requires_grad_(False) if method.needs.target else None
     if teacher is not None:
         teacher.requires_grad_(False).eval()
     models = Models(student=student.train(), teacher=teacher, target=target, heads=heads)
@@ -68,11 +67,7 @@ def state_tensors(state: State) -> dict[str, Tensor]:
 
 
 def load_state_tensors(state: State, tensors: dict[str, Tensor], images: int) -> None:
-    """Put back what `state_tensors` gave, in place.
-
-    Raises:
-        RuntimeError: names or shapes do not fit, for instance because the network changed.
-    """
+    """Put back what `state_tensors` gave, in place. Names or shapes that do not fit give a RuntimeError."""
 
     def group(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

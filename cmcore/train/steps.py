@@ -34,8 +34,7 @@ class StepRecord(NamedTuple):
 def row_slices(batch: int, micro_batch: int, rank: int = 0, world: int = 1) -> list[slice]:
     """The rows of the global batch that this worker computes, one slice at a time.
 
-    Raises:
-        ValueError: the batch does not divide among the workers.
+    A batch that does not divide among the workers is a ValueError.
     """
     if batch % world:
         raise ValueError(f"train.batch: expected a multiple of compute.workers = {world}, got {batch}")
@@ -45,7 +44,14 @@ def row_slices(batch: int, micro_batch: int, rank: int = 0, world: int = 1) -> l
 
 
 def steps(
-    state: State, method: Method, batches: Batches, config: TrainConfig, *, rank: int = 0, world: int = 1, reduce: Reduce | None = None
+    state: State,
+    method: Method,
+    batches: Batches,
+    config: TrainConfig,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    reduce: Reduce | None = None,
 ) -> Iterator[StepRecord]:
     """Train until `config.total` images are seen, one optimiser step a record.
 
@@ -66,7 +72,7 @@ def steps(
     """
     device = next(state.models.student.net.parameters()).device
     trained = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
-    slices = row_slices(config.batch, config.micro_batch, rank, world)
+    slices, share = row_slices(config.batch, config.micro_batch, rank, world), config.batch // world
     while state.images < config.total:
         progress = Progress(state.images, config.total, config.batch)
         lr = learning_rate(config, state.images)
@@ -81,7 +87,7 @@ def steps(
             part = out.loss.sum() / config.batch
             part.backward()
             loss += part.detach()
-            scalars = out.scalars
+            _add_scalars(scalars, out.scalars, (rows.stop - rows.start) / share)
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if reduce is not None:
             reduce([loss, *gradients])
@@ -93,6 +99,12 @@ def steps(
         state.images += config.batch
         _update_averages(state, method, progress, config)
         yield StepRecord(state.images, loss, grad_norm, lr, scalars)
+
+
+def _add_scalars(total: dict[str, Tensor | float], part: dict[str, Tensor | float], share: float) -> None:
+    """Add what one micro-batch has to say: tensors are its means, plain numbers are the same for all."""
+    for name, value in part.items():
+        total[name] = total.get(name, 0.0) + share * value.detach() if isinstance(value, Tensor) else value
 
 
 def _require_finite(loss: Tensor, grad_norm: Tensor, state: State, method: Method, config: TrainConfig) -> None:
