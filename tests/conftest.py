@@ -10,6 +10,9 @@ import pytest
 
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray reads these when it is imported, so they are set before any test module is.
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "7" * 64,
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",

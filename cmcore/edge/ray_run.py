@@ -1,0 +1,159 @@
+"""Running a function: in this process, on a Ray of our own, or on a cluster. The result is the same, bit for bit."""
+
+import pickle
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cmcore.edge.ray_session import ROOT, ComputeError, Session, connection
+from cmcore.edge.settings import ComputeConfig
+
+Emit = Callable[[Any], None]
+
+
+class _Said(NamedTuple):
+    """What comes back from a job: any number of events, then a result or an error."""
+
+    kind: Literal["event", "result", "error"]
+    value: Any
+
+
+def execute(compute: ComputeConfig, function: Callable[..., Any], *args: Any, progress: Emit | None = None) -> Any:
+    """Call `function(*args)`, or `function(*args, emit)` where there is a `progress`, and return its result.
+
+    Args:
+        compute: where, and with how many threads.
+        function: importable by name, so that it can be found on another machine. Paths in its arguments are absolute.
+        *args: its arguments.
+        progress: called here with every value that the function emits there.
+
+    Raises:
+        ComputeError: there is no such cluster, it is too small, or the worker died.
+        Exception: what the function raised, with the traceback from the job as a note.
+    """
+    if compute.backend == "inline":
+        return limited(compute.threads, function, *args, *([progress] if progress else []))
+    with connection(compute) as session:
+        return _on_ray(compute, session, function, args, progress)
+
+
+def limited(threads: int, function: Callable[..., Any], *args: Any) -> Any:
+    """Call the function with a fixed number of threads for torch and numpy: it decides the last bits of a sum."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    with threadpool_limits(threads):
+        torch.set_num_threads(threads)
+        try:
+            return function(*args)
+        finally:
+            torch.set_num_threads(before)
+
+
+def pick_device(compute: ComputeConfig) -> str:
+    """The torch device for a job; asked inside the job, on the machine that has the device.
+
+    Raises:
+        ComputeError: cuda was asked for and is not there.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if compute.device == "cuda" and not there:
+        raise ComputeError("compute.device: expected a machine with CUDA, got one without; set it to auto or cpu")
+    return "cuda" if there and compute.device != "cpu" else "cpu"
+
+
+def _on_ray(
+    compute: ComputeConfig, session: Session, function: Callable[..., Any], args: Sequence[Any], progress: Emit | None
+) -> Any:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    gpus = _check_resources(compute, ray.nodes())
+    job = ray.remote(num_cpus=compute.threads, num_gpus=gpus, num_returns="streaming", max_retries=0)(_serve)
+    needed = None if session.own else ROOT
+    stream: Any = job.remote(function, args, progress is not None, compute.threads, needed)
+    try:
+        while True:
+            # A wait without an end would not notice Ctrl-C.
+            if not ray.wait([stream], timeout=1.0)[0]:
+                continue
+            for said in ray.get(next(stream)):
+                if said.kind == "result":
+                    return said.value
+                if said.kind == "error":
+                    raise said.value
+                if progress is not None:
+                    progress(said.value)
+    except (RayError, StopIteration) as error:
+        if isinstance(error, RayTaskError):
+            raise
+        reason = str(error).strip().splitlines()[:1]
+        raise ComputeError(
+            f"the worker that ran {function.__name__} died (killed, or out of memory?): {' '.join(reason)}; "
+            "start again, and it continues from its last checkpoint"
+        ) from error
+    except BaseException:
+        ray.cancel(stream, force=True)
+        raise
+
+
+def _check_resources(compute: ComputeConfig, nodes: list[dict[str, Any]]) -> int:
+    """The number of GPUs to ask for. Ray would wait for ever for a node that the cluster does not have."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    largest = max((node.get("CPU", 0) for node in alive), default=0)
+    if compute.threads > largest:
+        raise ComputeError(
+            f"compute.threads: expected at most the {largest:g} CPUs of the largest node, got {compute.threads}"
+        )
+    gpus = any(node.get("GPU", 0) >= 1 for node in alive)
+    if compute.device == "cuda" and not gpus:
+        raise ComputeError(
+            "compute.device: expected a cluster with a GPU for cuda, got one without; set it to auto or cpu"
+        )
+    return int(gpus and compute.device != "cpu")
+
+
+def _serve(
+    function: Callable[..., Any], args: Sequence[Any], emits: bool, threads: int, needed: Path | None
+) -> Iterator[list[_Said]]:
+    """The job: the function in a thread of its own, and what it says as a stream, in bunches."""
+    said: queue.SimpleQueue[_Said] = queue.SimpleQueue()
+
+    def emit(value: Any) -> None:
+        said.put(_Said("event", value))
+
+    def work() -> None:
+        try:
+            if needed is not None and not needed.is_dir():
+                raise ComputeError(
+                    f"a node of the cluster does not see {needed}: the project must lie on shared storage"
+                )
+            said.put(_Said("result", limited(threads, function, *args, *([emit] if emits else []))))
+        except BaseException as error:  # it is raised again where the result is waited for
+            said.put(_Said("error", _portable(error)))
+
+    threading.Thread(target=work, daemon=True).start()
+    ended = False
+    while not ended:
+        bunch = [said.get()]
+        while not said.empty():
+            bunch.append(said.get())
+        yield bunch
+        ended = bunch[-1].kind != "event"
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error with its traceback as a note, in a form that can be pickled."""
+    note = "In the job:\n" + "".join(traceback.format_exception(error))
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception class with a constructor of its own need not survive pickling
+        copy = ComputeError(f"{type(error).__name__}: {error}")
+    copy.add_note(note)
+    return copy

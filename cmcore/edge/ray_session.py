@@ -1,0 +1,140 @@
+"""A connection to Ray: to an existing cluster, or to one of our own on this machine.
+
+Ray listens on every network interface, also when it runs on one machine only, and whoever reaches it can run code. So
+our own Ray always asks for a random token that only its children know.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmcore.edge.settings import ComputeConfig
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGES = ("cmcore", "stages")
+# Address of a Ray of our own that `make repro` shares among its stages: starting one costs seconds.
+SHARED = "CMLAB_SHARED_RAY"
+OBJECT_STORE = 150 * 2**20  # bytes; only progress, paths and small results pass through it
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+class ComputeError(RuntimeError):
+    """The work could not be done where it was to be done; the message says why in one sentence."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where we are connected to."""
+
+    address: str
+    own: bool  # ours alone, on this machine
+
+
+@contextmanager
+def connection(compute: ComputeConfig) -> Iterator[Session]:
+    """A Ray connection for the time of the block: RAY_ADDRESS, else `compute.address`, else our own.
+
+    Raises:
+        ComputeError: no cluster answers at the address.
+    """
+    address = os.environ.get("RAY_ADDRESS") or compute.address
+    shared = os.environ.get(SHARED, "")
+    if address and address != "local":
+        with _connected(address, {"py_modules": [str(ROOT / name) for name in PACKAGES], "excludes": ["__pycache__"]}):
+            yield Session(address, own=False)
+    elif shared and _answers(shared):
+        with _connected(shared, {}):
+            yield Session(shared, own=True)
+    else:
+        with own_ray(compute) as address:
+            yield Session(address, own=True)
+
+
+@contextmanager
+def own_ray(compute: ComputeConfig) -> Iterator[str]:
+    """Start a Ray on this machine and stop it afterwards; its processes die with this one in any case."""
+    # Ray reads the token once in a process, so a second Ray in the same process must have the same one.
+    token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **ENVIRONMENT}
+    import ray
+
+    # Unix sockets end at 107 bytes and Ray adds 60, so a long TMPDIR cannot be used.
+    place = tempfile.gettempdir()
+    place = Path(place if len(place) < 30 else "/tmp")
+    _remove_left_over(place)
+    folder = tempfile.mkdtemp(prefix=f"cmray-{os.getpid()}-", dir=place)
+    cpus = max(compute.threads, os.cpu_count() or 1)
+    try:
+        with _module_path():
+            ray.init(
+                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE,
+                _temp_dir=folder, log_to_driver=False, logging_level=logging.ERROR,
+            )  # fmt: skip
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_over(place: Path) -> None:
+    """Remove the folders of those who were killed before they could do it."""
+    for folder in place.glob("cmray-*-*"):
+        if not Path("/proc", folder.name.split("-")[1]).exists() and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _module_path() -> Iterator[None]:
+    """Processes started in the block find every module that this one finds."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, sys.path)]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def _connected(address: str, runtime_env: dict[str, Any]) -> Iterator[None]:
+    """Connect to a running cluster."""
+    where = f"Ray at {address} (RAY_ADDRESS or compute.address)"
+    if address.startswith("ray://"):
+        raise ComputeError(f"{where}: expected host:port of the head node, got the address of a Ray client server")
+    if address != "auto" and not _answers(address):
+        raise ComputeError(f"{where} does not answer; is the head node up, and is this the port of `ray start --port`?")
+    os.environ |= ENVIRONMENT
+    import ray
+
+    try:
+        ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ComputeError(
+            f"{where} cannot be used: {reason} (a cluster needs one Ray version and one token)"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _answers(address: str, seconds: float = 3.0) -> bool:
+    """Whether something listens there; Ray itself would try for twenty seconds."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except (OSError, ValueError):
+        return False
+    return True
