@@ -27,6 +27,7 @@ from cmcore.tracking.base import Tracker
 from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY, run_session
 from cmcore.train.state import State, new_state
+from cmcore.train.steps import ALONE, Worker
 
 FINAL = "final"  # appears, whole, when the run has ended
 WEIGHTS, SUMMARY, SNAPSHOTS = "weights.safetensors", "summary.json", "snapshots"
@@ -64,7 +65,7 @@ def train_run(
     on_progress: Callable[[int, int], None],
     preview: Preview | None = None,
     device: str = "cpu",
-    **worker: Any,
+    worker: Worker = ALONE,
 ) -> Path:
     """Train, or continue, the run and return the folder of its results; a finished run returns at once.
 
@@ -79,7 +80,8 @@ def train_run(
         on_progress: called with (images seen, total).
         preview: draws samples of a denoiser into a PNG file, at every snapshot.
         device: torch device.
-        **worker: rank, world and reduce of `cmcore.train.steps.steps`.
+        worker: one of the workers that train the run together. Only the lead writes, so only when it has returned are
+            the results there.
 
     Returns:
         The folder of the results, inside the work folder.
@@ -104,7 +106,8 @@ def train_run(
             preview(averaged(state, profile), grid)
             tracker.artifact(grid, "samples")
 
-    tracker.params(resolved(run))
+    if worker.lead:
+        tracker.params(resolved(run))
     run_session(
         state,
         method,
@@ -115,9 +118,9 @@ def train_run(
         tracker=tracker,
         on_progress=on_progress,
         on_snapshot=on_snapshot,
-        **worker,
+        worker=worker,
     )
-    return _finish(state, run, shape, folder, mark)
+    return _finish(state, run, shape, folder, mark, worker.world) if worker.lead else folder / FINAL
 
 
 def _networks(
@@ -156,7 +159,7 @@ def averaged(state: State, profile: str) -> Denoiser:
     return denoiser.eval()
 
 
-def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str) -> Path:
+def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str, workers: int) -> Path:
     """Collect the results beside the checkpoint and let them appear at once."""
     partial = folder / f".{FINAL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -177,6 +180,7 @@ def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str) 
         "eval_ema": run.train.eval_ema,
         "conditional": run.conditional,
         "threads": torch.get_num_threads(),
+        "workers": workers,
         "fingerprint": mark,
     }
     checkpoint.write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())

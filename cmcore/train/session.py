@@ -20,7 +20,7 @@ from cmcore.tracking.base import Tracker
 from cmcore.train import checkpoint
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State, load_state_tensors, state_tensors
-from cmcore.train.steps import NonFiniteError, StepRecord, steps
+from cmcore.train.steps import ALONE, NonFiniteError, StepRecord, Worker, steps
 
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.jsonl"
@@ -92,7 +92,7 @@ def run_session(
     tracker: Tracker,
     on_progress: Callable[[int, int], None],
     on_snapshot: Callable[[State], None],
-    **worker: Any,
+    worker: Worker = ALONE,
 ) -> None:
     """Train to the end, from the start or from the folder's checkpoint.
 
@@ -106,17 +106,23 @@ def run_session(
         tracker: told the history as it grows.
         on_progress: called with (images seen, total).
         on_snapshot: called at `config.snapshots` equidistant moments, the last being the end.
-        **worker: rank, world and reduce of `steps`.
+        worker: one of the workers of the run. Only the lead writes, logs and speaks; the others compute.
 
     Raises:
         NonFiniteError: naming step, method and the last good checkpoint.
+        CheckpointError: the checkpoint is unreadable, of another run, or not the same for every worker.
     """
     resume(state, folder, fingerprint)
+    _agree(state, folder, worker)
+    if not worker.lead:
+        for _ in steps(state, method, batches, config, worker):
+            pass
+        return
     history, window = History(folder / HISTORY, state.images), Window()
     saved = time.monotonic()
     on_progress(state.images, config.total)
     try:
-        for record in steps(state, method, batches, config, **worker):
+        for record in steps(state, method, batches, config, worker):
             window.add(record)
             if _crossed(record.images, config.batch, config.total, config.snapshots):
                 on_snapshot(state)
@@ -133,6 +139,19 @@ def run_session(
         good = folder / CHECKPOINT
         where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
         raise NonFiniteError(f"{error}; {where}") from error
+
+
+def _agree(state: State, folder: Path, worker: Worker) -> None:
+    """Workers that resumed at different moments would train on in silence."""
+    if worker.reduce is None:
+        return
+    total = torch.tensor(float(state.images), dtype=torch.float64, device=state.parameters[0].device)
+    worker.reduce([total])
+    if float(total) != worker.world * state.images:
+        raise checkpoint.CheckpointError(
+            f"{folder / CHECKPOINT}: worker {worker.rank} resumed at {state.images} images and others did not; "
+            "the work folder must lie on storage that all workers share"
+        )
 
 
 def _save(state: State, folder: Path, fingerprint: str) -> None:

@@ -1,6 +1,7 @@
 """The training loop, as a generator. It knows the method's protocol and nothing of logging, saving or cadence."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,23 @@ class NonFiniteError(RuntimeError):
     """A loss or a gradient is not a finite number; the optimiser step was not taken."""
 
 
+@dataclass(frozen=True)
+class Worker:
+    """One of the processes that train a run together; by default the only one. Each computes its share of a batch."""
+
+    rank: int = 0
+    world: int = 1
+    reduce: Reduce | None = None  # sums tensors over the workers, in place; needed where world > 1
+
+    @property
+    def lead(self) -> bool:
+        """Whether this is the one worker that writes files."""
+        return self.rank == 0
+
+
+ALONE = Worker()
+
+
 class StepRecord(NamedTuple):
     """What one optimiser step did. `images` counts those seen after it; tensors are detached."""
 
@@ -31,27 +49,20 @@ class StepRecord(NamedTuple):
     scalars: dict[str, Tensor | float]
 
 
-def row_slices(batch: int, micro_batch: int, rank: int = 0, world: int = 1) -> list[slice]:
-    """The rows of the global batch that this worker computes, one slice at a time.
+def row_slices(batch: int, micro_batch: int, worker: Worker) -> list[slice]:
+    """The rows of the global batch that a worker computes, one slice at a time.
 
     A batch that does not divide among the workers is a ValueError.
     """
-    if batch % world:
-        raise ValueError(f"train.batch: expected a multiple of compute.workers = {world}, got {batch}")
-    share = batch // world
-    start, size = rank * share, micro_batch or share
+    if batch % worker.world:
+        raise ValueError(f"train.batch: expected a multiple of compute.workers = {worker.world}, got {batch}")
+    share = batch // worker.world
+    start, size = worker.rank * share, micro_batch or share
     return [slice(low, min(low + size, start + share)) for low in range(start, start + share, size)]
 
 
 def steps(
-    state: State,
-    method: Method,
-    batches: Batches,
-    config: TrainConfig,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    reduce: Reduce | None = None,
+    state: State, method: Method, batches: Batches, config: TrainConfig, worker: Worker = ALONE
 ) -> Iterator[StepRecord]:
     """Train until `config.total` images are seen, one optimiser step a record.
 
@@ -60,9 +71,7 @@ def steps(
         method: the objective.
         batches: gives the images of some rows of the global batch at an address.
         config: training settings.
-        rank: which worker this is.
-        world: number of workers; each computes its share of the global batch.
-        reduce: sums tensors over the workers in place; needed where world > 1.
+        worker: which part of every batch is computed here, and how the parts are summed.
 
     Yields:
         A record after every optimiser step.
@@ -72,7 +81,7 @@ def steps(
     """
     device = next(state.models.student.net.parameters()).device
     trained = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
-    slices, share = row_slices(config.batch, config.micro_batch, rank, world), config.batch // world
+    slices = row_slices(config.batch, config.micro_batch, worker)
     while state.images < config.total:
         progress = Progress(state.images, config.total, config.batch)
         lr = learning_rate(config, state.images)
@@ -87,10 +96,10 @@ def steps(
             part = out.loss.sum() / config.batch
             part.backward()
             loss += part.detach()
-            _add_scalars(scalars, out.scalars, (rows.stop - rows.start) / share)
+            _add_scalars(scalars, out.scalars, (rows.stop - rows.start) / config.batch)
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        if reduce is not None:
-            reduce([loss, *gradients])
+        if worker.reduce is not None:
+            worker.reduce([loss, *(value for value in scalars.values() if isinstance(value, Tensor)), *gradients])
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         _require_finite(loss, grad_norm, state, method, config)
         if config.clip_norm:
@@ -102,7 +111,7 @@ def steps(
 
 
 def _add_scalars(total: dict[str, Tensor | float], part: dict[str, Tensor | float], share: float) -> None:
-    """Add what one micro-batch has to say: tensors are its means, plain numbers are the same for all."""
+    """Add what a share of the batch has to say: tensors are its means, plain numbers are the same for all."""
     for name, value in part.items():
         total[name] = total.get(name, 0.0) + share * value.detach() if isinstance(value, Tensor) else value
 
