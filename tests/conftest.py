@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+# The same examples on every machine, and no verdict from its clock.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray reads these when it is imported, so they are set before any test module is.
