@@ -136,7 +136,7 @@ def _serve(
                 )
             said.put(_Said("result", limited(threads, function, *args, *([emit] if emits else []))))
         except BaseException as error:  # it is raised again where the result is waited for
-            said.put(_Said("error", _portable(error)))
+            said.put(_Said("error", portable(error)))
 
     threading.Thread(target=work, daemon=True).start()
     ended = False
@@ -148,7 +148,7 @@ def _serve(
         ended = bunch[-1].kind != "event"
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """The error with its traceback as a note, in a form that can be pickled."""
     note = "In the job:\n" + "".join(traceback.format_exception(error))
     try:

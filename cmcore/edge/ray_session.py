@@ -39,13 +39,31 @@ class Session:
     own: bool  # ours alone, on this machine
 
 
+_current: list[Session] = []  # Ray allows one connection in a process
+
+
 @contextmanager
 def connection(compute: ComputeConfig) -> Iterator[Session]:
     """A Ray connection for the time of the block: RAY_ADDRESS, else `compute.address`, else our own.
 
+    A block inside another, also in another thread, shares the outer one's connection.
+
     Raises:
         ComputeError: no cluster answers at the address.
     """
+    if _current:
+        yield _current[0]
+        return
+    with _new_connection(compute) as session:
+        _current.append(session)
+        try:
+            yield session
+        finally:
+            _current.remove(session)
+
+
+@contextmanager
+def _new_connection(compute: ComputeConfig) -> Iterator[Session]:
     address = os.environ.get("RAY_ADDRESS") or compute.address
     shared = os.environ.get(SHARED, "")
     if address and address != "local":
@@ -60,8 +78,11 @@ def connection(compute: ComputeConfig) -> Iterator[Session]:
 
 
 @contextmanager
-def own_ray(compute: ComputeConfig) -> Iterator[str]:
-    """Start a Ray on this machine and stop it afterwards; its processes die with this one in any case."""
+def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
+    """Start a Ray on this machine and stop it afterwards; its processes die with this one in any case.
+
+    It takes as many jobs at a time as there are cores for, and `jobs` at least: those were asked for.
+    """
     # Ray reads the token once in a process, so a second Ray in the same process must have the same one.
     token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **ENVIRONMENT}
@@ -72,7 +93,7 @@ def own_ray(compute: ComputeConfig) -> Iterator[str]:
     place = Path(place if len(place) < 30 else "/tmp")
     _remove_left_over(place)
     folder = tempfile.mkdtemp(prefix=f"cmray-{os.getpid()}-", dir=place)
-    cpus = max(compute.threads, os.cpu_count() or 1)
+    cpus = max(compute.threads * jobs, os.cpu_count() or 1)
     try:
         with _module_path():
             ray.init(

@@ -17,11 +17,12 @@ class ComputeConfig:
     address: str = ""  # of a Ray cluster; the variable RAY_ADDRESS has precedence; empty: a local Ray of our own
     threads: int = 2  # of torch, in every job: the number of threads changes the last bits of a result
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    workers: int = 1  # data-parallel processes of one run
+    workers: int = 1  # data-parallel processes of one training run, each with `threads` threads
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "threads", "at least 1", self.threads)
-        require(self.workers == 1, "workers", "1 (data-parallel training is not built yet)", self.workers)
+        require(self.workers >= 1, "workers", "at least 1", self.workers)
+        require(self.workers == 1 or self.backend == "ray", "workers", "1 for the backend inline", self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
