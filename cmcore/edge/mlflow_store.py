@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "30",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
 }
@@ -61,9 +62,11 @@ def open_run(uri: str, experiment: str, name: str, tags: Mapping[str, str]) -> t
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    # After the import, which sets up loggers of its own.
     for chatty in ("alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
 
     with _lock(uri):
         client = MlflowClient(tracking_uri=uri)

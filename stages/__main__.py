@@ -1,0 +1,27 @@
+"""`python -m stages <stage> [run]`: what dvc.yaml calls.
+
+Stages are imported, not run as scripts, so that Ray can send their jobs away by name.
+"""
+
+import importlib
+import sys
+
+STAGES = ("prepare", "reference", "train", "evaluate", "tabulate")
+
+
+def main(arguments: list[str]) -> None:
+    """Run one stage."""
+    if not arguments or arguments[0] not in STAGES:
+        sys.exit(f"usage: python -m stages {{{','.join(STAGES)}}} [run]")
+    name, *rest = arguments
+    try:
+        from stages.process import guarded
+
+        stage = importlib.import_module(f"stages.{name}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error.name} is not installed for {sys.executable}; use make, or activate the environment first")
+    guarded(" ".join(arguments), lambda: stage.main(*rest))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

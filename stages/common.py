@@ -1,0 +1,113 @@
+"""What every stage starts from: the checked parameters, the folders of the workload, and where runs are tracked."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmcore.assemble.project import Project, Run, load_project
+from cmcore.config import read
+from cmcore.edge.mlflow_tracker import MlflowTracker
+from cmcore.edge.settings import ComputeConfig, TrackingConfig
+from cmcore.tracking.base import Null, Tracker
+
+PARAMS = "params.yaml"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a workload keeps its files; absolute, as a job may run with another working directory."""
+
+    root: Path
+    workload: str
+
+    @property
+    def outputs(self) -> Path:
+        return self.root / "outputs" / self.workload
+
+    @property
+    def data(self) -> Path:
+        return self.outputs / "data"
+
+    @property
+    def reference(self) -> Path:
+        return self.outputs / "reference"
+
+    @property
+    def runs(self) -> Path:
+        return self.outputs / "runs"
+
+    @property
+    def samples(self) -> Path:
+        return self.outputs / "samples"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports" / self.workload
+
+    @property
+    def work(self) -> Path:
+        """Resumable checkpoints: outside DVC's outputs, for DVC deletes those before it runs a stage."""
+        return self.root / ".work"
+
+    def weights(self, run: str) -> Path:
+        return self.runs / run / "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The checked parameter file."""
+
+    project: Project
+    compute: ComputeConfig
+    tracking: TrackingConfig
+    folders: Folders
+
+    @contextmanager
+    def tracker(self, run: Run, fingerprint: str) -> Iterator[Tracker]:
+        """The tracker of a run for the time of the block; training and evaluation continue the same one."""
+        if not self.tracking.mlflow:
+            yield Null()
+            return
+        manifest = json.loads((self.folders.data / "manifest.json").read_text(encoding="utf-8"))
+        tags = {
+            "workload": self.project.workload,
+            "method": run.method,
+            "fingerprint": fingerprint,
+            "git_revision": git_revision(self.folders.root),
+            "data_digest": manifest["sha256"][:16],
+            "run": run.name,
+        }
+        workload = self.project.workload
+        tracker = MlflowTracker(self.tracking, workload=workload, name=run.name, tags=tags, root=self.folders.root)
+        try:
+            yield tracker
+        except BaseException:
+            tracker.close(failed=True)
+            raise
+        tracker.close()
+
+
+def load(root: Path | None = None) -> Setup:
+    """Read and check the whole parameter file of the project folder, by default the working directory.
+
+    Raises:
+        ConfigError: with the dotted path of the first wrong value.
+    """
+    root = (root or Path()).resolve()
+    project = load_project(root / PARAMS)
+    return Setup(
+        project=project,
+        compute=read(ComputeConfig, project.sections.compute, "compute"),
+        tracking=read(TrackingConfig, project.sections.tracking, "tracking"),
+        folders=Folders(root, project.workload),
+    )
+
+
+def git_revision(root: Path) -> str:
+    """The commit of the checkout, marked `-dirty` where files differ from it."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "none"

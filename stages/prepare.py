@@ -1,0 +1,24 @@
+"""data -> outputs/<workload>/data: the images as one array, with labels and a manifest."""
+
+from pathlib import Path
+
+from cmcore.assemble.models import save_random
+from cmcore.assemble.project import RANDOM
+from cmcore.data.prepare import prepare
+from cmcore.data.sources import DataConfig
+from cmcore.edge.ray_run import execute
+from stages.common import load
+from stages.progress import Emit, listener, reporter
+
+
+def job(config: DataConfig, out: Path, emit: Emit) -> None:
+    """Read, check and convert the images."""
+    prepare(config, out, reporter(emit))
+
+
+def main() -> None:
+    """Write the data set, and the weight file that `init: random` names."""
+    setup = load()
+    with listener("prepare", "img") as listen:
+        execute(setup.compute, job, setup.project.sections.data, setup.folders.data, progress=listen)
+    save_random(setup.folders.weights(RANDOM))

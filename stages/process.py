@@ -1,0 +1,63 @@
+"""The life of a stage process: one-line errors, a clean end on every signal, and no life after DVC's."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+from cmcore.config import ConfigError
+from cmcore.data.errors import DataError
+from cmcore.edge.ray_session import ComputeError
+from cmcore.report.readers import ReportError
+from cmcore.train.checkpoint import CheckpointError
+from cmcore.train.steps import NonFiniteError
+
+EXPECTED = (ConfigError, DataError, CheckpointError, NonFiniteError, ComputeError, ReportError)
+GRACE = 15.0  # seconds for a clean end, once DVC is gone
+
+
+def guarded(name: str, main: Callable[[], None]) -> NoReturn:
+    """Run a stage and exit: 0, 1 for an error, 2 for a wrong parameter, 128 + n for signal n."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=_die_with, args=(callers(),), daemon=True).start()
+    try:
+        main()
+    except EXPECTED as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; start again, and it continues from its last checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    sys.exit(128 + number)
+
+
+def callers() -> list[psutil.Process]:
+    """The processes whose death ends the stage: DVC, and a shell between DVC and us. Else our parent alone."""
+    parents = psutil.Process().parents()[:3]
+    for place, parent in enumerate(parents):
+        if any("dvc" in os.path.basename(part) for part in parent.cmdline()):
+            return parents[: place + 1]
+    return parents[:1]
+
+
+def _die_with(processes: list[psutil.Process]) -> None:
+    """DVC killed from outside leaves its stage running; nobody would look at what it does."""
+    while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)

@@ -1,0 +1,126 @@
+"""`make repro`: check the parameters, say what is to be done, run it, and show the result."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cmcore.config import ConfigError
+from cmcore.edge.ray_session import SHARED, own_ray
+from stages.common import Setup, load
+from stages.plan import Speeds, changed_stages, words
+
+RUNNING = re.compile(r"^Running stage '(?P<stage>.+)':$")
+CACHED = re.compile(r"^Stage '(?P<stage>.+)' is cached - skipping run, checking out outputs$")
+# What DVC says that helps nobody here.
+SILENT = re.compile(
+    r"^(> python -m|Stage '.+' didn't change|'.+' didn't change|Updating lock file|Use `dvc push`|\s*$)"
+)
+
+
+def plan() -> list[str]:
+    """The stages that `dvc repro` would run, in order."""
+    import networkx
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        graph: Any = repo.index.graph
+        order = [stage.addressing for stage in networkx.dfs_postorder_nodes(graph)]
+        parents = {stage.addressing: [parent.addressing for parent in graph.successors(stage)] for stage in graph}
+        return changed_stages(repo.status(), {name: parents[name] for name in order})
+
+
+def run_dvc(todo: list[str], setup: Setup, environment: dict[str, str]) -> int:
+    """Run `dvc repro` and turn what it says into one line a stage, with what is left."""
+    speeds = Speeds.read(setup.folders.work / "speeds.json")
+    left, running, since = list(todo), "", time.monotonic()
+    process = subprocess.Popen(["dvc", "repro"], stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    with stopped_with_us(process):
+        assert process.stdout is not None
+        for line in map(str.rstrip, process.stdout):
+            started, cached = RUNNING.match(line), CACHED.match(line)
+            if started or cached:
+                if running:
+                    speeds.learn(running, setup.project, time.monotonic() - since)
+                stage = (started or cached)["stage"]  # pyright: ignore[reportOptionalSubscript]
+                running, since = (stage, time.monotonic()) if started else ("", since)
+                rest = sum(speeds.expected(name, setup.project) for name in left)
+                left = [name for name in left if name != stage]
+                place = f"[{len(todo) - len(left)}/{len(todo)}]"
+                print(f"{place} {stage}{'' if started else ': restored'}, about {words(rest)} left", flush=True)
+            elif not SILENT.match(line):
+                print(f"      {line}", flush=True)
+        code = process.wait()
+    if running and code == 0:
+        speeds.learn(running, setup.project, time.monotonic() - since)
+    return code
+
+
+@contextlib.contextmanager
+def stopped_with_us(process: subprocess.Popen[str]) -> Iterator[None]:
+    """End the process when we are asked to end. Its stages watch it, and end by themselves."""
+
+    def stop(number: int, frame: Any) -> None:
+        del frame
+        process.terminate()
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def summary(setup: Setup) -> str:
+    """The comparison table, and where everything is."""
+    reports = setup.folders.reports.relative_to(setup.folders.root)
+    return "\n".join(
+        (
+            (setup.folders.reports / "tables" / "comparison.md").read_text(encoding="utf-8"),
+            f"Report   {reports / 'index.html'}",
+            f"Figures  {reports / 'figures'}/",
+            f"Tables   {reports / 'tables'}/ (Markdown, CSV, LaTeX)",
+            f"MLflow   {'make ui' if setup.tracking.mlflow else 'off (tracking.mlflow)'}",
+        )
+    )
+
+
+def main() -> int:
+    """Everything; the result is the exit code."""
+    start = time.monotonic()
+    try:
+        setup = load()
+    except ConfigError as error:
+        print(f"params.yaml: {error}", file=sys.stderr)
+        return 2
+    todo = plan()
+    print(f"{setup.project.workload}: {len(todo)} stages to run" + (f": {', '.join(todo)}" if todo else ""), flush=True)
+    compute = setup.compute
+    ours = todo and compute.backend == "ray" and not (os.environ.get("RAY_ADDRESS") or compute.address)
+    with own_ray(compute) if ours else contextlib.nullcontext("") as address:
+        code = run_dvc(todo, setup, {SHARED: address} if address else {})
+    if code:
+        print("stopped; `make repro` continues from here", file=sys.stderr)
+        return code
+    print(f"\n{summary(setup)}\n\n{len(todo)} stages in {words(time.monotonic() - start)}")
+    return 0
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parent.parent)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped; `make repro` continues from here", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

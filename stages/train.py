@@ -1,0 +1,52 @@
+"""One entry of `runs` -> outputs/<workload>/runs/<run>: weights, history, summary and snapshots."""
+
+from pathlib import Path
+
+from cmcore.assemble.models import ModelShape
+from cmcore.assemble.preview import previewer
+from cmcore.assemble.project import Run
+from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, train_run, work_folder
+from cmcore.data.images import ImageData
+from cmcore.edge.ray_run import execute, pick_device
+from cmcore.edge.ray_train import execute_together
+from cmcore.edge.settings import ComputeConfig
+from cmcore.tracking.base import Sender
+from cmcore.train.steps import ALONE, Worker
+from stages.common import Setup, load
+from stages.files import install
+from stages.progress import Emit, listener, reporter
+
+
+def job(compute: ComputeConfig, run: Run, inputs: Inputs, folder: Path, emit: Emit, worker: Worker = ALONE) -> Path:
+    """Train, or continue, the run in its work folder."""
+    device = pick_device(compute)
+    shape = ModelShape.of(ImageData.open(inputs.data), run.conditional)
+    preview = previewer(run, shape.channels, shape.resolution, shape.classes, device=device)
+    return train_run(
+        run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit), preview=preview, device=device,
+        worker=worker,
+    )  # fmt: skip
+
+
+def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
+    """Train, or continue, the run in its work folder and return the folder of its results."""
+    compute, folder = setup.compute, work_folder(setup.folders.work, setup.folders.workload, run, inputs)
+    final = folder / FINAL
+    with (
+        setup.tracker(run, fingerprint(run, inputs)) as tracker,
+        listener(f"train {run.name}", "img", tracker) as listen,
+    ):
+        if not final.exists() and compute.workers > 1:
+            execute_together(compute, folder, job, compute, run, inputs, folder, progress=listen)
+        elif not final.exists():
+            execute(compute, job, compute, run, inputs, folder, progress=listen)
+        tracker.artifact(final / WEIGHTS, "weights")
+    return final
+
+
+def main(name: str) -> None:
+    """Train the run and write what it declares."""
+    setup = load()
+    run, folders = setup.project.run(name), setup.folders
+    final = train(setup, run, Inputs(folders.data, folders.weights(run.init)))
+    install(final, folders.runs / name)

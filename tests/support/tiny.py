@@ -1,0 +1,75 @@
+"""Small parts of which tests build runs: a tiny network, a method by name, a state to train."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmcore import plugins
+from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.methods.base import Batch, Method
+from cmcore.nets import mlp
+from cmcore.rng import Draws
+from cmcore.train.settings import TrainConfig
+from cmcore.train.state import State, new_state
+
+METHODS = plugins.available("cmcore.methods")
+DIFFUSION = DiffusionConfig(sigma_max=20.0)
+SHAPE = (1, 2, 2)
+
+
+def make_config(name: str, **options: Any) -> Any:
+    """A method's Config; where it has a choice of distances, one that needs no weights."""
+    config = plugins.load("cmcore.methods", name).Config
+    chooses = "distance" in config.__dataclass_fields__
+    return config(**({"distance": "pseudo_huber"} if chooses else {}) | options)
+
+
+def make_method(name: str, diffusion: DiffusionConfig = DIFFUSION, **options: Any) -> Method:
+    """A method by name."""
+    return plugins.load("cmcore.methods", name).build(make_config(name, **options), diffusion)
+
+
+def make_denoiser(
+    *,
+    boundary: bool = False,
+    seed: int = 0,
+    noise: float = 0.0,
+    dropout: float = 0.0,
+    hidden: int = 16,
+    blocks: int = 1,
+) -> Denoiser:
+    """A tiny MLP; with `noise` no parameter keeps its, partly zero, initial value."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fields = {"embedding_width": hidden, "features": 8, "residual_gain": 1.0}
+        config = mlp.Config(hidden=hidden, blocks=blocks, dropout=dropout, **fields)
+        net = mlp.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=0)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += noise * torch.randn_like(parameter)
+    return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=DIFFUSION.sigma_min if boundary else 0.0)
+
+
+def make_train(**options: Any) -> TrainConfig:
+    """Settings of a short run."""
+    return TrainConfig(**{"images": 320, "batch": 32, "lr": 1e-3, **options})
+
+
+def make_state(method: Method, config: TrainConfig | None = None, **options: Any) -> State:
+    """A student, a teacher where the method needs one, and the rest."""
+    student = make_denoiser(boundary=method.boundary, **options)
+    teacher = make_denoiser(**{**options, "seed": 7}) if method.needs.teacher else None
+    return new_state(method, student, teacher, config or make_train())
+
+
+def batches(draws: Draws) -> Batch:
+    """Images +-0.5 by address, the same sign all over an image but for a little noise."""
+    sign = torch.where(draws.uniform(stream="sign") < 0.5, -0.5, 0.5).float()
+    return Batch(sign[:, None, None, None] + 0.05 * draws.normal(SHAPE, stream="data"), None)
+
+
+def flat(tensors: Any) -> Tensor:
+    """All numbers of some tensors in one."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
