@@ -4,9 +4,11 @@ from pathlib import Path
 
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.preview import previewer
-from cmcore.assemble.project import Run
+from cmcore.assemble.project import Run, needs_lpips
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, train_run, work_folder
+from cmcore.consistency import distances
 from cmcore.data.images import ImageData
+from cmcore.edge.lpips import load_lpips
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.ray_train import execute_together
 from cmcore.edge.settings import ComputeConfig
@@ -20,6 +22,8 @@ from stages.progress import Emit, listener, reporter
 def job(compute: ComputeConfig, run: Run, inputs: Inputs, folder: Path, emit: Emit, worker: Worker = ALONE) -> Path:
     """Train, or continue, the run in its work folder."""
     device = pick_device(compute)
+    if needs_lpips(run.method_config):
+        distances.provide("lpips", load_lpips(run.train.lpips_weights, device=device))
     shape = ModelShape.of(ImageData.open(inputs.data), run.conditional)
     preview = previewer(run, shape.channels, shape.resolution, shape.classes, device=device)
     return train_run(

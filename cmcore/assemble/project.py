@@ -162,13 +162,20 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
         "cmcore.methods", entry.method, entry.options, join(path, "method"), join(path, "options")
     )
     _check_level(entry.sample.two_step, sections.diffusion, join(path, "sample.two_step"))
+    train = read(TrainConfig, merge(sections.train, entry.train), join(path, "train"))
+    if needs_lpips(method_config) and not Path(train.lpips_weights).is_file():
+        raise ConfigError(
+            join(path, "options.distance"),
+            f"lpips needs torchvision's VGG-16 weights; expected train.lpips_weights to name their file, got "
+            f"{train.lpips_weights!r}; or choose pseudo_huber, l2 or l1",
+        )
     return Run(
         name=name,
         method=entry.method,
         method_config=method_config,
         init=entry.init,
         net=_net(_net_section(sections.net, entry.net), join(path, "net")),
-        train=read(TrainConfig, merge(sections.train, entry.train), join(path, "train")),
+        train=train,
         sample=entry.sample,
         diffusion=sections.diffusion,
         conditional=sections.conditional,
@@ -200,6 +207,11 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
         raise ConfigError(
             path, f"{run.method} distils a teacher; expected the name of a diffusion run, got {run.init!r}"
         )
+
+
+def needs_lpips(method_config: Any) -> bool:
+    """Whether a method's loss asks for the LPIPS network, whose weights do not come with the project."""
+    return getattr(method_config, "distance", "") == "lpips"
 
 
 def build_method(run: Run) -> Any:

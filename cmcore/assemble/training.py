@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, save_model
-from cmcore.assemble.project import RANDOM, Run, build_method, resolved
+from cmcore.assemble.project import RANDOM, Run, build_method, needs_lpips, resolved
 from cmcore.closure import source_digest
 from cmcore.config import digest
 from cmcore.data.augment import flip
@@ -47,8 +47,11 @@ def fingerprint(run: Run, inputs: Inputs) -> str:
     # How the weights are sampled later is no part of them.
     config = {key: value for key, value in resolved(run).items() if key != "sample"}
     roots = ["cmcore.assemble.training", f"cmcore.methods.{run.method}", f"cmcore.nets.{run.net.kind}"]
-    init = hashlib.sha256(inputs.init.read_bytes()).hexdigest()
-    return digest([config, source_digest(roots), ImageData.open(inputs.data).digest, init])
+    files = [inputs.init]
+    if needs_lpips(run.method_config):
+        files.append(Path(config["train"].pop("lpips_weights")))
+    read = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return digest([config, source_digest(roots), ImageData.open(inputs.data).digest, *read])
 
 
 def work_folder(root: Path, workload: str, run: Run, inputs: Inputs) -> Path:

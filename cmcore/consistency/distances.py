@@ -45,7 +45,7 @@ def distance(name: DistanceName, c: float) -> Distance:
     if name == "lpips":
         if name not in _provided:
             raise ValueError(
-                "distance: lpips needs its weights (set eval.lpips_weights), or choose pseudo_huber, l2 or l1"
+                "distance: lpips needs its weights (set train.lpips_weights), or choose pseudo_huber, l2 or l1"
             )
         return _provided[name]
     return {"l1": l1, "l2": l2}[name]

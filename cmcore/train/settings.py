@@ -46,6 +46,7 @@ class TrainConfig:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     ema: dict[str, EmaConfig] = field(default_factory=lambda: {"ema": EmaConfig(half_life=500_000.0)})
     eval_ema: str = "ema"  # the profile that is evaluated and that other runs start from; "raw" for none
+    lpips_weights: str = ""  # file of torchvision's VGG-16 weights, for methods whose distance is lpips
     snapshots: int = 4  # how many times on the way the evaluated weights are kept
     log_images: int = 5_000  # images between two lines of the history
     checkpoint_seconds: float = 20.0  # least time between two checkpoints
