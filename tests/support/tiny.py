@@ -44,7 +44,7 @@ def make_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fields = {"embedding_width": hidden, "features": 8, "residual_gain": 1.0}
-        config = mlp.Config(hidden=hidden, blocks=blocks, dropout=dropout, **fields)
+        config = mlp.Config(hidden=hidden, blocks=1, dropout=dropout, **fields)
         net = mlp.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=0)
         with torch.no_grad():
             for parameter in net.parameters():
