@@ -108,7 +108,7 @@ class _Fit(threading.Thread):
         storage = folder / ".ray"
         # What Ray remembers of an earlier fit is worth less than our own checkpoint.
         shutil.rmtree(storage, ignore_errors=True)
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._storage = storage
         self._trainer = TorchTrainer(
             share,
@@ -129,7 +129,7 @@ class _Fit(threading.Thread):
     def run(self) -> None:
         try:
             self._trainer.fit()
-        except Exception as error:  # the driver raises it, in its own words
+        except BaseException as error:  # the driver raises it, in its own words, unless it has gone away
             self.error = error
         shutil.rmtree(self._storage, ignore_errors=True)
 
@@ -157,16 +157,20 @@ def _listen(compute: ComputeConfig, mailbox: Any, fit: _Fit, progress: Emit) -> 
             )
         fit.join(POLL)
     if result is None:
-        raise ComputeError(
-            f"the workers died {RESTARTS + 1} times (killed, or out of memory?): {_first_line(fit.error)}; "
-            "start again, and the run continues from its last checkpoint"
-        ) from fit.error
+        raise _explained(fit.error) from fit.error
     return result.value
 
 
-def _first_line(error: Exception | None) -> str:
+def _explained(error: BaseException | None) -> ComputeError:
+    from ray.train import WorkerGroupError
+
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    reason = lines[-1] if lines else "no reason given"
+    if isinstance(error, WorkerGroupError):
+        what = f"the workers died {RESTARTS + 1} times (killed, or out of memory?)"
+    else:
+        what = "Ray Train could not run the workers"
+    return ComputeError(f"{what}: {reason}; start again, and the run continues from its last checkpoint")
 
 
 def places(compute: ComputeConfig, nodes: Sequence[dict[str, Any]], gpus: bool = False) -> int:
@@ -177,11 +181,7 @@ def places(compute: ComputeConfig, nodes: Sequence[dict[str, Any]], gpus: bool =
 
 
 def check_places(compute: ComputeConfig, nodes: Sequence[dict[str, Any]]) -> int:
-    """The number of GPUs a worker asks for. Ray would wait for ever for a cluster that is large enough.
-
-    Raises:
-        ComputeError: there is no room for all workers.
-    """
+    """The number of GPUs a worker asks for. Too small a cluster is a ComputeError: Ray would wait for a larger one."""
     on_gpu = compute.device != "cpu" and any(n["Alive"] and n["Resources"].get("GPU", 0) >= 1 for n in nodes)
     if compute.device == "cuda" and not on_gpu:
         raise ComputeError(

@@ -1,0 +1,145 @@
+"""Real Ray Train, on a cluster of two nodes on this machine, with the code sent to the workers."""
+
+import os
+import time
+
+import psutil
+import pytest
+import torch
+from tiny_runs import tiny_folder, tiny_inputs, tiny_project
+
+from cmcore.assemble.training import WEIGHTS
+from cmcore.config import ConfigError, read
+from cmcore.edge.ray_run import execute
+from cmcore.edge.ray_session import ComputeError, connection
+from cmcore.edge.ray_train import check_places, execute_together
+from cmcore.edge.settings import ComputeConfig
+from cmcore.train import checkpoint
+from cmcore.train.session import CHECKPOINT, HISTORY
+from stages.progress import Done
+from stages.train import job
+
+pytest.importorskip("ray.train")
+# Ray's own code, which the driver runs in this process.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+TWO = ComputeConfig(threads=1, workers=2, device="cpu")
+
+
+def node(**resources: float) -> dict:
+    return {"Alive": True, "Resources": {"CPU": 8.0, **resources}}
+
+
+@pytest.mark.parametrize(
+    ("compute", "nodes", "message"),
+    [
+        ({"workers": 4, "threads": 3}, [node()], "compute.workers: expected at most 2"),
+        ({"workers": 3, "threads": 8}, [node(), node(), {"Alive": False}], "compute.workers: expected at most 2"),
+        ({"workers": 2, "device": "cuda"}, [node()], "expected a cluster with a GPU"),
+        ({"workers": 3}, [node(GPU=2.0), node()], "expected at most 2, .* a GPU each"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_refused_in_a_sentence(compute, nodes, message):
+    with pytest.raises(ComputeError, match=message):
+        check_places(ComputeConfig(**compute), nodes)
+
+
+def test_gpus_are_asked_for_where_there_are_any():
+    nodes = [node(GPU=1.0), node(GPU=1.0)]
+    assert [check_places(ComputeConfig(workers=2, device=d), nodes) for d in ("auto", "cuda", "cpu")] == [1, 1, 0]
+
+
+def test_workers_need_ray():
+    with pytest.raises(ConfigError, match=r"compute.workers: expected 1 for the backend inline, got 2"):
+        read(ComputeConfig, {"backend": "inline", "workers": 2}, "compute")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one CPU each, which do not find the project by themselves."""
+    from ray.cluster_utils import Cluster
+
+    hidden = {name: os.environ.pop(name) for name in ("PYTHONPATH",) if name in os.environ}
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False},
+    )
+    nodes.add_node(num_cpus=1, object_store_memory=80_000_000)
+    os.environ["RAY_ADDRESS"] = nodes.address
+    # One connection for all tests, as a new one would send the code again.
+    with connection(TWO):
+        yield nodes
+    del os.environ["RAY_ADDRESS"]
+    nodes.shutdown()
+    os.environ |= hidden
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return tiny_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def trained(cluster, inputs, tmp_path_factory):
+    """A run by two workers that nobody disturbed, and what it said."""
+    del cluster
+    project, said = tiny_project(), []
+    folder = tiny_folder(project, "ict", inputs, tmp_path_factory.mktemp("two"))
+    final = execute_together(TWO, folder, job, TWO, project.run("ict"), inputs, folder, progress=said.append)
+    return final, said
+
+
+def worker_processes() -> list[psutil.Process]:
+    """The training workers below this process, in the order of their start."""
+    family = psutil.Process().children(recursive=True)
+    workers = [process for process in family if "RayTrainWorker" in "".join(process.cmdline())]
+    return sorted(workers, key=psutil.Process.create_time)
+
+
+@pytest.mark.slow
+class TestOnTwoNodes:
+    def test_the_result_is_that_of_one_worker_within_floating_point(self, trained, inputs, tmp_path):
+        project, inline = tiny_project(), ComputeConfig(backend="inline", threads=1, device="cpu")
+        folder = tiny_folder(project, "ict", inputs, tmp_path)
+        final = execute(inline, job, inline, project.run("ict"), inputs, folder, progress=lambda _: None)
+        expected, _ = checkpoint.load(final / WEIGHTS)
+        got, _ = checkpoint.load(trained[0] / WEIGHTS)
+        assert sorted(got) == sorted(expected)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(got[name], tensor, rtol=2e-3, atol=1e-5, msg=name)
+        names = {path.relative_to(final) for path in final.rglob("*")}
+        assert names == {path.relative_to(trained[0]) for path in trained[0].rglob("*")}
+        assert not list(trained[0].parent.glob(".ray"))
+
+    def test_the_lead_alone_speaks(self, trained):
+        final, said = trained
+        done = [event.done for event in said if isinstance(event, Done)]
+        assert done == sorted(done)
+        assert done[-1] == 4096
+        logged = [event.arguments[1] for event in said if getattr(event, "method", "") == "metrics"]
+        assert logged == [512 * line for line in range(1, 1 + len((final / HISTORY).read_text().splitlines()))]
+
+    def test_a_killed_worker_costs_no_bit(self, trained, inputs, tmp_path):
+        project = tiny_project()
+        folder, killed = tiny_folder(project, "ict", inputs, tmp_path), []
+
+        def kill(event: object) -> None:
+            if not killed and isinstance(event, Done) and event.done >= 1024:
+                workers = worker_processes()
+                assert len(workers) == 2
+                assert (folder / CHECKPOINT).exists()
+                workers[0].kill()
+                killed.append(event.done)
+
+        final = execute_together(TWO, folder, job, TWO, project.run("ict"), inputs, folder, progress=kill)
+        assert killed
+        for file in (WEIGHTS, HISTORY, "summary.json"):
+            assert (final / file).read_bytes() == (trained[0] / file).read_bytes(), file
+
+    def test_an_error_is_raised_once_and_at_once(self, cluster, inputs, tmp_path):
+        del cluster
+        project = tiny_project(lr=1e30)
+        folder, start = tiny_folder(project, "ict", inputs, tmp_path), time.monotonic()
+        with pytest.raises(RuntimeError, match="not taken"):
+            execute_together(TWO, folder, job, TWO, project.run("ict"), inputs, folder, progress=lambda _: None)
+        assert time.monotonic() - start < 60
+        assert not (folder / "final").exists()
