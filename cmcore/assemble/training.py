@@ -103,7 +103,11 @@ def train_run(
     def on_snapshot(state: State) -> None:
         profile = run.train.eval_ema
         path = folder / SNAPSHOTS / f"{state.images:09d}.safetensors"
-        save_model(path, {profile: state.weights(profile)}, run, shape, {"images": state.images, "fingerprint": mark})
+        # Beside the evaluated weights, what post-hoc EMA is made of.
+        stds = {name: ema.power_std for name, ema in run.train.ema.items() if ema.power_std}
+        kept = {name: state.weights(name) for name in {profile, *stds}}
+        meta = {"images": state.images, "fingerprint": mark, "power_stds": stds}
+        save_model(path, kept, run, shape, meta)
         if preview is not None:
             grid = path.with_suffix(".png")
             preview(averaged(state, profile), grid)
