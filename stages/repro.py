@@ -18,9 +18,11 @@ from stages.plan import Speeds, changed_stages, words
 
 RUNNING = re.compile(r"^Running stage '(?P<stage>.+)':$")
 CACHED = re.compile(r"^Stage '(?P<stage>.+)' is cached - skipping run, checking out outputs$")
-# What DVC says that helps nobody here.
+SKIPPED = re.compile(r"^Stage '(?P<stage>.+)' didn't change, skipping$")
+# What DVC and the stages say that helps nobody here: our own lines say it already, or it is advice.
 SILENT = re.compile(
-    r"^(> python -m|Stage '.+' didn't change|'.+' didn't change|Updating lock file|Use `dvc push`|\s*$)"
+    r"^\s*$|^> python -m|^\w+( \S+)? \.\.\.$|^Updating lock|^Use `dvc push`|^To (track|enable)|^\t(git add|dvc config)|"
+    r"^Data and pipelines are up to date"
 )
 
 
@@ -40,12 +42,19 @@ def run_dvc(todo: list[str], setup: Setup, environment: dict[str, str]) -> int:
     """Run `dvc repro` and turn what it says into one line a stage, with what is left."""
     speeds = Speeds.read(setup.folders.work / "speeds.json")
     left, running, since = list(todo), "", time.monotonic()
-    process = subprocess.Popen(["dvc", "repro"], stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    # The stages are to run with this python, whether or not its environment was activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, **environment, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"], stdout=subprocess.PIPE, text=True, env=environment
+    )
     with stopped_with_us(process):
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
-            started, cached = RUNNING.match(line), CACHED.match(line)
-            if started or cached:
+            started, cached, skipped = RUNNING.match(line), CACHED.match(line), SKIPPED.match(line)
+            if skipped:
+                left = [name for name in left if name != skipped["stage"]]
+            elif started or cached:
                 if running:
                     speeds.learn(running, setup.project, time.monotonic() - since)
                 stage = (started or cached)["stage"]  # pyright: ignore[reportOptionalSubscript]
