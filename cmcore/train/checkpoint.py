@@ -41,6 +41,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what writers that were killed in the middle have left in a folder that nobody else writes to."""
+    for part in folder.glob("**/.*.part"):
+        part.unlink(missing_ok=True)
+
+
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write named tensors and JSON data atomically. Equal content gives equal bytes."""
     held = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}

@@ -118,6 +118,7 @@ def run_session(
         for _ in steps(state, method, batches, config, worker):
             pass
         return
+    checkpoint.remove_partial(folder)
     history, window = History(folder / HISTORY, state.images), Window()
     saved = time.monotonic()
     on_progress(state.images, config.total)

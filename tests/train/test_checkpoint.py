@@ -1,0 +1,112 @@
+"""Files of tensors: whole or not there, and never a traceback for a damaged one."""
+
+import errno
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cmcore.train import checkpoint
+from cmcore.train.checkpoint import CheckpointError, load, save, write_atomic
+
+TENSORS = {"b/x": torch.arange(6.0).reshape(2, 3), "a/y": torch.ones(2, dtype=torch.float64), "a/n": torch.tensor(3)}
+
+
+def test_tensors_and_meta_come_back_to_the_bit(tmp_path: Path):
+    save(tmp_path / "new/c.safetensors", TENSORS, {"images": 5, "nested": {"x": [1, 2]}})
+    tensors, meta = load(tmp_path / "new/c.safetensors")
+    assert meta == {"images": 5, "nested": {"x": [1, 2]}}
+    assert tensors.keys() == TENSORS.keys()
+    assert all(
+        torch.equal(tensors[name], TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype for name in TENSORS
+    )
+    part, _ = load(tmp_path / "new/c.safetensors", "a/")
+    assert part.keys() == {"y", "n"}
+
+
+def test_equal_content_gives_equal_bytes_whatever_its_order_and_layout(tmp_path: Path):
+    save(tmp_path / "a", TENSORS, {"x": 1, "y": 2})
+    turned = {name: TENSORS[name] for name in reversed(TENSORS)}
+    turned["b/x"] = torch.arange(6.0).reshape(2, 3).t().contiguous().t()
+    save(tmp_path / "b", turned, {"y": 2, "x": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    save(tmp_path / "b", TENSORS, {"x": 1, "y": 3})
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
+
+
+def damaged(whole: bytes) -> dict[str, bytes]:
+    pickled = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, pickled)
+    return {
+        "empty": b"", "cut in the header": whole[:20], "cut in the data": whole[:-3], "garbage": os.urandom(300),
+        "header too long": b"\xff" * 8 + whole[8:], "no meta": whole.replace(b"__metadata__", b"__metadatb__"),
+        "meta is no JSON": whole.replace(b'"{', b'"['), "torch.save": pickled.getvalue(),
+        "pickle": pickle.dumps({"a": 1}),
+    }  # fmt: skip
+
+
+KINDS = ["empty", "cut in the header", "cut in the data", "garbage", "header too long", "no meta", "meta is no JSON"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "torch.save", "pickle"])
+def test_a_damaged_file_is_named(kind: str, tmp_path: Path):
+    save(tmp_path / "c", TENSORS, {"images": 5})
+    (tmp_path / "c").write_bytes(damaged((tmp_path / "c").read_bytes())[kind])
+    with pytest.raises(CheckpointError, match=r"c: expected a weight file of this project"):
+        load(tmp_path / "c")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(CheckpointError, match="expected a weight file"):
+            load(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_leaves_the_previous_file_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "c"
+    save(path, TENSORS, {"images": 5})
+    before, real = path.read_bytes(), Path.open
+
+    def opened(self: Path, *args: Any, **kwargs: Any) -> Any:
+        return real(Path("/dev/full") if self.name.endswith(".part") else self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(
+        OSError, match=r"could not write .*c \(No space left on device\); the previous file is intact"
+    ) as caught:
+        save(path, {"z": torch.ones(100_000)}, {})
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_late_leaves_the_previous_file_and_nothing_else(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "c"
+    write_atomic(path, b"old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "the disk is on fire")
+
+    monkeypatch.setattr(*((checkpoint.os, "fsync", fail) if call == "fsync" else (Path, "replace", fail)))
+    with pytest.raises(OSError, match="the disk is on fire"):
+        write_atomic(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_the_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+    real_fsync, real_replace = os.fsync, Path.replace
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda fd: (calls.append("fsync"), real_fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda self, target: (calls.append("replace"), real_replace(self, target)))
+    write_atomic(tmp_path / "c", b"data")
+    assert calls == ["fsync", "replace", "fsync"]
