@@ -8,10 +8,18 @@ from cmcore.closure import ROOT, imported_modules, module_file
 
 # How a stage runs, what it prints and where it is tracked: none of it changes a result.
 HOW = {
-    "stages.common", "stages.progress", "cmcore.edge.ray_run", "cmcore.edge.ray_session", "cmcore.edge.ray_train",
+    "stages.common",
+    "stages.progress",
+    "cmcore.closure",
+    "cmcore.edge.mlflow_store",
+    "cmcore.edge.mlflow_tracker",
+    "cmcore.edge.ray_run",
+    "cmcore.edge.ray_session",
+    "cmcore.edge.ray_train",
     "cmcore.edge.settings",
-    "cmcore.edge.mlflow_tracker", "cmcore.edge.mlflow_store", "cmcore.tracking", "cmcore.tracking.base", "cmcore.closure",
-}  # fmt: skip
+    "cmcore.tracking",
+    "cmcore.tracking.base",
+}
 PLUGINS = {
     "train": ("cmcore.methods", "cmcore.nets"),
     "evaluate": ("cmcore.methods", "cmcore.nets"),

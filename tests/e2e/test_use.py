@@ -1,0 +1,46 @@
+import subprocess
+
+import pytest
+
+from stages.use import use
+
+
+@pytest.fixture
+def repository(tmp_path):
+    (tmp_path / "workloads").mkdir()
+    for name in ("small", "large"):
+        (tmp_path / "workloads" / f"{name}.yaml").write_text(f"workload: {name}\n")
+    return tmp_path
+
+
+def commit(folder) -> None:
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *words], check=True)
+
+
+def test_switching_between_workloads(repository):
+    for name in ("small", "large", "small"):
+        assert f"workloads/{name}.yaml" in use(name, repository)
+        assert (repository / "params.yaml").read_text() == f"workload: {name}\n"
+
+
+def test_edits_are_not_lost(repository):
+    use("small", repository)
+    (repository / "params.yaml").write_text("workload: small  # edited\n")
+    with pytest.raises(SystemExit, match="neither committed nor in workloads/"):
+        use("large", repository)
+    assert (repository / "params.yaml").read_text() == "workload: small  # edited\n"
+
+
+def test_committed_edits_may_be_replaced(repository):
+    (repository / "params.yaml").write_text("workload: small  # edited\n")
+    commit(repository)
+    use("large", repository)
+    assert (repository / "params.yaml").read_text() == "workload: large\n"
+
+
+@pytest.mark.parametrize("name", ["", "medium", "../params"])
+def test_unknown_workloads_are_refused_with_the_known_ones(repository, name):
+    with pytest.raises(SystemExit, match="expected one of large, small"):
+        use(name, repository)
