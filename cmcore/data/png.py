@@ -4,18 +4,22 @@ import io
 
 import numpy as np
 
+GAP = 96  # grey level between the images, so that neighbours do not run into one another
 
-def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images (N, C, H, W) uint8 side by side, row by row, missing ones black: (C, rows H, columns W)."""
+
+def tile(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
+    """Images (N, C, H, W) uint8 row by row, `gap` grey pixels around each: (C, rows (H + gap) + gap, ...)."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
-    full = np.zeros((rows * columns, channels, height, width), np.uint8)
-    full[:count] = images
-    grid = full.reshape(rows, columns, channels, height, width)
-    return grid.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+    grid = np.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), GAP, np.uint8)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        top, left = row * (height + gap) + gap, column * (width + gap) + gap
+        grid[:, top : top + height, left : left + width] = image
+    return grid
 
 
-def to_png(images: np.ndarray, columns: int, *, least_side: int = 320) -> bytes:
+def to_png(images: np.ndarray, columns: int, *, least_side: int = 512) -> bytes:
     """A PNG of the grid, small images enlarged by a whole factor without smoothing so that pixels stay pixels."""
     from PIL import Image  # only those who look at images need it
 
