@@ -1,0 +1,163 @@
+"""A run that is stopped anywhere and started again ends in the bits of one that was never stopped."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from every_run import every_run, make_inputs
+from tiny import METHODS
+
+from cmcore.assemble import training
+from cmcore.assemble.project import Run
+from cmcore.assemble.training import Inputs, train_run
+from cmcore.methods.base import Batch
+from cmcore.rng import Draws
+from cmcore.tracking.base import Null
+from cmcore.train import checkpoint
+from cmcore.train.checkpoint import CheckpointError
+from cmcore.train.session import CHECKPOINT, HISTORY
+from cmcore.train.steps import NonFiniteError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inputs]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def train(run: Run, inputs: Inputs, folder: Path) -> Path:
+    torch.rand(1)  # the global generator is never where it was before
+    return train_run(run, inputs, folder, tracker=Null(), on_progress=lambda *_: None)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def kill_at(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process end while it computes the step that starts at `images`."""
+    real = training.image_batches
+
+    def image_batches(*arguments: Any) -> Callable[[Draws], Batch]:
+        batches = real(*arguments)
+
+        def until(draws: Draws) -> Batch:
+            if draws.images == images and (draws.rows.start or 0) > 0:  # in the middle of an accumulated gradient
+                raise Killed
+            return batches(draws)
+
+        return until
+
+    monkeypatch.setattr(training, "image_batches", image_batches)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_interrupted_runs_end_in_the_same_bits(
+    name: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = every_run().run(name)
+    expected = results(train(run, inputs[name], tmp_path / "whole"))
+    assert {"weights.safetensors", "history.jsonl", "summary.json"} < expected.keys()
+    assert len(expected) == 3 + run.train.snapshots
+    chance, folder = random.Random(name), tmp_path / "broken"
+    for step in sorted(chance.sample(range(run.train.steps), 3)):
+        with monkeypatch.context() as patch:
+            kill_at(step * run.train.batch, patch)
+            with pytest.raises(Killed):
+                train(run, inputs[name], folder)
+        with (folder / HISTORY).open("a") as file:
+            file.write('{"images": 12')  # a line that the kill cut in two
+    assert results(train(run, inputs[name], folder)) == expected
+
+
+def test_a_killed_process_continues(inputs: dict[str, Inputs], tmp_path: Path):
+    """A real SIGKILL, in the middle of a run that writes a checkpoint every four steps."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from every_run import every_run\n"
+        "from cmcore.assemble.training import Inputs, train_run\n"
+        "from cmcore.tracking.base import Null\n"
+        "say = lambda images, total: print(images, flush=True)\n"
+        "data, init, folder = map(Path, sys.argv[1:])\n"
+        "train_run(every_run(images=4096, log_images=256).run('ict'), Inputs(data, init), folder, tracker=Null(), on_progress=say)\n"
+    )
+    run, use, folder = every_run(images=4096, log_images=256).run("ict"), inputs["ict"], tmp_path / "killed"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])}
+    command = [sys.executable, "-W", "ignore", "-c", code, str(use.data), str(use.init), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        reached = next(int(line) for line in process.stdout if int(line) >= 1024)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "final").exists()
+    _, meta = checkpoint.load(folder / CHECKPOINT, "nothing")
+    assert reached - run.train.log_images <= meta["images"] < run.train.total
+    assert results(train(run, use, folder)) == results(train(run, use, tmp_path / "whole"))
+
+
+def test_a_finished_run_is_not_trained_again(
+    inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, said = every_run(images=128).run("edm"), []
+    final = train(run, inputs["edm"], tmp_path / "run")
+    kill_at(0, monkeypatch)
+    again = train_run(
+        run, inputs["edm"], tmp_path / "run", tracker=Null(), on_progress=lambda *now: said.append(now)
+    )  # fmt: skip
+    assert (again, said) == (final, [(128, 128)])
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = every_run().run("edm")
+    with monkeypatch.context() as patch:
+        kill_at(512, patch)
+        with pytest.raises(Killed):
+            train(run, inputs["edm"], tmp_path)
+    other = replace(run, train=replace(run.train, lr=2e-3))
+    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT}: expected fingerprint \w+, got \w+"):
+        train(other, inputs["edm"], tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT}: expected a weight file"):
+        train(run, inputs["edm"], tmp_path)
+
+
+def test_what_a_killed_writer_left_is_cleared(inputs: dict[str, Inputs], tmp_path: Path):
+    (tmp_path / "snapshots").mkdir()
+    parts = [tmp_path / f".{CHECKPOINT}.123.part", tmp_path / "snapshots/.000000064.safetensors.9.part"]
+    for part in parts:
+        part.write_bytes(b"half")
+    train(every_run(images=128).run("edm"), inputs["edm"], tmp_path)
+    assert not any(part.exists() for part in parts)
+
+
+def test_a_non_finite_loss_names_step_method_and_the_last_good_checkpoint(
+    inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, real = every_run(micro_batch=0).run("ict"), training.image_batches
+
+    def image_batches(*arguments: Any) -> Callable[[Draws], Batch]:
+        batches = real(*arguments)
+        bad = float("nan")
+        return lambda draws: Batch(batches(draws).x * (bad if draws.images == 640 else 1), None)
+
+    monkeypatch.setattr(training, "image_batches", image_batches)
+    words = rf"ICT: loss nan .* at step 11 \(640 images seen\).*the last good checkpoint is .*{CHECKPOINT}"
+    with pytest.raises(NonFiniteError, match=words):
+        train(run, inputs["ict"], tmp_path)
+    assert checkpoint.load(tmp_path / CHECKPOINT, "nothing")[1]["images"] == 640

@@ -1,0 +1,42 @@
+"""A parameter file with one tiny run of every method, and their inputs."""
+
+from pathlib import Path
+from typing import Any
+
+from tiny import METHODS, make_config
+from tiny_runs import PARAMS
+
+from cmcore.assemble.models import save_random
+from cmcore.assemble.project import Project, parse_project
+from cmcore.assemble.training import Inputs, train_run
+from cmcore.data.prepare import prepare
+from cmcore.tracking.base import Null
+
+FROM_EDM = {"cd", "ect", "scd", "sct"}
+
+
+def entry(name: str) -> dict[str, Any]:
+    """A run of a method; one that needs no weights that do not come with the project."""
+    options = {"distance": "pseudo_huber"} if hasattr(make_config(name), "distance") else {}
+    return {"method": name, "init": "edm" if name in FROM_EDM else "random", "options": options}
+
+
+def every_run(**train: Any) -> Project:
+    """All methods, with dropout, flips, two averages and a checkpoint at every logged line."""
+    settings = {
+        "images": 1024, "batch": 64, "micro_batch": 40, "lr": 1e-3, "log_images": 128, "checkpoint_seconds": 0.0,
+        "snapshots": 3, "flip": True, "ema": {"ema": {"half_life": 512.0}, "power": {"power_std": 0.1}},
+    } | train  # fmt: skip
+    net = PARAMS["net"] | {"dropout": 0.2}
+    return parse_project(PARAMS | {"net": net, "train": settings, "runs": {name: entry(name) for name in METHODS}})
+
+
+def make_inputs(folder: Path) -> dict[str, Inputs]:
+    """Prepared digits, the empty weight file and a teacher: the inputs of every run by name."""
+    project = every_run()
+    prepare(project.sections.data, folder / "data")
+    save_random(folder / "random.safetensors")
+    random = Inputs(folder / "data", folder / "random.safetensors")
+    final = train_run(project.run("edm"), random, folder / "edm", tracker=Null(), on_progress=lambda *_: None)
+    teacher = Inputs(folder / "data", final / "weights.safetensors")
+    return {name: teacher if project.run(name).init == "edm" else random for name in METHODS}
