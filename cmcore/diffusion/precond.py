@@ -27,7 +27,7 @@ class Scalings(NamedTuple):
 
 
 def noise_coordinate(sigma: Tensor, sigma_data: float, kind: NoiseCoordinate) -> Tensor:
-    """c_noise, the number the network is told: ln(sigma)/4 (EDM, Table 1) or t = arctan(sigma/sigma_data) (sCM, sec. 4.1)."""
+    """c_noise, what the network is told: ln(sigma)/4 (EDM, Table 1) or t = arctan(sigma/sigma_data) (sCM, sec. 4.1)."""
     return sigma.log() / 4 if kind == "log" else torch.atan(sigma / sigma_data)
 
 
