@@ -20,8 +20,8 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 .PHONY: repro
-repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report
-	@$(BIN)/python -m stages.repro
+repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report; JOBS=n trains n runs at a time
+	@$(BIN)/python -m stages.repro $(JOBS)
 
 .PHONY: use
 use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digits

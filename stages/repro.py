@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cmcore.config import ConfigError
 from cmcore.edge.ray_session import SHARED, own_ray
 from stages.common import Setup, load
-from stages.plan import Speeds, changed_stages, words
+from stages.plan import STARTING, Speeds, changed_stages, words
 
 RUNNING = re.compile(r"^Running stage '(?P<stage>.+)':$")
 CACHED = re.compile(r"^Stage '(?P<stage>.+)' is cached - skipping run, checking out outputs$")
@@ -38,16 +38,40 @@ def plan() -> list[str]:
         return changed_stages(repo.status(), {name: parents[name] for name in order})
 
 
-def run_dvc(todo: list[str], setup: Setup, environment: dict[str, str]) -> int:
-    """Run `dvc repro` and turn what it says into one line a stage, with what is left."""
-    speeds = Speeds.read(setup.folders.work / "speeds.json")
-    left, running, since = list(todo), "", time.monotonic()
-    # The stages are to run with this python, whether or not its environment was activated.
+def start(environment: dict[str, str], *command: str, stdout: int | None = None) -> subprocess.Popen[str]:
+    """Start a module. What it starts runs with this python too, whether or not its environment was activated."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, **environment, "PATH": path, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen([sys.executable, "-m", *command], stdout=stdout, text=True, env=environment)
+
+
+def train_ahead(runs: list[str], jobs: int, environment: dict[str, str]) -> int:
+    """Train several runs at a time; the result is the exit code."""
+    print(f"training {len(runs)} runs, up to {jobs} at a time: {', '.join(runs)}", flush=True)
+    process = start(environment, "stages.parallel", str(jobs), *runs)
+    with stopped_with_us(process):
+        return process.wait()
+
+
+def run_dvc(
+    todo: list[str], total: int, setup: Setup, environment: dict[str, str], *targets: str, trained: Sequence[str] = ()
+) -> int:
+    """Run `dvc repro` and turn what it says into one line a stage, with what is left.
+
+    Args:
+        todo: the stages that are left to run.
+        total: how many there were at the start.
+        setup: the parameters.
+        environment: variables for the stages.
+        *targets: the stages to stop at, by default the last.
+        trained: stages whose work is done, so that their time says nothing.
+
+    Returns:
+        The exit code.
+    """
+    speeds = Speeds.read(setup.folders.work / "speeds.json")
+    left, running, since = list(todo), "", time.monotonic()
+    process = start(environment, "dvc", "repro", *targets, stdout=subprocess.PIPE)
     with stopped_with_us(process):
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
@@ -55,18 +79,18 @@ def run_dvc(todo: list[str], setup: Setup, environment: dict[str, str]) -> int:
             if skipped:
                 left = [name for name in left if name != skipped["stage"]]
             elif started or cached:
-                if running:
+                if running and running not in trained:
                     speeds.learn(running, setup.project, time.monotonic() - since)
                 stage = (started or cached)["stage"]  # pyright: ignore[reportOptionalSubscript]
                 running, since = (stage, time.monotonic()) if started else ("", since)
-                rest = sum(speeds.expected(name, setup.project) for name in left)
+                rest = sum(STARTING if name in trained else speeds.expected(name, setup.project) for name in left)
                 left = [name for name in left if name != stage]
-                place = f"[{len(todo) - len(left)}/{len(todo)}]"
+                place = f"[{total - len(left)}/{total}]"
                 print(f"{place} {stage}{'' if started else ': restored'}, about {words(rest)} left", flush=True)
             elif not SILENT.match(line):
                 print(f"      {line}", flush=True)
         code = process.wait()
-    if running and code == 0:
+    if running and code == 0 and running not in trained:
         speeds.learn(running, setup.project, time.monotonic() - since)
     return code
 
@@ -105,8 +129,25 @@ def summary(setup: Setup) -> str:
     )
 
 
-def main() -> int:
+def run(todo: list[str], setup: Setup, jobs: int, environment: dict[str, str]) -> int:
+    """Do what is to be done, training up to `jobs` runs at a time; the result is the exit code."""
+    total = len(todo)
+    trained = [stage for stage in todo if stage.startswith("train@")] if jobs > 1 else []
+    if len(trained) > 1:
+        if "prepare" in todo:
+            if code := run_dvc(todo, total, setup, environment, "prepare"):
+                return code
+            todo = [stage for stage in todo if stage != "prepare"]
+        if code := train_ahead([stage.removeprefix("train@") for stage in trained], jobs, environment):
+            return code
+    return run_dvc(todo, total, setup, environment, trained=trained)
+
+
+def main(jobs: str = "1") -> int:
     """Everything; the result is the exit code."""
+    if not (jobs.isdecimal() and int(jobs) >= 1):
+        print(f"JOBS: expected a whole number of at least 1, got {jobs!r}", file=sys.stderr)
+        return 2
     start = time.monotonic()
     try:
         setup = load()
@@ -117,8 +158,8 @@ def main() -> int:
     print(f"{setup.project.workload}: {len(todo)} stages to run" + (f": {', '.join(todo)}" if todo else ""), flush=True)
     compute = setup.compute
     ours = todo and compute.backend == "ray" and not (os.environ.get("RAY_ADDRESS") or compute.address)
-    with own_ray(compute) if ours else contextlib.nullcontext("") as address:
-        code = run_dvc(todo, setup, {SHARED: address} if address else {})
+    with own_ray(compute, int(jobs)) if ours else contextlib.nullcontext("") as address:
+        code = run(todo, setup, int(jobs), {SHARED: address} if address else {})
     if code:
         print("stopped; `make repro` continues from here", file=sys.stderr)
         return code
@@ -129,7 +170,7 @@ def main() -> int:
 if __name__ == "__main__":
     os.chdir(Path(__file__).resolve().parent.parent)
     try:
-        sys.exit(main())
+        sys.exit(main(*sys.argv[1:]))
     except KeyboardInterrupt:
         print("stopped; `make repro` continues from here", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
