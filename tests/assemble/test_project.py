@@ -19,17 +19,17 @@ from cmcore.config import ConfigError, flatten, merge
 WORKLOADS = sorted((Path(__file__).parents[2] / "workloads").glob("*.yaml"))
 UNET = {"kind": "unet", "model_channels": 8, "channel_mult": [1], "blocks": 1}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
-    ({"runs": {"edm": {"method": "edn"}}}, "runs.edm.method", "did you mean 'edm'"),
+    ({"runs": {"edm": {"method": "edmm"}}}, "runs.edm.method", "did you mean 'edm'"),
     ({"runs": {"edm": {"method": 5}}}, "runs.edm.method", "expected text"),
     ({"runs": {"edm": {"options": {"P_men": 1.0}}}}, "runs.edm.options.P_men", "did you mean 'P_mean'"),
     ({"runs": {"edm": {"options": {"P_std": 0}}}}, "runs.edm.options.P_std", "expected a positive number"),
     ({"runs": {"edm": {"train": {"lr": "fast"}}}}, "runs.edm.train.lr", "expected a number"),
     ({"runs": {"edm": {"train": {"imags": 5}}}}, "runs.edm.train.imags", "did you mean 'images'"),
-    ({"runs": {"edm": {"net": {"hiden": 5}}}}, "runs.edm.net.hiden", "did you mean 'hidden'"),
+    ({"runs": {"edm": {"net": {"hiddens": 5}}}}, "runs.edm.net.hiddens", "did you mean 'hidden'"),
     ({"runs": {"edm": {"sample": {"two_step": 20.0}}}}, "runs.edm.sample.two_step", "sigma_max = 20.0, got 20.0"),
     ({"runs": {"edm": {"sample": {"two_step": 0.002}}}}, "runs.edm.sample.two_step", "sigma_min = 0.002"),
     ({"runs": {"edm": {"sample": {"two_step": 0}}}}, "runs.edm.sample.two_step", "expected a positive noise level"),
-    ({"runs": {"edm": {"init": "edn"}}}, "runs.edm.init", "expected random or one of ect, ict, got 'edn'"),
+    ({"runs": {"edm": {"init": "edmm"}}}, "runs.edm.init", "expected random or one of ect, ict, got 'edmm'"),
     ({"runs": {"edm": {"init": "edm"}}}, "runs.edm.init", "goes round in a circle: edm -> edm"),
     ({"runs": {"edm": {"init": "ect"}}}, "runs.edm.init", "goes round in a circle: edm -> ect -> edm"),
     ({"runs": {"x": {"method": "edm"}}}, "runs.x.init", "is missing"),
@@ -52,7 +52,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"workload": "../up"}, "workload", "expected a name"),
     ({"runs": None}, "runs", "expected a mapping"),
     ({"conditional": "yes"}, "conditional", "expected true or false"),
-    ({"trian": {}}, "trian", "did you mean 'train'"),
+    ({"trains": {}}, "trains", "did you mean 'train'"),
 ]
 
 
