@@ -82,6 +82,7 @@ def execute_together(
     os.environ |= ENVIRONMENT
     with connection(compute) as session:
         import ray
+        from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         gpus = check_places(compute, ray.nodes())
@@ -92,6 +93,8 @@ def execute_together(
         try:
             fit = _Fit(compute, gpus, folder, lambda: _share(mailbox, function, args, compute.threads, needed))
             return _listen(compute, mailbox, fit, progress)
+        except RayError as error:
+            raise _explained(error) from error
         finally:
             ray.kill(mailbox)
 
