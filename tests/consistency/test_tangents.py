@@ -188,6 +188,7 @@ def test_the_derivative_keeps_full_precision_under_autocast():
     plain = scaled_jvp(trig_net(denoiser, None), x_t, TIMES, dx_dt, SD)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = scaled_jvp(trig_net(denoiser, None), x_t, TIMES, dx_dt, SD)
+    assert mixed.F.dtype == mixed.scaled_dF.dtype == torch.float32
     assert torch.equal(mixed.scaled_dF, plain.scaled_dF)
 
 
