@@ -6,6 +6,7 @@ the dotted path, what was expected and what was got; range checks live in `__pos
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -19,14 +20,17 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 
 C = TypeVar("C")
+LONGEST = 400  # characters of a message
 
 
 class ConfigError(ValueError):
-    """A parameter is not what it must be. The message starts with the parameter's dotted path."""
+    """A parameter is not what it must be. The message is one line that starts with the parameter's dotted path."""
 
     def __init__(self, path: str, message: str) -> None:
         self.path, self.message = path, message
-        super().__init__(f"{path or 'params'}: {message}")
+        # The value that was got may be a whole section, and a file may hold any character.
+        shown = message if len(message) <= LONGEST else message[:LONGEST] + " ..."
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{path or 'params'}: {shown}"))
 
 
 def require(condition: bool, key: str, expected: str, got: object) -> None:
@@ -48,6 +52,8 @@ class _Loader(yaml.SafeLoader):
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         """Decimal digits, also after a leading zero, where YAML 1.1 reads octal; 0o and 0x say otherwise."""
         text = node.value
+        if len(text) > 1000:  # Python itself would refuse to print such a number, in an error message for instance
+            raise yaml.constructor.ConstructorError(None, None, f"a number of {len(text)} digits", node.start_mark)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
@@ -100,15 +106,16 @@ def _contains_itself(data: object, above: set[int], done: set[int]) -> bool:
 
 
 def join(path: str, key: str) -> str:
-    """Dotted path of a key."""
-    return f"{path}.{key}" if path else key
+    """Dotted path of a key; one that cannot be printed on one line is quoted."""
+    shown = key if key and key.isprintable() else ascii(key)
+    return f"{path}.{shown}" if path else shown
 
 
 def read(cls: type[C], data: object, path: str = "") -> C:
     """Build the config class `cls` from plain data; a ConfigError has the dotted path of the first wrong value."""
     if not isinstance(data, Mapping):
         raise ConfigError(path, f"expected a mapping, got {data!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     for key in data:
         if key not in fields:
@@ -124,6 +131,9 @@ def read(cls: type[C], data: object, path: str = "") -> C:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(join(path, error.path), error.message) from error
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _describe(hint: Any) -> str:
