@@ -31,7 +31,7 @@ def test_estimates_follow_what_was_measured_and_survive_a_restart(tmp_path):
     speeds.learn("train@ect", TINY, STARTING + 100)
     again = Speeds.read(tmp_path / "speeds.json")
     assert again.expected("train@ect", TINY) == pytest.approx(STARTING + 100)
-    assert again.expected("train@ict", TINY) == pytest.approx(STARTING + 100)
+    assert again.expected("train@edm", TINY) == pytest.approx(STARTING + 100)
 
 
 def test_a_damaged_memory_is_forgotten(tmp_path):

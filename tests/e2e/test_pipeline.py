@@ -1,0 +1,214 @@
+"""A tiny workload through DVC, Ray and MLflow, in a repository of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cmcore.closure import ROOT
+
+pytest.importorskip("dvc")
+pytest.importorskip("ray")
+mlflow = pytest.importorskip("mlflow")
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]
+
+RUNS = ("edm", "ect")
+
+
+class Repository:
+    """A copy of the project with the tiny workload, under git and DVC."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": "",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DVC_SITE_CACHE_DIR": str(folder.with_name("site")),
+        }
+        self.environment.pop("RAY_AUTH_MODE")
+        self.environment.pop("RAY_AUTH_TOKEN")
+
+    def start(self, *command: str) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def call(self, *command: str, code: int = 0) -> str:
+        """Run a module, expect its exit code, and return what it said."""
+        process = self.start(*command)
+        out, errors = process.communicate()
+        assert process.returncode == code, f"{out}\n{errors}"
+        assert "Traceback" not in errors
+        return out + errors
+
+    def dvc(self, *arguments: str) -> str:
+        return self.call("dvc", *arguments)
+
+    def changed(self) -> set[str]:
+        return set(json.loads(self.dvc("status", "--json")))
+
+    def edit(self, old: str, new: str) -> None:
+        params = self.folder / "params.yaml"
+        text = params.read_text()
+        assert old in text
+        params.write_text(text.replace(old, new))
+
+    def weights(self, run: str) -> bytes:
+        return (self.folder / "outputs/tiny/runs" / run / "weights.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The repository after `make repro`, and what that said."""
+    folder = tmp_path_factory.mktemp("e2e") / "project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("cmcore", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copy(ROOT / "tests/e2e/tiny.yaml", folder / "params.yaml")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "The tiny project"]):
+        subprocess.run([*git, *words], check=True)
+    repository = Repository(folder)
+    return repository, repository.call("stages.repro")
+
+
+@pytest.fixture
+def repository(made):
+    """The repository; edits of its parameters are taken back after the test."""
+    params = made[0].folder / "params.yaml"
+    before = params.read_bytes()
+    yield made[0]
+    params.write_bytes(before)
+
+
+def test_it_announces_the_plan_and_ends_with_the_table(made):
+    repository, said = made
+    assert said.startswith("tiny: 7 stages to run: ")
+    assert "[7/7] tabulate" in said
+    table = (repository.folder / "reports/tiny/tables/comparison.md").read_text()
+    assert table in said
+    assert all(f"| {run} |" in table for run in RUNS)
+    assert "reports/tiny/index.html" in said
+
+
+def test_everything_declared_is_there_and_nothing_surprises_git(made):
+    repository, _ = made
+    metrics = json.loads((repository.folder / "reports/tiny/metrics/ect.json").read_text())
+    assert {record["provenance"]["nfe"] for record in metrics["records"]} == {1, 2}
+    status = subprocess.run(
+        ["git", "status", "--short"], cwd=repository.folder, capture_output=True, text=True, check=True
+    )
+    assert sorted(line.split()[1] for line in status.stdout.splitlines()) == ["dvc.lock", "reports/"]
+
+
+def test_a_second_call_runs_nothing(made):
+    repository, _ = made
+    said = repository.dvc("repro")
+    assert "Running stage" not in said
+    assert repository.changed() == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("q: 4.0", "q: 3.0", {"train@ect", "evaluate@ect", "tabulate"}),
+        ("samples: 64\n  batch", "samples: 65\n  batch", {"reference", *(f"evaluate@{run}" for run in RUNS)}),
+        ("backend: ray", "backend: inline", set()),
+        ("mlflow: true", "mlflow: false", set()),
+        ("threads: 1", "threads: 2", set()),
+    ],
+)
+def test_a_change_concerns_only_what_depends_on_it(repository, old, new, expected):
+    repository.edit(old, new)
+    assert repository.changed() == expected
+
+
+def test_mlflow_has_every_run_once_with_its_tags(made):
+    repository, _ = made
+    client = mlflow.MlflowClient(f"sqlite:///{repository.folder}/.tracking/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == sorted(RUNS)
+    for name, run in runs.items():
+        tags = run.data.tags
+        assert (run.info.status, tags["run"], tags["workload"], tags["method"]) == ("FINISHED", name, "tiny", name)
+        assert len(tags["fingerprint"]) == len(tags["data_digest"]) == 16
+        assert len(tags["git_revision"]) == 40
+        assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"grids", "records", "samples", "weights"}
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 4
+    curve = {m.step: m.value for m in client.get_metric_history(runs["ect"].info.run_id, "eval/fd")}
+    assert sorted(curve) == [1, 2]
+    assert runs["ect"].data.params["method_config.q"] == "4.0"
+
+
+def test_inline_gives_the_same_bytes(repository):
+    before = repository.weights("ect")
+    shutil.rmtree(repository.folder / ".work")
+    repository.edit("backend: ray", "backend: inline")
+    repository.dvc("repro", "--force", "--single-item", "train@ect")
+    assert repository.weights("ect") == before
+
+
+def test_results_come_back_from_the_run_cache(repository):
+    repository.edit("backend: ray", "backend: inline")
+    reports = repository.folder / "reports"
+    before = {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()}
+    for name in ("outputs", "reports", ".work"):
+        shutil.rmtree(repository.folder / name, ignore_errors=True)
+    (repository.folder / "dvc.lock").unlink()
+    said = repository.dvc("repro")
+    assert re.findall("Running stage '(.+)'", said) == ["tabulate"]
+    assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("q: 4.0", "qq: 4.0", "runs.ect.options.qq: unknown key; did you mean 'q'?"),
+        ("threads: 1", "threads: 0", "compute.threads: expected at least 1, got 0"),
+        ("init: edm", "init: emd", "runs.ect.init: expected random or one of edm, got 'emd'"),
+    ],
+)
+def test_a_wrong_parameter_is_one_line_before_any_compute(repository, old, new, message):
+    repository.edit(old, new)
+    said = repository.call("stages.repro", code=2)
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_stage_checks_the_parameters_of_every_run(repository):
+    repository.edit("q: 4.0", "q: -4.0")
+    said = repository.call("stages", "prepare", code=2)
+    assert said.startswith("prepare: runs.ect.options.q: expected")
+    assert len(said.splitlines()) == 1
+
+
+def test_killing_dvc_ends_the_stage_and_its_children(repository):
+    repository.edit("images: 2048", "images: 20000000")
+    process = repository.start("dvc", "repro", "--single-item", "train@ect")
+    deadline = time.monotonic() + 90
+    while not list(repository.folder.glob(".work/tiny/ect-*/checkpoint.safetensors")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    for orphan in alive:
+        orphan.kill()
+    assert alive == []
