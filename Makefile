@@ -32,13 +32,12 @@ test: lint ## lint, types, import contracts and tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: lint
-lint: $(VENV)/.dev ## format, lint, types, import contracts, spelling, docstrings
+lint: $(VENV)/.dev ## format, lint, types, import contracts, spelling
 	@$(BIN)/ruff format --check --quiet . || { echo 'run: make format'; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/codespell
-	@$(BIN)/pydoclint --quiet cmcore stages
 
 .PHONY: format
 format: $(VENV)/.dev ## format the sources
