@@ -27,6 +27,10 @@ repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tabl
 use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digits
 	@$(BIN)/python -m stages.use "$(WORKLOAD)"
 
+.PHONY: readme
+readme: $(VENV)/.pipeline ## copy the default workload's table into README.md
+	@$(BIN)/python -m stages.readme
+
 .PHONY: test
 test: lint ## lint, types, import contracts and tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
