@@ -1,4 +1,4 @@
-"""`make readme`: copy the default workload's comparison table between README.md's markers, so that no number there is typed."""
+"""`make readme`: copy the comparison table of the default workload between the markers of README.md."""
 
 import re
 import sys
