@@ -47,13 +47,14 @@ def load_inception(config: InceptionConfig, device: torch.device | str = "cpu") 
     Raises:
         ValueError: the file is there but holds something else.
     """
+    # Asked first, so that a record does not depend on which optional packages are installed.
+    if not config.path and not config.download:
+        return Inception(None, "Inception weights absent: set eval.inception.path, or eval.inception.download: true")
     try:
         import_torchvision()
         from torch_fidelity import feature_extractor_inceptionv3 as fidelity
     except ImportError as error:
         return Inception(None, f"{error.name} is not installed (the extra 'metrics')")
-    if not config.path and not config.download:
-        return Inception(None, "Inception weights absent: set eval.inception.path, or eval.inception.download: true")
     path = Path(config.path) if config.path else _downloaded(fidelity.URL_INCEPTION_V3)
     if path is None:
         return Inception(None, "Inception weights absent: the download failed")
