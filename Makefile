@@ -20,7 +20,7 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 .PHONY: repro
-repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report; JOBS=n trains n runs at a time
+repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report; JOBS=n trains n runs at a time (default: what the cores carry)
 	@$(BIN)/python -m stages.repro $(JOBS)
 
 .PHONY: use

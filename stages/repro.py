@@ -21,7 +21,7 @@ CACHED = re.compile(r"^Stage '(?P<stage>.+)' is cached - skipping run, checking 
 SKIPPED = re.compile(r"^Stage '(?P<stage>.+)' didn't change, skipping$")
 # What DVC and the stages say that helps nobody here: our own lines say it already, or it is advice.
 SILENT = re.compile(
-    r"^\s*$|^> python -m|^\w+( \S+)? \.\.\.$|^Updating lock|^Use `dvc push`|^To (track|enable)|^\t(git add|dvc config)|"
+    r"^\s*$|^> python -m|^\w+( \S+)? \.\.\.$|^(Updating|Generating) lock|^Use `dvc push`|^To (track|enable)|^\t(git add|dvc config)|"
     r"^Data and pipelines are up to date"
 )
 
@@ -143,23 +143,36 @@ def run(todo: list[str], setup: Setup, jobs: int, environment: dict[str, str]) -
     return run_dvc(todo, total, setup, environment, trained=trained)
 
 
-def main(jobs: str = "1") -> int:
+def jobs_at_once(wanted: str, setup: Setup, ours: bool) -> int:
+    """JOBS as a number; `auto` is as many as the cores of this machine carry, or all that a cluster takes.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if wanted == "auto":
+        if setup.compute.backend != "ray":
+            return 1
+        return max(1, (os.cpu_count() or 1) // setup.compute.threads) if ours else len(setup.project.runs)
+    if not (wanted.isdecimal() and int(wanted) >= 1):
+        raise ConfigError("JOBS", f"expected auto or a whole number of at least 1, got {wanted!r}")
+    return int(wanted)
+
+
+def main(wanted: str = "auto") -> int:
     """Everything; the result is the exit code."""
-    if not (jobs.isdecimal() and int(jobs) >= 1):
-        print(f"JOBS: expected a whole number of at least 1, got {jobs!r}", file=sys.stderr)
-        return 2
     start = time.monotonic()
     try:
         setup = load()
+        compute = setup.compute
+        ours = compute.backend == "ray" and not (os.environ.get("RAY_ADDRESS") or compute.address)
+        jobs = jobs_at_once(wanted, setup, ours)
     except ConfigError as error:
-        print(f"params.yaml: {error}", file=sys.stderr)
+        print(f"params.yaml: {error}" if error.path != "JOBS" else error, file=sys.stderr)
         return 2
     todo = plan()
     print(f"{setup.project.workload}: {len(todo)} stages to run" + (f": {', '.join(todo)}" if todo else ""), flush=True)
-    compute = setup.compute
-    ours = todo and compute.backend == "ray" and not (os.environ.get("RAY_ADDRESS") or compute.address)
-    with own_ray(compute, int(jobs)) if ours else contextlib.nullcontext("") as address:
-        code = run(todo, setup, int(jobs), {SHARED: address} if address else {})
+    with own_ray(compute, jobs) if ours and todo else contextlib.nullcontext("") as address:
+        code = run(todo, setup, jobs, {SHARED: address} if address else {})
     if code:
         print("stopped; `make repro` continues from here", file=sys.stderr)
         return code
