@@ -21,8 +21,8 @@ CACHED = re.compile(r"^Stage '(?P<stage>.+)' is cached - skipping run, checking 
 SKIPPED = re.compile(r"^Stage '(?P<stage>.+)' didn't change, skipping$")
 # What DVC and the stages say that helps nobody here: our own lines say it already, or it is advice.
 SILENT = re.compile(
-    r"^\s*$|^> python -m|^\w+( \S+)? \.\.\.$|^(Updating|Generating) lock|^Use `dvc push`|^To (track|enable)|^\t(git add|dvc config)|"
-    r"^Data and pipelines are up to date"
+    r"^\s*$|^> python -m|^\w+( \S+)? \.\.\.$|^(Updating|Generating) lock|"
+    r"^Use `dvc push`|^To (track|enable)|^\t(git add|dvc config)|^Data and pipelines are up to date"
 )
 
 
