@@ -3,8 +3,8 @@
     python -m benchmarks.graph [--nodes 1 2 8 64] [--copies 10]
 
 A node does one stage at a time. Durations are those that `make repro` remembers in `.work/speeds.json`, or its guesses
-where it has none. No schedule is shorter than the critical path, nor than the work divided by the nodes; a list schedule
-(Graham, 1966) is never longer than the sum of both.
+where it has none. No schedule is shorter than the critical path, nor than the work divided by the nodes, and a list
+schedule (Graham, 1966) is never longer than the sum of both.
 """
 
 import argparse
