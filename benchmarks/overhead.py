@@ -1,0 +1,139 @@
+"""What DVC, Ray and MLflow cost, and what they give, on a scaled graph of a workload.
+
+    python -m benchmarks.overhead [--workload digits] [--scale 0.25] [--kills 50] [--tune NAME]
+
+The same stages run three times in a copy of the project: in one bare process that calls them one after the other,
+without DVC, Ray and MLflow; as `make repro`; and as `make repro JOBS=2`. Training is scaled, so the seconds that stages
+cost weigh more than in the whole graph; the table gives them as seconds as well. Run it on a quiet machine.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kills import WAYS, digests, survive
+from benchmarks.workspace import Workspace
+from cmcore.closure import ROOT
+from cmcore.config import load_yaml, merge
+
+BARE = '''"""All stages in this one process, in the order of the pipeline."""
+import importlib
+import sys
+
+for stage in sys.argv[1:]:
+    kind, _, run = stage.partition("@")
+    importlib.import_module(f"stages.{kind}").main(*filter(None, [run]))
+'''
+ONLY_CORE = {"compute": {"backend": "inline"}, "tracking": {"mlflow": False}}
+
+
+def scaled(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The parameters with every training shortened."""
+
+    def shorter(train: Mapping[str, Any]) -> dict[str, Any]:
+        images = {"images": round(train["images"] * scale)} if "images" in train else {}
+        ramps = {name: round(train[name] * scale) for name in ("lr_ramp_images", "lr_ref_images") if name in train}
+        return {**train, **images, **ramps}
+
+    runs = {
+        name: {**run, **({"train": shorter(run["train"])} if "train" in run else {})}
+        for name, run in params["runs"].items()
+    }
+    return {**params, "train": shorter(params["train"]), "runs": runs}
+
+
+def order(params: Mapping[str, Any]) -> list[str]:
+    """The stages, in an order in which they can run."""
+    waiting, runs = dict(params["runs"]), list[str]()
+    while waiting:
+        ready = [name for name, run in waiting.items() if run["init"] not in waiting]
+        runs += ready
+        for name in ready:
+            del waiting[name]
+    trained = [f"train@{name}" for name in runs]
+    return ["prepare", "reference", *trained, *(f"evaluate@{name}" for name in runs), "tabulate"]
+
+
+def timed(space: Workspace, *module: str) -> float:
+    """Seconds that a module takes."""
+    start = time.perf_counter()
+    space.call(*module)
+    return time.perf_counter() - start
+
+
+def results(space: Workspace) -> dict[str, str]:
+    """What must be the same in every way of running: weights, histories and every measured number."""
+    root = space.folder
+    return digests([*(root / "outputs").glob("*/runs/*"), *(root / "reports").glob("*/metrics")], root)
+
+
+def pipeline_rows(space: Workspace, params: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Measure the three ways of running everything; a RuntimeError says that their results differ."""
+    stages = order(params)
+    (space.folder / "bare.py").write_text(BARE, encoding="utf-8")
+    space.write(merge(params, ONLY_CORE))
+    bare, expected = timed(space, "bare", *stages), results(space)
+    space.forget()
+    space.write(params)
+    full = timed(space, "stages.repro")
+    if results(space) != expected:
+        raise RuntimeError("make repro gave other results than the bare core")
+    nothing = min(timed(space, "dvc", "repro") for _ in range(3))
+    space.forget()
+    two = timed(space, "stages.repro", "2")
+    if results(space) != expected:
+        raise RuntimeError("make repro JOBS=2 gave other results than the bare core")
+    extra = full - bare
+    return [
+        (f"bare core, {len(stages)} stages in one process", f"{bare:.1f} s"),
+        ("make repro: DVC + Ray + MLflow", f"{full:.1f} s"),
+        ("overhead", f"{extra:.1f} s, {extra / bare:.1%}, {extra / len(stages):.2f} s a stage"),
+        ("dvc repro with nothing changed", f"{nothing:.2f} s"),
+        ("make repro JOBS=2", f"{two:.1f} s, saves {1 - two / full:.0%}"),
+        ("results of all three ways", "the same bits"),
+    ]
+
+
+def tune_row(space: Workspace, params: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """Trials a minute of a search of the workload."""
+    seconds = timed(space, "dvc", "repro", f"tune@{name}")
+    trials = json.loads((space.folder / f"reports/{params['workload']}/tune/{name}/trials.json").read_text())
+    return f"trials of {name}", f"{len(trials)} in {seconds:.0f} s, {60 * len(trials) / seconds:.1f} a minute"
+
+
+def main() -> int:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workload", default="digits")
+    parser.add_argument("--scale", type=float, default=0.25, help="of the images that every run sees")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--tune", default="", help="a search of the workload to be timed")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench"))
+    params = scaled(load_yaml(ROOT / "workloads" / f"{options.workload}.yaml"), options.scale)
+    space = Workspace(folder / "space" / "project", params)
+    try:
+        rows = pipeline_rows(space, params)
+        if options.tune:
+            rows.append(tune_row(space, params, options.tune))
+        if options.kills:
+            killed = survive(options.kills, 1, list(WAYS), folder / "kills")
+            rows.append(("kills survived", f"{sum(killed.values())} of {options.kills}"))
+    except RuntimeError as error:
+        print(f"{error}\nleft for inspection: {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    print(f"\n| {options.workload} with {options.scale:g} x the images | |\n| --- | --- |")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
