@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cmcore import plugins
+from cmcore.assemble.space import TuneConfig
 from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
 from cmcore.data.sources import DataConfig
 from cmcore.diffusion.settings import DiffusionConfig
@@ -13,6 +14,7 @@ from cmcore.evaluate.settings import EvalConfig
 from cmcore.train.settings import TrainConfig
 
 RANDOM = "random"  # the `init` of a run that starts from random weights
+OWN = ("train.images", "train.seed", "train.snapshots")  # what a search sets, and so cannot vary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Sections:
     train: dict[str, Any]
     runs: dict[str, RunEntry]
     eval: EvalConfig = field(default_factory=EvalConfig)
-    tune: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, TuneConfig] = field(default_factory=dict)
     compute: dict[str, Any] = field(default_factory=dict)
     tracking: dict[str, Any] = field(default_factory=dict)
 
@@ -89,7 +91,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """A checked parameter file. `compute`, `tracking` and `tune` are checked by those who use them."""
+    """A checked parameter file. `compute` and `tracking` are checked by those who use them."""
 
     sections: Sections
     runs: dict[str, Run]
@@ -121,7 +123,10 @@ def parse_project(data: Mapping[str, Any]) -> Project:
     runs = {name: _resolve(sections, name, entry) for name, entry in sections.runs.items()}
     for run in runs.values():
         _check_init(runs, run)
-    return Project(sections=sections, runs=runs)
+    project = Project(sections=sections, runs=runs)
+    for name, config in sections.tune.items():
+        _check_search(project, config, join("tune", name))
+    return project
 
 
 def plugin_config(package: str, kind: str, options: Mapping[str, Any], kind_path: str, path: str) -> Any:
@@ -219,9 +224,58 @@ def build_method(run: Run) -> Any:
     return plugins.load("cmcore.methods", run.method).build(run.method_config, run.diffusion)
 
 
-def with_overrides(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> Project:
-    """The project with some plain parameters replaced; used by searches."""
-    return parse_project(merge(data, overrides))
+def overridden(project: Project, name: str, overrides: Mapping[str, Any]) -> Run:
+    """A run with values laid over its entry; a ConfigError where the result is wrong."""
+    path, sections = join("runs", name), project.sections
+    run = _resolve(sections, name, read(RunEntry, merge(plain(sections.runs[name]), overrides), path))
+    _check_init({**project.runs, name: run}, run)
+    return run
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} for "a.b"."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def _check_search(project: Project, config: TuneConfig, path: str) -> None:
+    """A search varies what there is, within what is right, and compares trials that have seen their curriculum."""
+    if config.base not in project.runs:
+        raise ConfigError(join(path, "base"), f"expected one of {', '.join(project.runs)}, got {config.base!r}")
+    base = project.run(config.base)
+    if config.init != base.init:
+        raise ConfigError(
+            join(path, "init"), f"expected {base.init!r}, which runs.{base.name} starts from, got {config.init!r}"
+        )
+    if not build_method(base).few_step:
+        raise ConfigError(join(path, "base"), f"expected a run that samples in few steps, got {base.method}")
+    budget, least = config.images or base.train.images, base.train.batch * max(config.parts, config.snapshots)
+    if budget < least:
+        raise ConfigError(join(path, "images"), f"expected at least {least}, a batch for every part, got {budget}")
+    _check_grace(base, config, path)
+    for dimension in config.dimensions if config.kind == "train" else ():
+        here = join(join(path, "space"), dimension.path)
+        if dimension.path in OWN:
+            raise ConfigError(here, f"expected another parameter: the search itself sets {', '.join(OWN)}")
+        for value in dimension.extremes:
+            try:
+                run = overridden(project, base.name, nested(dimension.path, value))
+            except ConfigError as error:
+                raise ConfigError(here, f"{value!r} is impossible: {error}") from error
+            _check_grace(run, config, here)
+
+
+def _check_grace(run: Run, config: TuneConfig, path: str) -> None:
+    """Before the first step of its curriculum a trial says nothing about the curriculum."""
+    first = getattr(run.method_config, "first_step", 0.0)
+    stops = config.kind == "train" and config.scheduler in ("asha", "hyperband")
+    if stops and 1 / config.parts < first - 1e-9:
+        raise ConfigError(
+            path,
+            f"the first rung, after {1 / config.parts:.0%} of a trial, comes before the curriculum's first step, after "
+            f"{first:.0%}; expected fewer rungs",
+        )
 
 
 def resolved(run: Run) -> dict[str, Any]:

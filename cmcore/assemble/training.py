@@ -67,6 +67,7 @@ def train_run(
     tracker: Tracker,
     on_progress: Callable[[int, int], None],
     preview: Preview | None = None,
+    watch: Callable[[State], None] | None = None,
     device: str = "cpu",
     worker: Worker = ALONE,
 ) -> Path:
@@ -82,6 +83,7 @@ def train_run(
         tracker: told parameters, metrics and artifacts.
         on_progress: called with (images seen, total).
         preview: draws samples of a denoiser into a PNG file, at every snapshot.
+        watch: sees the state at every snapshot.
         device: torch device.
         worker: one of the workers that train the run together. Only the lead writes, so only when it has returned are
             the results there.
@@ -112,6 +114,8 @@ def train_run(
             grid = path.with_suffix(".png")
             preview(averaged(state, profile), grid)
             tracker.artifact(grid, "samples")
+        if watch is not None:
+            watch(state)
 
     if worker.lead:
         tracker.params(resolved(run))

@@ -42,6 +42,11 @@ class Config:
         require(0 < self.ratio_limit <= 1, "ratio_limit", "a number in (0, 1]", self.ratio_limit)
         require(self.huber_c > 0, "huber_c", "a positive number", self.huber_c)
 
+    @property
+    def first_step(self) -> float:
+        """The share of the run after which the curriculum takes its first step."""
+        return 1 / self.stages
+
 
 @dataclass(frozen=True)
 class ECT:

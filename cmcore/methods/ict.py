@@ -1,5 +1,6 @@
 """iCT: improved consistency training (Song and Dhariwal, arXiv 2310.14189)."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,11 @@ class Config:
         require(self.s1 >= self.s0, "s1", f"at least s0 = {self.s0}", self.s1)
         require(self.P_std > 0, "P_std", "a positive number", self.P_std)
         require(self.huber_c >= 0, "huber_c", "at least 0", self.huber_c)
+
+    @property
+    def first_step(self) -> float:
+        """The share of the run after which the curriculum takes its first step."""
+        return 1 / (math.log2(self.s1 // self.s0) + 1) if self.s1 >= 2 * self.s0 else 0.0
 
 
 @dataclass(frozen=True)

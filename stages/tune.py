@@ -1,0 +1,69 @@
+"""One entry of `tune` -> reports/<workload>/tune/<name>: ranked trials, the best values, figures."""
+
+from cmcore.assemble.search import Job, overrides, search_fingerprint
+from cmcore.assemble.training import Inputs
+from cmcore.assemble.trial import Trial
+from cmcore.config import ConfigError, flatten, join, plain
+from cmcore.data.prepare import replacing
+from cmcore.edge.mlflow_search import SearchRecorder
+from cmcore.edge.ray_tune import search
+from cmcore.report.tune import Axis, Row, SearchReport, write_search
+from stages.common import Setup, load
+from stages.progress import Done, listener
+
+
+def job_of(setup: Setup, name: str) -> Job:
+    """The search of that name, in a folder named by its fingerprint."""
+    searches, folders = setup.project.sections.tune, setup.folders
+    if name not in searches:
+        raise ConfigError(join("tune", name), f"expected one of {', '.join(searches) or 'none, as there is no search'}")
+    inputs = Inputs(folders.data, folders.weights(searches[name].init))
+    mark = search_fingerprint(setup.project, name, inputs, folders.reference)
+    folder = folders.work / folders.workload / "tune" / f"{name}-{mark}"
+    return Job(setup.project, name, inputs, folders.reference, folder)
+
+
+def described(job: Job, trials: list[Trial], confirmed: list[dict[str, float]]) -> SearchReport:
+    """The search as the report shows it."""
+    config, dimensions = job.config, job.config.dimensions
+    return SearchReport(
+        name=job.name,
+        base=config.base,
+        metric=f"fd of {config.samples} samples at {config.nfe} NFE after {job.budget} images",
+        axes=[Axis(dimension.path, dimension.low, dimension.high) for dimension in dimensions],
+        rows=[
+            Row(
+                trial.key,
+                trial.values,
+                {d.path: d.position(trial.values[d.path]) for d in dimensions},
+                trial.scores,
+                trial.outcome,
+            )
+            for trial in trials
+            if trial.values
+        ],
+        best={"runs": {config.base: overrides(config, trials[0].values)}},
+        confirmed=confirmed,
+    )
+
+
+def main(name: str) -> None:
+    """Search, or continue the search, and write what it declares."""
+    setup = load()
+    job = job_of(setup, name)
+    params = {**flatten(plain(job.config)), "base": job.config.base}
+    recorder = SearchRecorder(
+        setup.tracking, workload=setup.project.workload, name=name, fingerprint=job.folder.name, params=params,
+        root=setup.folders.root,
+    )  # fmt: skip
+    best, written = None, []
+    try:
+        with listener(f"tune {name}", "trial") as listen:
+            trials, confirmed = search(
+                setup.compute, job, record=recorder.record, on_progress=lambda done, total: listen(Done(done, total))
+            )
+        with replacing(setup.folders.reports / "tune" / name) as out:
+            write_search(described(job, trials, confirmed), out)
+        best, written = trials[0], sorted((setup.folders.reports / "tune" / name).iterdir())
+    finally:
+        recorder.close(best, written)
