@@ -6,7 +6,7 @@ Stages are imported, not run as scripts, so that Ray can send their jobs away by
 import importlib
 import sys
 
-STAGES = ("prepare", "reference", "train", "evaluate", "tabulate")
+STAGES = ("prepare", "reference", "train", "evaluate", "tabulate", "tune")
 
 
 def main(arguments: list[str]) -> None:

@@ -16,6 +16,7 @@ from cmcore.edge.ray_session import SHARED, own_ray
 from stages.common import Setup, load
 from stages.plan import STARTING, Speeds, changed_stages, words
 
+LAST = "tabulate"  # what `make repro` is about
 RUNNING = re.compile(r"^Running stage '(?P<stage>.+)':$")
 CACHED = re.compile(r"^Stage '(?P<stage>.+)' is cached - skipping run, checking out outputs$")
 SKIPPED = re.compile(r"^Stage '(?P<stage>.+)' didn't change, skipping$")
@@ -27,13 +28,14 @@ SILENT = re.compile(
 
 
 def plan() -> list[str]:
-    """The stages that `dvc repro` would run, in order."""
+    """The stages that `dvc repro tabulate` would run, in order: everything but searches."""
     import networkx
     from dvc.repo import Repo
 
     with Repo() as repo:
         graph: Any = repo.index.graph
-        order = [stage.addressing for stage in networkx.dfs_postorder_nodes(graph)]
+        last = next(stage for stage in graph if stage.addressing == LAST)
+        order = [stage.addressing for stage in networkx.dfs_postorder_nodes(graph, last)]
         parents = {stage.addressing: [parent.addressing for parent in graph.successors(stage)] for stage in graph}
         return changed_stages(repo.status(), {name: parents[name] for name in order})
 
@@ -63,7 +65,7 @@ def run_dvc(
         total: how many there were at the start.
         setup: the parameters.
         environment: variables for the stages.
-        *targets: the stages to stop at, by default the last.
+        *targets: the stages to stop at.
         trained: stages whose work is done, so that their time says nothing.
 
     Returns:
@@ -140,7 +142,7 @@ def run(todo: list[str], setup: Setup, jobs: int, environment: dict[str, str]) -
             todo = [stage for stage in todo if stage != "prepare"]
         if code := train_ahead([stage.removeprefix("train@") for stage in trained], jobs, environment):
             return code
-    return run_dvc(todo, total, setup, environment, trained=trained)
+    return run_dvc(todo, total, setup, environment, LAST, trained=trained)
 
 
 def jobs_at_once(wanted: str, setup: Setup, ours: bool) -> int:

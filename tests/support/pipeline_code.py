@@ -11,11 +11,13 @@ HOW = {
     "stages.common",
     "stages.progress",
     "cmcore.closure",
+    "cmcore.edge.mlflow_search",
     "cmcore.edge.mlflow_store",
     "cmcore.edge.mlflow_tracker",
     "cmcore.edge.ray_run",
     "cmcore.edge.ray_session",
     "cmcore.edge.ray_train",
+    "cmcore.edge.tune_watch",
     "cmcore.edge.settings",
     "cmcore.tracking",
     "cmcore.tracking.base",
@@ -23,6 +25,7 @@ HOW = {
 PLUGINS = {
     "train": ("cmcore.methods", "cmcore.nets"),
     "evaluate": ("cmcore.methods", "cmcore.nets"),
+    "tune": ("cmcore.methods", "cmcore.nets"),
 }
 
 
