@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: help
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 .PHONY: repro
 repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report; JOBS=n trains n runs at a time (default: what the cores carry)
@@ -30,6 +30,10 @@ use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digi
 .PHONY: readme
 readme: $(VENV)/.pipeline ## copy the default workload's table into README.md
 	@$(BIN)/python -m stages.readme
+
+.PHONY: sync-mlflow
+sync-mlflow: $(VENV)/.pipeline ## tell MLflow what it missed: a server was down, or the reports came with git
+	@$(BIN)/python -m stages.sync_mlflow
 
 .PHONY: test
 test: lint ## lint, types, import contracts and tests

@@ -14,12 +14,13 @@ import psutil
 
 from cmcore.config import ConfigError
 from cmcore.data.errors import DataError
+from cmcore.edge.mlflow_replay import TrackingError
 from cmcore.edge.ray_session import ComputeError
 from cmcore.report.readers import ReportError
 from cmcore.train.checkpoint import CheckpointError
 from cmcore.train.steps import NonFiniteError
 
-EXPECTED = (ConfigError, DataError, CheckpointError, NonFiniteError, ComputeError, ReportError)
+EXPECTED = (ConfigError, DataError, CheckpointError, NonFiniteError, ComputeError, ReportError, TrackingError)
 GRACE = 15.0  # seconds for a clean end, once DVC is gone
 
 

@@ -54,8 +54,17 @@ def _lock(uri: str) -> Iterator[None]:
         yield
 
 
-def open_run(uri: str, experiment: str, name: str, tags: Mapping[str, str]) -> tuple["MlflowClient", "Run", bool]:
+def open_run(
+    uri: str, experiment: str, name: str, tags: Mapping[str, str], *, running: bool = True
+) -> tuple["MlflowClient", "Run", bool]:
     """The run with these tags' `run` and `fingerprint`, made if there is none.
+
+    Args:
+        uri: of the store.
+        experiment: its name.
+        name: of the run, should it be made.
+        tags: laid over those that the run has.
+        running: whether a run that had ended runs again; else its times stay as they are.
 
     Returns:
         A client, the run, and whether the run was there before.
@@ -79,7 +88,8 @@ def open_run(uri: str, experiment: str, name: str, tags: Mapping[str, str]) -> t
         for key, value in tags.items():
             if run.data.tags.get(key) != value:
                 client.set_tag(run.info.run_id, key, value)
-        client.update_run(run.info.run_id, status="RUNNING")
+        if running:
+            client.update_run(run.info.run_id, status="RUNNING")
         return client, run, True
 
 

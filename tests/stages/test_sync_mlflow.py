@@ -1,0 +1,244 @@
+"""Against a real sqlite store: whatever MLflow knows before, afterwards it knows everything, once."""
+
+import json
+import shutil
+import socket
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_runs import PARAMS, tiny_inputs
+
+from cmcore.data.png import to_png
+from cmcore.edge import mlflow_replay
+from cmcore.edge.mlflow_replay import TrackingError
+from cmcore.edge.mlflow_tracker import MlflowTracker
+from cmcore.edge.settings import TrackingConfig
+from cmcore.evaluate.records import MetricRecord, Provenance, to_json
+from cmcore.tracking import jsonl
+from stages.common import Setup, load
+from stages.files import install, write_json
+from stages.process import EXPECTED
+from stages.sync_mlflow import sync
+from stages.train import Inputs, train
+
+mlflow = pytest.importorskip("mlflow")
+
+
+def record(metric: str, value: float, nfe: int, images: int, fingerprint: str) -> dict:
+    source = {"workload": "tiny", "run": "edm", "method": "edm", "fingerprint": fingerprint, "sampler": "s", "ema": "e"}
+    seen = {"nfe": nfe, "images": images, "seed": 1, "extractor": "cnn", "extractor_digest": "c", "samples": 9}
+    provenance = Provenance(**source, **seen, reference_digest="d" * 64, reference_count=9)
+    return to_json(MetricRecord(metric=metric, value=value, spread=0.0, spread_of="images", provenance=provenance))
+
+
+def write_report(setup: Setup, fingerprint: str) -> None:
+    """A record like that of an evaluation."""
+    records = [record(metric, nfe / 3, nfe, 4096, fingerprint) for metric in ("fd", "recall") for nfe in (1, 2)]
+    on_the_way = [record("fd", images / 7, 1, images, fingerprint) for images in (2048, 4096)]
+    write_json(setup.folders.reports / "metrics/edm.json", {"records": records, "snapshots": on_the_way})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Setup:
+    """A project with one run that was trained and evaluated while MLflow was off."""
+    root = tmp_path_factory.mktemp("sync") / "project"
+    root.mkdir()
+    runs = {"edm": PARAMS["runs"]["edm"]}
+    how = {"compute": {"backend": "inline", "threads": 1, "device": "cpu"}, "tracking": {"mlflow": False}}
+    (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "runs": runs, **how}))
+    setup, inputs = load(root), tiny_inputs(root)
+    install(inputs.data, setup.folders.data)
+    setup.folders.weights("random").parent.mkdir(parents=True)
+    inputs.init.rename(setup.folders.weights("random"))
+    final = train(setup, setup.project.run("edm"), Inputs(setup.folders.data, setup.folders.weights("random")))
+    install(final, setup.folders.runs / "edm")
+    write_report(setup, fingerprint(setup))
+    grid = setup.folders.reports / "grids/edm.png"
+    grid.parent.mkdir()
+    import numpy as np
+
+    grid.write_bytes(to_png(np.zeros((4, 1, 8, 8), np.uint8), columns=2))
+    return setup
+
+
+@pytest.fixture
+def setup(made, request) -> Setup:
+    """The project, with an experiment of the test's own in the store that all tests share."""
+    return replace(made, tracking=TrackingConfig(experiment=request.node.name))
+
+
+def fingerprint(setup: Setup) -> str:
+    return json.loads((setup.folders.runs / "edm/summary.json").read_text())["fingerprint"]
+
+
+def elsewhere(setup: Setup, root: Path) -> Setup:
+    """A copy of the project's files, tracked in the same store."""
+    shutil.copytree(setup.folders.root, root, ignore=shutil.ignore_patterns(".tracking"))
+    store = f"sqlite:///{setup.folders.root}/.tracking/mlflow.db"
+    return replace(setup, folders=replace(setup.folders, root=root), tracking=replace(setup.tracking, uri=store))
+
+
+def found(setup: Setup):
+    """A client and the runs of the experiment, by fingerprint."""
+    client = mlflow.MlflowClient(setup.tracking.uri or f"sqlite:///{setup.folders.root}/.tracking/mlflow.db")
+    group = client.get_experiment_by_name(setup.tracking.experiment)
+    runs = client.search_runs([group.experiment_id])
+    assert len({run.data.tags["fingerprint"] for run in runs}) == len(runs)
+    return client, {run.data.tags["fingerprint"]: run for run in runs}
+
+
+def points(client, run) -> Counter:
+    """How often the run holds each point."""
+    held = (client.get_metric_history(run.info.run_id, key) for key in run.data.metrics)
+    return Counter((metric.key, metric.step, metric.value) for history in held for metric in history)
+
+
+def history(setup: Setup) -> list[dict]:
+    return list(jsonl.read(setup.folders.runs / "edm/history.jsonl"))
+
+
+def evaluation() -> set:
+    by_nfe = {(f"eval/{m}{end}", n, n / 3) for m in ("fd", "recall") for n in (1, 2) for end in ("", f"_nfe{n}")}
+    return by_nfe | {("snapshots/fd", images, images / 7) for images in (2048, 4096)}
+
+
+def expected(setup: Setup) -> Counter:
+    """Every point of the files, once."""
+    rows = history(setup)
+    training = {(f"train/{name}", row["images"], row[name]) for row in rows for name in row if name != "images"}
+    assert len(rows) == 8
+    return Counter(training | evaluation())
+
+
+def test_a_replay_gives_mlflow_everything_once_however_often(setup):
+    (first,) = sync(setup)
+    assert f"sent {len(expected(setup))} points" in first
+    client, runs = found(setup)
+    run = runs[fingerprint(setup)]
+    assert points(client, run) == expected(setup)
+    assert (run.info.run_name, run.info.status) == ("edm", "FINISHED")
+    assert {key: run.data.tags[key] for key in ("run", "workload", "method")} == {
+        "run": "edm", "workload": "tiny", "method": "edm",
+    }  # fmt: skip
+    assert len(run.data.tags["data_digest"]) == 16
+    assert "git_revision" not in run.data.tags
+    assert (run.data.params["train.lr"], run.data.params["net.config.hidden"]) == ("0.001", "16")
+    there = {
+        file.path for name in ("weights", "grids", "records") for file in client.list_artifacts(run.info.run_id, name)
+    }
+    assert there == {"weights/weights.safetensors", "grids/edm.png", "records/edm.json"}
+
+    (second,) = sync(setup)
+    assert second == f"edm ({fingerprint(setup)}): nothing was missing"
+    client, runs = found(setup)
+    again = runs[fingerprint(setup)]
+    assert points(client, again) == expected(setup)
+    assert (again.info.end_time, again.data.params) == (run.info.end_time, run.data.params)
+
+
+def test_a_run_whose_tracking_broke_off_is_completed(setup):
+    tags = {"run": "edm", "fingerprint": fingerprint(setup), "git_revision": "abc"}
+    live = MlflowTracker(setup.tracking, workload="tiny", name="edm", tags=tags, root=setup.folders.root)
+    live.params({"train": {"lr": 0.001}})
+    for row in history(setup)[:5]:
+        live.metrics({f"train/{name}": row[name] for name in row if name != "images"}, row["images"])
+    live.close(failed=True)
+    assert live.dropped == 0
+    sync(setup)
+    client, runs = found(setup)
+    (run,) = runs.values()
+    assert points(client, run) == expected(setup)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["git_revision"] == "abc"
+    assert "diffusion.rho" in run.data.params
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_server_that_dies_in_the_middle_is_continued(setup, monkeypatch, after):
+    """Also where it took the last request and only the answer was lost."""
+    monkeypatch.setattr(mlflow_replay, "POINTS_AT_ONCE", 10)
+    send, calls = mlflow.MlflowClient.log_batch, []
+
+    def dying(self, *args, **options):
+        calls.append(send(self, *args, **options))
+        if len(calls) == after:
+            raise mlflow.exceptions.MlflowException("Max retries exceeded\nwith url: /api")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", dying)
+        with pytest.raises(TrackingError, match="did not take run edm: Max retries exceeded with url"):
+            sync(setup)
+    client, runs = found(setup)
+    before = points(client, runs[fingerprint(setup)])
+    assert before.total() < expected(setup).total()
+    sync(setup)
+    client, runs = found(setup)
+    assert points(client, runs[fingerprint(setup)]) == expected(setup)
+
+
+def test_a_clone_with_reports_alone_tells_the_evaluation(setup, tmp_path):
+    clone = elsewhere(setup, tmp_path / "clone")
+    shutil.rmtree(clone.folders.outputs)
+    sync(clone)
+    client, runs = found(clone)
+    run = runs[fingerprint(setup)]
+    assert points(client, run) == Counter(evaluation())
+    assert run.data.tags["data_digest"] == "d" * 16
+    assert run.data.params == {}
+    # The machine that trained it completes the same run.
+    sync(setup)
+    client, runs = found(setup)
+    assert points(client, runs[fingerprint(setup)]) == expected(setup)
+
+
+def test_reports_of_another_training_stay_apart(setup, tmp_path):
+    clone = elsewhere(setup, tmp_path / "clone")
+    write_report(clone, "another")
+    assert [line.split(":")[0] for line in sync(clone)] == [f"edm ({fingerprint(setup)})", "edm (another)"]
+    client, runs = found(clone)
+    assert points(client, runs["another"]) == Counter(evaluation())
+    assert points(client, runs[fingerprint(setup)]) == expected(setup) - Counter(evaluation())
+
+
+def test_parameters_of_a_run_that_the_file_no_longer_describes_are_not_invented(setup, tmp_path):
+    clone = elsewhere(setup, tmp_path / "clone")
+    params = clone.folders.root / "params.yaml"
+    params.write_text(params.read_text().replace("lr: 0.001", "lr: 0.002"))
+    sync(replace(load(clone.folders.root), tracking=clone.tracking))
+    _, runs = found(clone)
+    logged = runs[fingerprint(setup)].data.params
+    assert "train.lr" not in logged
+    assert (logged["net.config.hidden"], logged["train.seed"], logged["method"]) == ("16", "1", "edm")
+
+
+def test_nothing_to_tell_is_said(setup, tmp_path):
+    clone = elsewhere(setup, tmp_path / "clone")
+    shutil.rmtree(clone.folders.outputs)
+    shutil.rmtree(clone.folders.reports)
+    assert sync(clone) == ["tiny: no outputs and no reports to tell of; `make repro` makes them"]
+
+
+def test_a_damaged_file_is_one_sentence(setup, tmp_path):
+    clone = elsewhere(setup, tmp_path / "clone")
+    (clone.folders.reports / "metrics/edm.json").write_text('{"records": [')
+    with pytest.raises(TrackingError, match="the files of run edm cannot be read: ") as caught:
+        sync(clone)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["down", "silent"])
+def test_a_server_that_does_not_answer_is_one_sentence(setup, monkeypatch, kind):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = 9 if kind == "down" else server.getsockname()[1]
+        away = replace(setup, tracking=TrackingConfig(uri=f"http://127.0.0.1:{port}"))
+        with pytest.raises(
+            TrackingError, match=rf"^MLflow at http://127.0.0.1:{port} did not take run edm: "
+        ) as caught:
+            sync(away)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, EXPECTED)
