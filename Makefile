@@ -27,6 +27,15 @@ repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tabl
 use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digits
 	@$(BIN)/python -m stages.use "$(WORKLOAD)"
 
+.PHONY: tune
+tune: $(VENV)/.pipeline ## run a search of the active workload: make tune NAME=ect_schedule
+	@test -n "$(NAME)" || { echo 'expected NAME=<an entry of tune in params.yaml>' >&2; exit 2; }
+	@$(BIN)/dvc repro searches/dvc.yaml:tune@$(NAME)
+
+.PHONY: adopt
+adopt: $(VENV)/.pipeline ## write what a search found into params.yaml: make adopt NAME=ect_schedule
+	@$(BIN)/python -m stages.adopt "$(NAME)"
+
 .PHONY: readme
 readme: $(VENV)/.pipeline ## copy the default workload's table into README.md
 	@$(BIN)/python -m stages.readme

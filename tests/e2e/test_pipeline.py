@@ -75,7 +75,7 @@ def made(tmp_path_factory):
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("cmcore", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+    for name in ("dvc.yaml", "searches/dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(ROOT / "tests/e2e/tiny.yaml", folder / "params.yaml")
