@@ -143,7 +143,7 @@ def _connected(address: str, runtime_env: dict[str, Any]) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ComputeError(
-            f"{where} cannot be used: {reason} (a cluster needs one Ray version and one token)"
+            f"{where} cannot be used: {reason} (a cluster needs one Ray version, one token, and the same RAY_AUTH_MODE)"
         ) from error
     try:
         yield
