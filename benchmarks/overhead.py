@@ -1,19 +1,23 @@
 """What DVC, Ray and MLflow cost, and what they give, on a scaled graph of a workload.
 
-    python -m benchmarks.overhead [--workload digits] [--scale 0.25] [--kills 50] [--tune NAME]
+    python -m benchmarks.overhead [--workload digits] [--scale 0.25] [--threads 1] [--kills 50] [--tune NAME]
 
-The same stages run three times in a copy of the project: in one bare process that calls them one after the other,
-without DVC, Ray and MLflow; as `make repro`; and as `make repro JOBS=2`. Training is scaled, so the seconds that stages
-cost weigh more than in the whole graph; the table gives them as seconds as well. Run it on a quiet machine.
+The same stages run in a copy of the project: in one bare process that calls them one after the other, without DVC,
+Ray and MLflow; as `make repro`; as `make repro JOBS=2`; and both again on a cluster of two nodes. Training is scaled,
+so the seconds that stages cost weigh more than in the whole graph; the table gives them as seconds as well. Run it on a
+quiet machine.
 """
 
 import argparse
 import json
+import os
+import secrets
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,25 @@ def results(space: Workspace) -> dict[str, str]:
     return digests([*(root / "outputs").glob("*/runs/*"), *(root / "reports").glob("*/metrics")], root)
 
 
+@contextmanager
+def two_nodes(space: Workspace, threads: int) -> Iterator[None]:
+    """A Ray cluster of two nodes on this machine, each with room for one job, that the workspace uses in the block."""
+    token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= access
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": threads, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(**node)
+        space.variables = {"RAY_ADDRESS": str(cluster.address), **access}
+        yield
+    finally:
+        space.variables = {}
+        cluster.shutdown()
+
+
 def pipeline_rows(space: Workspace, params: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Measure the three ways of running everything; a RuntimeError says that their results differ."""
     stages = order(params)
@@ -89,6 +112,13 @@ def pipeline_rows(space: Workspace, params: Mapping[str, Any]) -> list[tuple[str
     two = timed(space, "stages.repro", "2")
     if results(space) != expected:
         raise RuntimeError("make repro JOBS=2 gave other results than the bare core")
+    with two_nodes(space, params["compute"]["threads"]):
+        spread = []
+        for jobs in ("1", "2"):
+            space.forget()
+            spread.append(timed(space, "stages.repro", jobs))
+    if results(space) != expected:
+        raise RuntimeError("make repro JOBS=2 on two nodes gave other results than the bare core")
     extra = full - bare
     return [
         (f"bare core, {len(stages)} stages in one process", f"{bare:.1f} s"),
@@ -96,14 +126,17 @@ def pipeline_rows(space: Workspace, params: Mapping[str, Any]) -> list[tuple[str
         ("overhead", f"{extra:.1f} s, {extra / bare:.1%}, {extra / len(stages):.2f} s a stage"),
         ("dvc repro with nothing changed", f"{nothing:.2f} s"),
         ("make repro JOBS=2", f"{two:.1f} s, saves {1 - two / full:.0%}"),
-        ("results of all three ways", "the same bits"),
+        ("make repro on a cluster of two nodes", f"{spread[0]:.1f} s"),
+        ("make repro JOBS=2 on it", f"{spread[1]:.1f} s, saves {1 - spread[1] / spread[0]:.0%}"),
+        ("results of all these", "the same bits"),
     ]
 
 
 def tune_row(space: Workspace, params: Mapping[str, Any], name: str) -> tuple[str, str]:
     """Trials a minute of a search of the workload."""
-    seconds = timed(space, "dvc", "repro", f"tune@{name}")
-    trials = json.loads((space.folder / f"reports/{params['workload']}/tune/{name}/trials.json").read_text())
+    space.call("dvc", "repro", "reference", f"train@{params['tune'][name]['init']}")
+    seconds = timed(space, "dvc", "repro", f"searches/dvc.yaml:tune@{name}")
+    trials = json.loads((space.folder / f"reports/{params['workload']}/tune/{name}/trials.json").read_text())["trials"]
     return f"trials of {name}", f"{len(trials)} in {seconds:.0f} s, {60 * len(trials) / seconds:.1f} a minute"
 
 
@@ -112,11 +145,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workload", default="digits")
     parser.add_argument("--scale", type=float, default=0.25, help="of the images that every run sees")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of every job, the bare core's too; two jobs run at once"
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--tune", default="", help="a search of the workload to be timed")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench"))
     params = scaled(load_yaml(ROOT / "workloads" / f"{options.workload}.yaml"), options.scale)
+    params["compute"] = {**params.get("compute", {}), "threads": options.threads}
     space = Workspace(folder / "space" / "project", params)
     try:
         rows = pipeline_rows(space, params)

@@ -12,7 +12,7 @@ import yaml
 
 from cmcore.closure import PACKAGES, ROOT
 
-FILES = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+FILES = ("dvc.yaml", "searches/dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
 
 
 class Workspace:
@@ -25,6 +25,7 @@ class Workspace:
 
     def __init__(self, folder: Path, params: Mapping[str, Any]) -> None:
         self.folder = folder
+        self.variables: dict[str, str] = {}  # of the environment, for everything that is run here
         for name in PACKAGES:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in FILES:
@@ -48,7 +49,7 @@ class Workspace:
         place = str(self.folder.with_name("site"))
         return kept | {
             "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "DVC_SITE_CACHE_DIR": place, "DVC_NO_ANALYTICS": "1",
-            "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", **self.variables,
         }  # fmt: skip
 
     def start(self, *module: str, log: Path | None = None) -> subprocess.Popen[bytes]:
