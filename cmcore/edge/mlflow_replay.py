@@ -5,6 +5,7 @@ server that died half-way, or another replay: every point stands there once.
 """
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # Nobody trains meanwhile, so a slow server may take its time; one that does not answer is given up after a minute.
-ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 class TrackingError(RuntimeError):
@@ -86,6 +91,7 @@ class Replay:
             os.environ.setdefault(key, value)
         from mlflow.exceptions import MlflowException
 
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it announces every new attempt
         if self._nonfinite:
             self.tags["nonfinite"] = ", ".join(self._nonfinite)[:KEY_LENGTH]
         try:
