@@ -6,11 +6,13 @@ run time, so callers name them as roots.
 
 import ast
 import hashlib
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 PACKAGES = ("cmcore", "stages")
 ROOT = Path(__file__).resolve().parent.parent
+_PARSER = threading.Lock()  # CPython 3.11 counts the depth of trees for all threads together (python/cpython#106905)
 
 
 def module_file(module: str, root: Path = ROOT) -> Path | None:
@@ -25,7 +27,9 @@ def module_file(module: str, root: Path = ROOT) -> Path | None:
 def imported_modules(file: Path) -> set[str]:
     """Dotted names of the project's modules that a file imports anywhere, also inside functions."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
+    with _PARSER:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -1,5 +1,6 @@
 """The order of parallel jobs, and that runs trained in parallel are the runs that their stages would have trained."""
 
+import gc
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import PARAMS, tiny_inputs
 
+from cmcore.closure import source_digest
 from cmcore.edge.ray_session import ComputeError
 from stages.common import Setup, load
 from stages.files import install
@@ -67,6 +69,37 @@ def test_a_failure_stops_only_those_that_need_it(capsys):
         run_graph(COSTS, NEEDS, 2, record)
     assert record.done == {"e"}
     assert "train a: as the test wants it" in capsys.readouterr().err
+
+
+def test_source_code_is_digested_in_several_threads_at_once():
+    """In CPython 3.11 that failed, whenever the garbage collector let another thread run in the middle of it."""
+    found: list[object] = []
+
+    def deep(depth: int) -> str:
+        return deep(depth - 1) if depth else source_digest(["cmcore.methods.ict"])
+
+    def work(depth: int) -> None:
+        try:
+            found.extend(deep(depth) for _ in range(5))
+        except SystemError as error:
+            found.append(error)
+
+    def pause(*_: object) -> None:
+        time.sleep(0)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(pause)
+    gc.set_threshold(200)
+    try:
+        threads = [threading.Thread(target=work, args=(7 * place,)) for place in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(pause)
+    assert found == [source_digest(["cmcore.methods.ict"])] * 20
 
 
 def project(root: Path, **sections: object) -> Setup:
