@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGES = ("cmcore", "stages")
 ROOT = Path(__file__).resolve().parent.parent
-_PARSER = threading.Lock()  # CPython 3.11 counts the depth of trees for all threads together (python/cpython#106905)
+_PARSER = threading.Lock()  # CPython 3.11 counts the depth of trees for all threads together: a SystemError
 
 
 def module_file(module: str, root: Path = ROOT) -> Path | None:
