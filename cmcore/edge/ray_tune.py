@@ -23,8 +23,9 @@ from cmcore.train.session import CHECKPOINT
 
 FAILURES = 2  # of a trial's worker, before the trial is given up
 POSITION = "position.json"  # in Tune's checkpoint of a trial: images seen at its last report
-# Result files and progress tables of Tune's own; trials keep their scores themselves.
-QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_GLOBAL_CHECKPOINT_S": "5"}
+# Without result files and progress tables of Tune's own, as trials keep their scores themselves; and with its state
+# written every second, as a killed search goes on from there.
+QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
 
 
 def search(

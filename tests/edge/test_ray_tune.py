@@ -36,21 +36,25 @@ def kill_after(root: Path, name: str, trials: int, said: str) -> None:
     for line in process.stdout:
         if line.strip() == said:
             break
-    # Tune writes the experiment's state every five seconds at most; a kill before that would start anew.
-    time.sleep(2)
+    # Tune keeps the state of the experiment with a delay; what it does not know of is searched again.
+    heard, deadline = time.time(), time.monotonic() + 30
+    while time.monotonic() < deadline and not any(
+        state.stat().st_mtime > heard for state in root.glob(f"{name}-*/ray/search/experiment_state-*.json")
+    ):
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
 
 
 def test_a_killed_search_goes_on_and_is_tracked_once(root):
-    kill_after(root, "schedule", trials=4, said="1 of 4")
-    folder = make_job(root, "schedule", trials=4).folder
+    kill_after(root, "schedule", trials=6, said="1 of 6")
+    folder = make_job(root, "schedule", trials=6).folder
     before = {path.parent.name: path.read_bytes() for path in folder.glob("trials/*/trial.json")}
     over = {key for key in before if '"finished"' in before[key].decode()}
 
-    job, trials, _ = run_search(root, "schedule", trials=4)
-    assert len(trials) == 4
+    job, trials, _ = run_search(root, "schedule", trials=6)
+    assert len(trials) == 6
     kept = over & {trial.key for trial in trials}
     assert kept, "at least one trial that was over is kept"
     assert all((folder / "trials" / key / "trial.json").read_bytes() == before[key] for key in kept)
