@@ -250,7 +250,8 @@ def _check_search(project: Project, config: TuneConfig, path: str) -> None:
         )
     if not build_method(base).few_step:
         raise ConfigError(join(path, "base"), f"expected a run that samples in few steps, got {base.method}")
-    budget, least = config.images or base.train.images, base.train.batch * max(config.parts, config.snapshots)
+    budget = config.images or base.train.images
+    least = base.train.batch * (config.snapshots if config.kind == "posthoc" else config.parts)
     if budget < least:
         raise ConfigError(join(path, "images"), f"expected at least {least}, a batch for every part, got {budget}")
     _check_grace(base, config, path)
