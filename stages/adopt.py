@@ -62,7 +62,7 @@ def adopt(name: str, root: Path) -> str:
         write_atomic(shipped, after.encode())
         files.append(shipped.relative_to(root).as_posix())
     said = ", ".join(f"{path}: {value}" for path, value in flatten(changes).items())
-    return f"{' and '.join(files)} now have {said}; `make repro` trains what depends on it"
+    return f"{' and '.join(files)} changed: {said}; `make repro` trains what depends on it"
 
 
 def write_checked(path: Path, text: str, expected: Mapping[str, Any]) -> None:
