@@ -45,8 +45,12 @@ sync-mlflow: $(VENV)/.pipeline ## tell MLflow what it missed: a server was down,
 	@$(BIN)/python -m stages.sync_mlflow
 
 .PHONY: test
-test: lint ## lint, types, import contracts and tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: lint ## lint, types, import contracts and tests, in minutes
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+.PHONY: test-slow
+test-slow: $(VENV)/.dev ## the tests that start clusters, kill processes and run searches
+	@$(BIN)/python -m pytest -m slow
 
 .PHONY: lint
 lint: $(VENV)/.dev ## format, lint, types, import contracts, spelling
