@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_search import PARAMS, make_job
 
 from cmcore.assemble import trial as trials
 from cmcore.assemble.confirm import confirm
@@ -15,7 +16,6 @@ from cmcore.assemble.trial import Trial, ranked, run_trial, trial_folder
 from cmcore.config import ConfigError, merge
 from cmcore.train import checkpoint
 from cmcore.train.session import CHECKPOINT
-from searches import PARAMS, make_job
 
 VALUES = {"options.q": 4.0, "train.lr": 1e-3, "train.ema.ema.half_life": 100}
 

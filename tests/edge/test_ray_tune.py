@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from search_driver import run_search
+from tiny_search import make_job
 
 from cmcore.assemble.trial import Trial, trial_folder
 from cmcore.edge.mlflow_search import SearchRecorder
 from cmcore.edge.settings import TrackingConfig
-from searches import make_job
 
 pytest.importorskip("ray.tune")
 mlflow = pytest.importorskip("mlflow")
@@ -61,6 +61,8 @@ def test_a_killed_search_goes_on_and_is_tracked_once(root):
     assert {trial.outcome for trial in trials} <= {"finished", "stopped by asha"}
     for trial in trials:
         assert trial.images == (512 if trial.outcome == "finished" else 256)
+    best = min(trial.scores[256] for trial in trials)
+    assert all(trial.scores[256] > best for trial in trials if trial.outcome == "stopped by asha")
     finished = [trial.final for trial in trials if trial.outcome == "finished"]
     assert finished == sorted(finished)
 

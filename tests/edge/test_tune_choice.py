@@ -1,5 +1,7 @@
 """The space in Tune's words, and PBT's steps brought back into it. No Ray is started."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from cmcore.assemble.space import Dimension, TuneConfig
@@ -60,3 +62,17 @@ def test_schedulers_know_the_rungs(scheduler):
     if scheduler == "asha":
         assert sorted(rung[0] for rung in made._brackets[0]._rungs) == config.marks
     assert searcher_of(config) is not None
+
+
+def test_asha_stops_the_worse_trial_at_a_rung():
+    config = TuneConfig(base="a", init="b", space={"x": {"uniform": [0, 1]}}, rungs=2)
+    asha = scheduler_of(config)
+    asha.set_search_properties("score", "min")
+    trials = [SimpleNamespace(trial_id=name, status="RUNNING") for name in "abc"]
+    for trial in trials:
+        asha.on_trial_add(None, trial)
+    said = [
+        asha.on_trial_result(None, trial, {"part": 1, "score": score})
+        for trial, score in zip(trials, (2, 9, 1), strict=True)
+    ]
+    assert said == ["CONTINUE", "STOP", "CONTINUE"]

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
+from tiny_search import make_job
+
 from cmcore.edge.mlflow_search import SearchRecorder
 from cmcore.edge.ray_tune import search
 from cmcore.edge.settings import ComputeConfig, TrackingConfig
-from searches import make_job
 
 COMPUTE = ComputeConfig(threads=1, device="cpu")
 
