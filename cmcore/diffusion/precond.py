@@ -14,7 +14,25 @@ from torch import Tensor, nn
 
 from cmcore.tensors import expand_like
 
-NoiseCoordinate = Literal["log", "trig"]
+NoiseCoordinate = Literal["log", "trig", "log1000"]
+
+
+class Condition(NamedTuple):
+    """What a network is told beside the noise level; travels wherever plain labels do.
+
+    `labels` are class indices (B,) int64, `augment` says how each image was augmented, (B, augment_dim); None is zeros.
+    """
+
+    labels: Tensor | None
+    augment: Tensor | None = None
+
+
+Labels = Tensor | Condition | None
+
+
+def as_condition(labels: Labels) -> Condition:
+    """Plain labels, or none, as a `Condition`."""
+    return labels if isinstance(labels, Condition) else Condition(labels)
 
 
 class Scalings(NamedTuple):
@@ -27,8 +45,14 @@ class Scalings(NamedTuple):
 
 
 def noise_coordinate(sigma: Tensor, sigma_data: float, kind: NoiseCoordinate) -> Tensor:
-    """c_noise, what the network is told: ln(sigma)/4 (EDM, Table 1) or t = arctan(sigma/sigma_data) (sCM, sec. 4.1)."""
-    return sigma.log() / 4 if kind == "log" else torch.atan(sigma / sigma_data)
+    """c_noise, the noise level as the network is told it.
+
+    "log" is ln(sigma)/4 (EDM, Table 1), "trig" is t = arctan(sigma/sigma_data) (sCM, sec. 4.1), and "log1000" is
+    1000 ln(sigma)/4, which the public consistency models were trained with (arXiv 2303.01469, their repository).
+    """
+    if kind == "trig":
+        return torch.atan(sigma / sigma_data)
+    return sigma.log() / 4 if kind == "log" else 250 * (sigma + 1e-44).log()
 
 
 def edm_scalings(sigma: Tensor, sigma_data: float, coordinate: NoiseCoordinate = "log") -> Scalings:
@@ -60,7 +84,7 @@ class Denoiser(nn.Module):
     Of a consistency model this is the consistency function f itself: both share the form.
 
     Args:
-        net: F, called as net(x (B, C, H, W), c_noise (B,), labels (B,) or None) -> (B, C, H, W).
+        net: F, called as net(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W).
         sigma_data: standard deviation of the data.
         epsilon: the boundary sigma at which D(x, epsilon) = x exactly; 0 means plain EDM scalings.
         coordinate: which c_noise the network was built for.
@@ -81,7 +105,7 @@ class Denoiser(nn.Module):
             return boundary_scalings(sigma, self.sigma_data, self.epsilon, self.coordinate)
         return edm_scalings(sigma, self.sigma_data, self.coordinate)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, labels: Labels = None) -> Tensor:
         """Denoise x (B, C, H, W) at levels sigma (B,); the result has the dtype of x."""
         s = self.scalings(sigma)
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)

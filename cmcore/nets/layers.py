@@ -12,15 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cmcore.diffusion.precond import Labels, as_condition
+
 EmbeddingKind = Literal["positional", "fourier"]
 NormKind = Literal["group", "adaptive", "double"]
 
 
-def linear(inputs: int, outputs: int, *, gain: float = 1.0) -> nn.Linear:
-    """A linear layer with Xavier-uniform weights times `gain` and zero bias."""
-    layer = nn.Linear(inputs, outputs)
+def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights times `gain` and zero bias, or none."""
+    layer = nn.Linear(inputs, outputs, bias)
     nn.init.xavier_uniform_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -118,28 +121,55 @@ class FourierFeatures(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    """(c_noise (B,), labels (B,) or None) -> modulation vector e (B, width)."""
+    """(c_noise (B,), labels (B,), a Condition or None) -> modulation vector e (B, width)."""
 
-    def __init__(self, features: int, width: int, *, kind: EmbeddingKind, fourier_scale: float, classes: int) -> None:
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        *,
+        kind: EmbeddingKind,
+        fourier_scale: float,
+        classes: int,
+        augment_dim: int = 0,
+    ) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.augment_dim = classes, augment_dim
         fourier = kind == "fourier"
         self.features = FourierFeatures(features, scale=fourier_scale) if fourier else PositionalFeatures(features)
         self.label = linear(classes, features) if classes else None
+        self.augment = linear(augment_dim, features, bias=False) if augment_dim else None
         self.layer0, self.layer1 = linear(features, width), linear(width, width)
 
-    def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
+        hot, augment = self.vectors(c_noise, labels)
+        e = self.features(c_noise)
+        if self.label is not None and hot is not None:
+            # EDM scales the one-hot vector to unit variance per entry, sqrt(K).
+            e = e + self.label(hot * math.sqrt(self.classes))
+        if self.augment is not None and augment is not None:
+            e = e + self.augment(augment)
+        return nn.functional.silu(self.layer1(nn.functional.silu(self.layer0(e))))
+
+    def vectors(self, c_noise: Tensor, labels: Labels) -> tuple[Tensor | None, Tensor | None]:
+        """One-hot labels (B, classes) and the augmentation vector (B, augment_dim), in c_noise's dtype.
+
+        Raises:
+            ValueError: they are not what the network was built for.
+        """
+        indices, augment = as_condition(labels)
         if c_noise.ndim != 1:
             raise ValueError(f"c_noise: expected shape (B,), got {tuple(c_noise.shape)}")
-        if (labels is None) != (self.label is None):
+        if (indices is None) != (self.classes == 0):
             wanted = f"class indices below {self.classes}" if self.classes else "None, as the net is unconditional"
-            got = "None" if labels is None else f"a tensor {tuple(labels.shape)}"
+            got = "None" if indices is None else f"a tensor {tuple(indices.shape)}"
             raise ValueError(f"labels: expected {wanted}, got {got}; see `conditional` in the parameters")
-        e = self.features(c_noise)
-        if self.label is not None and labels is not None:
-            # EDM scales the one-hot vector to unit variance per entry, sqrt(K).
-            e = e + self.label(nn.functional.one_hot(labels, self.classes).to(e.dtype) * math.sqrt(self.classes))
-        return nn.functional.silu(self.layer1(nn.functional.silu(self.layer0(e))))
+        if augment is not None and augment.shape[1:] != (self.augment_dim,):
+            wanted = f"shape (B, {self.augment_dim})" if self.augment_dim else "None"
+            got = tuple(augment.shape)
+            raise ValueError(f"augment: expected {wanted}, got {got}; see `augment_dim` in the net's parameters")
+        hot = None if indices is None else nn.functional.one_hot(indices, self.classes).to(c_noise.dtype)
+        return hot, None if augment is None else augment.to(c_noise.dtype)
 
 
 class Resample(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cmcore.config import require
-from cmcore.diffusion.precond import NoiseCoordinate
+from cmcore.diffusion.precond import Labels, NoiseCoordinate
 from cmcore.nets.layers import EmbeddingKind, GroupNorm, ModulatedNorm, NoiseEmbedding, NormKind, linear
 
 
@@ -28,10 +28,12 @@ class Config:
     norm: NormKind = "adaptive"
     norm_eps: float = 1e-6
     residual_gain: float = 1e-5  # initial gain of the layer that closes a residual branch
+    augment_dim: int = 0  # entries of the vector that says how an image was augmented; 0 has no such input
 
     def __post_init__(self) -> None:
         for key in ("hidden", "blocks", "expansion", "embedding_width"):
             require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        require(self.augment_dim >= 0, "augment_dim", "at least 0", self.augment_dim)
         even = self.features >= 2 and self.features % 2 == 0
         require(even, "features", "an even number, at least 2", self.features)
         require(0 <= self.dropout < 1, "dropout", "a number in [0, 1)", self.dropout)
@@ -58,7 +60,7 @@ class Block(nn.Module):
 
 
 class MLP(nn.Module):
-    """F(x (B, C, H, W), c_noise (B,), labels (B,) or None) -> (B, C, H, W)."""
+    """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W)."""
 
     def __init__(self, config: Config, *, channels: int, resolution: int, classes: int) -> None:
         super().__init__()
@@ -70,13 +72,14 @@ class MLP(nn.Module):
             kind=config.embedding,
             fourier_scale=config.fourier_scale,
             classes=classes,
+            augment_dim=config.augment_dim,
         )
         self.input = linear(pixels, config.hidden)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = GroupNorm(config.hidden, groups=1, eps=config.norm_eps)
         self.output = linear(config.hidden, pixels, gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
         if x.shape[1:] != self.shape:
             raise ValueError(f"images: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         e = self.embedding(c_noise, labels)

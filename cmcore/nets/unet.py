@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.config import require
-from cmcore.diffusion.precond import NoiseCoordinate
+from cmcore.diffusion.precond import Labels, NoiseCoordinate
 from cmcore.nets.layers import (
     Attention,
     EmbeddingKind,
@@ -46,10 +46,12 @@ class Config:
     resample_proj: bool = True  # a 1x1 convolution on the skip of resampling blocks
     residual_gain: float = 1e-5  # initial gain of the convolution that closes a residual branch
     attention_gain: float = math.sqrt(0.2)
+    augment_dim: int = 0  # entries of the vector that says how an image was augmented; EDM has 9
 
     def __post_init__(self) -> None:
         for key in ("model_channels", "blocks", "heads", "noise_mult", "embedding_mult"):
             require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        require(self.augment_dim >= 0, "augment_dim", "at least 0", self.augment_dim)
         require(self.model_channels % 2 == 0, "model_channels", "an even number", self.model_channels)
         mult = self.channel_mult
         require(bool(mult) and min(mult) >= 1, "channel_mult", "at least one factor, each at least 1", mult)
@@ -96,7 +98,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x (B, C, H, W), c_noise (B,), labels (B,) or None) -> (B, C, H, W)."""
+    """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W)."""
 
     def __init__(self, config: Config, *, channels: int, resolution: int, classes: int) -> None:
         super().__init__()
@@ -108,6 +110,7 @@ class UNet(nn.Module):
             kind=config.embedding,
             fourier_scale=config.fourier_scale,
             classes=classes,
+            augment_dim=config.augment_dim,
         )
 
         def block(inputs: int, outputs: int, *, attention: bool = False, resample: str = "") -> Block:
@@ -119,7 +122,7 @@ class UNet(nn.Module):
         self.norm = GroupNorm(wide, eps=config.norm_eps)
         self.output = conv(wide, channels, 3, gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
         if x.shape[1:] != (self.channels, self.resolution, self.resolution):
             expected = f"(B, {self.channels}, {self.resolution}, {self.resolution})"
             raise ValueError(f"images: expected shape {expected}, got {tuple(x.shape)}")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.diffusion.convert import ve_to_trig
-from cmcore.diffusion.precond import Denoiser, boundary_scalings, edm_scalings
+from cmcore.diffusion.precond import Condition, Denoiser, boundary_scalings, edm_scalings, noise_coordinate
 from cmcore.oracles import Gaussian
 from cmcore.tensors import expand_like
 
@@ -48,6 +48,27 @@ def test_scalings_table(row: tuple[float, ...]):
 @pytest.mark.parametrize(("sigma", "t"), TRIG_TIMES)
 def test_trig_coordinate(sigma: float, t: float):
     assert edm_scalings(f64(sigma), SIGMA_DATA, "trig").c_noise.item() == pytest.approx(t, abs=6e-6)
+
+
+def test_log1000_is_a_thousand_times_edm_s_coordinate_and_finite_at_zero():
+    sigma = f64(0.002, 0.5, 80.0)
+    torch.testing.assert_close(
+        noise_coordinate(sigma, SIGMA_DATA, "log1000"), 1000 * noise_coordinate(sigma, SIGMA_DATA, "log")
+    )
+    assert noise_coordinate(torch.zeros(1), SIGMA_DATA, "log1000").isfinite()
+
+
+def test_a_condition_reaches_the_network_as_it_is():
+    seen = []
+
+    def remember(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        seen.append(inputs[2])
+
+    net = Wobble(torch.float64)
+    net.register_forward_pre_hook(remember)
+    condition = Condition(torch.zeros(1, dtype=torch.int64), torch.ones(1, 9))
+    Denoiser(net, sigma_data=SIGMA_DATA)(torch.zeros(1, 1, 2, 2, dtype=torch.float64), f64(1.0), condition)
+    assert seen[0] is condition
 
 
 @pytest.mark.parametrize("level_dtype", [torch.float32, torch.float64])
