@@ -16,40 +16,54 @@ from cmcore.sample.base import Sampler, check_levels
 
 
 @dataclass(frozen=True, eq=False)
-class Euler(Sampler):
-    """Order 1: EDM's Algorithm 1 without its correction (arXiv 2206.00364). In VE time this is DDIM."""
+class GridSampler(Sampler):
+    """A sampler that walks down a grid. One evaluation a step, unless a solver says otherwise."""
 
     grid: Tensor
-    name: ClassVar[str] = "euler"
 
     def __post_init__(self) -> None:
-        check_levels(self.grid, "Euler")
+        check_levels(self.grid, type(self).__name__)
+
+    @property
+    def steps(self) -> int:
+        """From level to level."""
+        return len(self.grid) - 1
 
     @property
     def nfe(self) -> int:
-        return len(self.grid) - 1
+        return self.steps
 
     @property
     def sigma_max(self) -> float:
         return float(self.grid[0])
 
+    def levels(self, x: Tensor) -> Tensor:
+        """The grid repeated for every sample of x: (N, B), float64, on the device of x."""
+        return self.grid.to(x.device, torch.float64)[:, None].expand(-1, len(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Euler(GridSampler):
+    """Order 1: EDM's Algorithm 1 without its correction (arXiv 2206.00364). In VE time this is DDIM."""
+
+    name: ClassVar[str] = "euler"
+
     @torch.no_grad()
     def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
         del source  # deterministic
-        x, levels = x_T.double(), _per_sample(self.grid, x_T)
-        for sigma, sigma_next in pairwise(levels):
+        x = x_T.double()
+        for sigma, sigma_next in pairwise(self.levels(x)):
             x = euler_step(denoiser, x, sigma, sigma_next, labels)
         return x
 
 
 @dataclass(frozen=True, eq=False)
-class Heun(Sampler):
+class Heun(GridSampler):
     """Order 2: EDM's Algorithm 1, or with S_churn > 0 its stochastic Algorithm 2 (arXiv 2206.00364).
 
     Best stochastic setting of the paper, ImageNet-64 with 256 levels: S_churn 40, S_min 0.05, S_max 50, S_noise 1.003.
     """
 
-    grid: Tensor
     S_churn: float = 0.0
     S_min: float = 0.0
     S_max: float = float("inf")
@@ -57,21 +71,18 @@ class Heun(Sampler):
     name: ClassVar[str] = "heun"
 
     def __post_init__(self) -> None:
-        check_levels(self.grid, "Heun")
+        super().__post_init__()
         if not (self.S_churn >= 0 and self.S_noise >= 0 and self.S_min <= self.S_max):
             raise ValueError(f"Heun: expected S_churn >= 0, S_noise >= 0 and S_min <= S_max, got {self}")
 
     @property
     def nfe(self) -> int:
-        return 2 * (len(self.grid) - 1) - int(self.grid[-1] == 0)
-
-    @property
-    def sigma_max(self) -> float:
-        return float(self.grid[0])
+        return 2 * self.steps - int(self.grid[-1] == 0)
 
     @torch.no_grad()
     def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
-        x, levels = x_T.double(), _per_sample(self.grid, x_T)
+        x = x_T.double()
+        levels = self.levels(x)
         for i, sigma_next in enumerate(levels[1:]):
             x, sigma = self._churn(x, levels[i], self.gamma(float(self.grid[i])), source)
             # At sigma = 0 there is no velocity to correct with, so the last step of a grid that ends there is Euler's.
@@ -81,7 +92,7 @@ class Heun(Sampler):
 
     def gamma(self, sigma: float) -> float:
         """How far the level is raised before a step, relative to itself (Algorithm 2, line 4)."""
-        return min(self.S_churn / (len(self.grid) - 1), 2**0.5 - 1) if self.S_min <= sigma <= self.S_max else 0.0
+        return min(self.S_churn / self.steps, 2**0.5 - 1) if self.S_min <= sigma <= self.S_max else 0.0
 
     def _churn(self, x: Tensor, sigma: Tensor, gamma: float, source: NoiseSource) -> tuple[Tensor, Tensor]:
         """Add noise to go from sigma up to (1 + gamma) sigma (Algorithm 2, lines 5-6)."""
@@ -92,40 +103,21 @@ class Heun(Sampler):
 
 
 @dataclass(frozen=True, eq=False)
-class DPMSolverPP2M(Sampler):
+class DPMSolverPP2M(GridSampler):
     """DPM-Solver++(2M): order 2 from one evaluation a step and the one before (arXiv 2211.01095, Algorithm 2)."""
 
-    grid: Tensor
-    lower_order_below: int = (
-        10  # with fewer steps than this, the last step has order 1 (the authors' lower_order_final)
-    )
+    lower_order_below: int = 10  # steps; shorter runs end in a step of order 1 (the authors' lower_order_final)
     name: ClassVar[str] = "dpmpp_2m"
-
-    def __post_init__(self) -> None:
-        check_levels(self.grid, "DPMSolverPP2M")
-
-    @property
-    def nfe(self) -> int:
-        return len(self.grid) - 1
-
-    @property
-    def sigma_max(self) -> float:
-        return float(self.grid[0])
 
     @torch.no_grad()
     def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
         del source  # deterministic
-        x, levels, steps = x_T.double(), _per_sample(self.grid, x_T), len(self.grid) - 1
+        x = x_T.double()
         D_prev = sigma_prev = None
-        for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
+        for i, (sigma, sigma_next) in enumerate(pairwise(self.levels(x))):
             D = denoiser(x, sigma, labels)
-            if i == steps - 1 and steps < self.lower_order_below:
+            if i == self.steps - 1 and self.steps < self.lower_order_below:
                 D_prev = None
             x = dpmpp_2m_step(x, D, D_prev, sigma_prev, sigma, sigma_next)
             D_prev, sigma_prev = D, sigma
         return x
-
-
-def _per_sample(grid: Tensor, x: Tensor) -> Tensor:
-    """Levels (N,) repeated for every sample of x: (N, B), float64, on the device of x."""
-    return grid.to(x.device, torch.float64)[:, None].expand(-1, len(x))
