@@ -1,12 +1,13 @@
 """EDM: a denoiser for all noise levels, the teacher of the distilled methods (Karras et al., arXiv 2206.00364)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from cmcore.config import require
 from cmcore.consistency import weights
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.diffusion.uncertainty import UNCERTAINTY_HEAD, Uncertainty
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like, mean_per_sample
@@ -14,10 +15,11 @@ from cmcore.tensors import expand_like, mean_per_sample
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """ln sigma ~ N(P_mean, P_std^2) (Table 1)."""
+    """ln sigma ~ N(P_mean, P_std^2) (Table 1). EDM2 (arXiv 2312.02696) turns `uncertainty` on."""
 
     P_mean: float = -1.2
     P_std: float = 1.2
+    uncertainty: bool = False  # learn how uncertain each level is, so that all weigh the same (EDM2, Eq. 21)
 
     def __post_init__(self) -> None:
         require(self.P_std > 0, "P_std", "a positive number", self.P_std)
@@ -25,16 +27,23 @@ class Config:
 
 @dataclass(frozen=True)
 class EDM:
-    """Denoising score matching with EDM's weighting (Eq. 8). The squared error is averaged over the pixels."""
+    """Denoising score matching with EDM's weighting (Eq. 8). The squared error is averaged over the pixels.
+
+    The authors sum over the pixels, which differs by a constant factor that Adam takes out again.
+    """
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = field(default_factory=Needs)
     boundary: bool = False
     few_step: bool = False
 
+    @property
+    def needs(self) -> Needs:
+        """EDM2's u(sigma), if asked for."""
+        return Needs(heads={UNCERTAINTY_HEAD: Uncertainty} if self.config.uncertainty else {})
+
     def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
-        """lambda(sigma) ||D(x + sigma z, sigma) - x||^2."""
+        """lambda(sigma) ||D(x + sigma z, sigma) - x||^2, or this over e^u(sigma), plus u(sigma) (EDM2, Eq. 21)."""
         del progress  # no curriculum
         ln_sigma = self.config.P_mean + self.config.P_std * draws.normal(stream="level", dtype=torch.float64)
         sigma = ln_sigma.exp()
@@ -42,8 +51,13 @@ class EDM:
         with draws.dropout():
             D = models.student(batch.x + expand_like(sigma, z) * z, sigma, batch.labels)
         error = mean_per_sample((D - batch.x) ** 2)
-        weight = weights.edm(sigma, self.diffusion.sigma_data).to(error.dtype)
-        return LossOut(weight * error, {"denoising_error": error.detach().mean()})
+        loss = weights.edm(sigma, self.diffusion.sigma_data).to(error.dtype) * error
+        scalars = {"denoising_error": error.detach().mean()}
+        if self.config.uncertainty:
+            u = models.heads[UNCERTAINTY_HEAD](sigma)
+            loss = loss / u.exp() + u
+            scalars["uncertainty"] = u.detach().mean()
+        return LossOut(loss, scalars)
 
     def target_decay(self, progress: Progress) -> float:
         """There is no target."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmcore.diffusion.magnitude import force_normalisation
 from cmcore.methods.base import Batch, Method, Progress
 from cmcore.rng import Draws
 from cmcore.train import ema
@@ -84,6 +85,7 @@ def steps(
     slices = row_slices(config.batch, config.micro_batch, worker)
     while state.images < config.total:
         progress = Progress(state.images, config.total, config.batch)
+        force_normalisation((state.models.student, state.models.heads))
         lr = learning_rate(config, state.images)
         set_learning_rate(state.optimiser, lr)
         state.optimiser.zero_grad(set_to_none=True)

@@ -20,7 +20,7 @@ HALFWAY = Progress(images=160, total=320, batch=16)
 # ECT 2406.14548 and its repository's run_ecm.sh (c = 0 there, see the field); sCM 2410.11081 Alg. 1 and App. D, with
 # H = 10k iterations of 512 images; EDM 2206.00364 Table 1.
 PRESETS: dict[str, dict[str, Any]] = {
-    "edm": {"P_mean": -1.2, "P_std": 1.2},
+    "edm": {"P_mean": -1.2, "P_std": 1.2, "uncertainty": False},
     "cd": {"N": 18, "solver": "heun", "distance": "lpips", "mu": 0.0},
     "ct": {"s0": 2, "s1": 150, "mu0": 0.9, "distance": "lpips"},
     "ict": {"s0": 10, "s1": 1280, "P_mean": -1.1, "P_std": 2.0, "huber_c": 0.0},
