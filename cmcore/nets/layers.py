@@ -120,6 +120,29 @@ class FourierFeatures(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def condition_vectors(
+    c_noise: Tensor, labels: Labels, *, classes: int, augment_dim: int = 0
+) -> tuple[Tensor | None, Tensor | None]:
+    """One-hot labels (B, classes) and the augmentation vector (B, augment_dim), in c_noise's dtype.
+
+    Raises:
+        ValueError: they are not what the network was built for.
+    """
+    indices, augment = as_condition(labels)
+    if c_noise.ndim != 1:
+        raise ValueError(f"c_noise: expected shape (B,), got {tuple(c_noise.shape)}")
+    if (indices is None) != (classes == 0):
+        wanted = f"class indices below {classes}" if classes else "None, as the net is unconditional"
+        got = "None" if indices is None else f"a tensor {tuple(indices.shape)}"
+        raise ValueError(f"labels: expected {wanted}, got {got}; see `conditional` in the parameters")
+    if augment is not None and augment.shape[1:] != (augment_dim,):
+        wanted = f"shape (B, {augment_dim})" if augment_dim else "None"
+        got = tuple(augment.shape)
+        raise ValueError(f"augment: expected {wanted}, got {got}; see `augment_dim` in the net's parameters")
+    hot = None if indices is None else nn.functional.one_hot(indices, classes).to(c_noise.dtype)
+    return hot, None if augment is None else augment.to(c_noise.dtype)
+
+
 class NoiseEmbedding(nn.Module):
     """(c_noise (B,), labels (B,), a Condition or None) -> modulation vector e (B, width)."""
 
@@ -142,7 +165,7 @@ class NoiseEmbedding(nn.Module):
         self.layer0, self.layer1 = linear(features, width), linear(width, width)
 
     def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
-        hot, augment = self.vectors(c_noise, labels)
+        hot, augment = condition_vectors(c_noise, labels, classes=self.classes, augment_dim=self.augment_dim)
         e = self.features(c_noise)
         if self.label is not None and hot is not None:
             # EDM scales the one-hot vector to unit variance per entry, sqrt(K).
@@ -150,26 +173,6 @@ class NoiseEmbedding(nn.Module):
         if self.augment is not None and augment is not None:
             e = e + self.augment(augment)
         return nn.functional.silu(self.layer1(nn.functional.silu(self.layer0(e))))
-
-    def vectors(self, c_noise: Tensor, labels: Labels) -> tuple[Tensor | None, Tensor | None]:
-        """One-hot labels (B, classes) and the augmentation vector (B, augment_dim), in c_noise's dtype.
-
-        Raises:
-            ValueError: they are not what the network was built for.
-        """
-        indices, augment = as_condition(labels)
-        if c_noise.ndim != 1:
-            raise ValueError(f"c_noise: expected shape (B,), got {tuple(c_noise.shape)}")
-        if (indices is None) != (self.classes == 0):
-            wanted = f"class indices below {self.classes}" if self.classes else "None, as the net is unconditional"
-            got = "None" if indices is None else f"a tensor {tuple(indices.shape)}"
-            raise ValueError(f"labels: expected {wanted}, got {got}; see `conditional` in the parameters")
-        if augment is not None and augment.shape[1:] != (self.augment_dim,):
-            wanted = f"shape (B, {self.augment_dim})" if self.augment_dim else "None"
-            got = tuple(augment.shape)
-            raise ValueError(f"augment: expected {wanted}, got {got}; see `augment_dim` in the net's parameters")
-        hot = None if indices is None else nn.functional.one_hot(indices, self.classes).to(c_noise.dtype)
-        return hot, None if augment is None else augment.to(c_noise.dtype)
 
 
 class Resample(nn.Module):
