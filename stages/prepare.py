@@ -5,7 +5,7 @@ from pathlib import Path
 from cmcore.assemble.models import save_random
 from cmcore.assemble.project import RANDOM
 from cmcore.data.prepare import prepare
-from cmcore.data.sources import DataConfig
+from cmcore.data.settings import DataConfig
 from cmcore.edge.ray_run import execute
 from stages.common import load
 from stages.progress import Emit, listener, reporter

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cmcore.data.images import ImageData
-from cmcore.data.prepare import replacing
+from cmcore.data.replacing import replacing
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig

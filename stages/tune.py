@@ -4,7 +4,7 @@ from cmcore.assemble.search import Job, overrides, search_fingerprint
 from cmcore.assemble.training import Inputs
 from cmcore.assemble.trial import Trial
 from cmcore.config import ConfigError, flatten, join, plain
-from cmcore.data.prepare import replacing
+from cmcore.data.replacing import replacing
 from cmcore.edge.mlflow_search import SearchRecorder
 from cmcore.edge.ray_tune import search
 from cmcore.report.tune import Axis, Row, SearchReport, write_search

@@ -8,7 +8,7 @@ from typing import Any
 from cmcore import plugins
 from cmcore.assemble.space import TuneConfig
 from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
-from cmcore.data.sources import DataConfig
+from cmcore.data.settings import AUGMENT_DIM, DataConfig
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.train.settings import TrainConfig
@@ -174,17 +174,30 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
             f"lpips needs torchvision's VGG-16 weights; expected train.lpips_weights to name their file, got "
             f"{train.lpips_weights!r}; or choose pseudo_huber, l2 or l1",
         )
+    net = _net(_net_section(sections.net, entry.net), join(path, "net"))
+    _check_augment(train, net, path)
     return Run(
         name=name,
         method=entry.method,
         method_config=method_config,
         init=entry.init,
-        net=_net(_net_section(sections.net, entry.net), join(path, "net")),
+        net=net,
         train=train,
         sample=entry.sample,
         diffusion=sections.diffusion,
         conditional=sections.conditional,
     )
+
+
+def _check_augment(train: TrainConfig, net: NetChoice, path: str) -> None:
+    """A network that sees distorted images has to be told, or it would generate them."""
+    dim = getattr(net.config, "augment_dim", 0)
+    if train.augment and dim != AUGMENT_DIM:
+        raise ConfigError(
+            join(path, "train.augment"),
+            f"needs a network that is told of it: expected {join(path, 'net.augment_dim')} to be {AUGMENT_DIM}, got {dim}; "
+            f"or expected 0, got {train.augment}",
+        )
 
 
 def _check_init(runs: Mapping[str, Run], run: Run) -> None:

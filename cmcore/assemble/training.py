@@ -16,10 +16,10 @@ from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, 
 from cmcore.assemble.project import RANDOM, Run, build_method, needs_lpips, resolved
 from cmcore.closure import source_digest
 from cmcore.config import digest
-from cmcore.data.augment import flip
+from cmcore.data.augment import augment, flip
 from cmcore.data.images import ImageData
 from cmcore.data.order import indices
-from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.precond import Condition, Denoiser
 from cmcore.methods.base import Batch
 from cmcore.rng import Draws
 from cmcore.tensors import to_float
@@ -158,7 +158,11 @@ def image_batches(data: ImageData, run: Run, device: str) -> Callable[[Draws], B
         rows = indices(len(data), draws.images, draws.batch, run.train.seed)[draws.rows]
         images, labels = data.batch(rows)
         x = to_float(images.to(device))
-        return Batch(flip(x, draws) if run.train.flip else x, labels.to(device) if run.conditional else None)
+        told = labels.to(device) if run.conditional else None
+        if run.train.augment:
+            x, distortion = augment(x, draws, run.train.augment)
+            return Batch(x, Condition(told, distortion))
+        return Batch(flip(x, draws) if run.train.flip else x, told)
 
     return batches
 

@@ -1,13 +1,102 @@
-"""Augmentations of training images. Their random numbers are addressed like all others, so a step can be repeated."""
+"""Augmentations of training images. Their random numbers are addressed like all others, so a step can be repeated.
+
+EDM's pipeline (arXiv 2206.00364, App. F.2; the transforms are those of arXiv 2006.06676, App. B) shows the network
+distorted images and tells it how they were distorted, so that it generates none: at sampling time it is told zeros.
+"""
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cmcore.data.warp import warp
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
+
+SCALE_STD = ANISOTROPY_STD = 0.2  # of log2 of the factor
+TRANSLATION_STD = 0.125  # of the shift, in image widths
+ANISOTROPY_TURNED = 0.5  # how often its axes are not those of the image
 
 
 def flip(x: Tensor, draws: Draws, *, probability: float = 0.5) -> Tensor:
     """Mirror each image of x (B, C, H, W) left to right with the given probability."""
     chosen = draws.uniform(stream="flip") < probability
     return torch.where(expand_like(chosen, x).bool(), x.flip(-1), x)
+
+
+class Distortion(NamedTuple):
+    """How each image is distorted, (B,) float64 and (B, 2) for the translation; all zeros leave an image as it is."""
+
+    x_flip: Tensor  # 0 or 1
+    y_flip: Tensor
+    scale: Tensor  # log2 of the factor, in units of SCALE_STD
+    angle: Tensor  # radians
+    anisotropy: Tensor  # log2 of the factor along one axis, its inverse across, in units of ANISOTROPY_STD
+    axis: Tensor  # radians
+    translation: Tensor  # in units of TRANSLATION_STD image widths
+
+    @property
+    def labels(self) -> Tensor:
+        """What the network is told, (B, AUGMENT_DIM) float32."""
+        angle, axis, amount = self.angle, self.axis, self.anisotropy
+        told = (self.x_flip, self.y_flip, self.scale, angle.cos() - 1, angle.sin(), amount * axis.cos())
+        return torch.stack([*told, amount * axis.sin(), *self.translation.unbind(1)], dim=1).float()
+
+    @property
+    def matrix(self) -> Tensor:
+        """(B, 2, 2): from directions in the distorted image to directions in the original.
+
+        An image is scaled, then turned, then stretched; the stretch is exp(a S), where S mirrors at the axis.
+        """
+        cos, sin = self.angle.cos(), self.angle.sin()
+        turn = torch.stack([cos, -sin, sin, cos], dim=1).reshape(-1, 2, 2)
+        cos, sin = (2 * self.axis).cos(), (2 * self.axis).sin()
+        mirror = torch.stack([-cos, sin, sin, cos], dim=1).reshape(-1, 2, 2)
+        amount = math.log(2) * ANISOTROPY_STD * self.anisotropy[:, None, None]
+        stretch = amount.cosh() * torch.eye(2, dtype=cos.dtype, device=cos.device) + amount.sinh() * mirror
+        return (-SCALE_STD * self.scale).exp2()[:, None, None] * turn @ stretch
+
+    @property
+    def bent(self) -> Tensor:
+        """Which images need more than a mirror, (B,) bool."""
+        return (self.scale != 0) | (self.angle != 0) | (self.anisotropy != 0) | (self.translation != 0).any(1)
+
+
+def draw(draws: Draws, probability: float) -> Distortion:
+    """The distortions of a step: mirrored left to right half of the time, each other kind with this probability."""
+    chosen = draws.uniform((6,), stream="augment.which")
+    normal = draws.normal((4,), stream="augment.amount", dtype=torch.float64)
+    angle = math.pi * (2 * draws.uniform((2,), stream="augment.angle") - 1)
+    kinds = (chosen[:, :4] < probability).double()
+    return Distortion(
+        x_flip=(chosen[:, 4] < 0.5).double(),
+        # EDM draws a mirror with the probability, and half of these show the image as it is.
+        y_flip=(chosen[:, 5] < probability / 2).double(),
+        scale=kinds[:, 0] * normal[:, 0],
+        angle=kinds[:, 1] * angle[:, 0],
+        anisotropy=kinds[:, 2] * normal[:, 1],
+        axis=(draws.uniform(stream="augment.turned") < ANISOTROPY_TURNED) * angle[:, 1],
+        translation=kinds[:, 3:] * normal[:, 2:],
+    )
+
+
+@torch.no_grad()
+def distort(x: Tensor, distortion: Distortion) -> Tensor:
+    """The images x (B, C, H, W), mirrored and then warped; those that are not warped keep their very pixels."""
+    x = torch.where(expand_like(distortion.x_flip, x).bool(), x.flip(-1), x)
+    x = torch.where(expand_like(distortion.y_flip, x).bool(), x.flip(-2), x)
+    matrix, bent = distortion.matrix, distortion.bent
+    size = torch.tensor([x.shape[-1], x.shape[-2]], dtype=torch.float64, device=x.device)
+    shift = -(matrix @ (TRANSLATION_STD * size * distortion.translation)[:, :, None]).squeeze(-1)
+    if x.device.type == "cpu":
+        rows = bent.nonzero().squeeze(1)
+        return x.index_copy(0, rows, warp(x[rows], matrix[rows], shift[rows]))
+    # To pick them out would make the host wait for the device.
+    return torch.where(expand_like(bent, x).bool(), warp(x, matrix, shift), x)
+
+
+def augment(x: Tensor, draws: Draws, probability: float) -> tuple[Tensor, Tensor]:
+    """EDM's pipeline: images (B, C, H, W) and what the network is told of their distortion, (B, AUGMENT_DIM)."""
+    distortion = draw(draws, probability)
+    return distort(x, distortion), distortion.labels

@@ -3,16 +3,16 @@
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cmcore.data.errors import DataError
-from cmcore.data.sources import DataConfig, Source, open_source
+from cmcore.data.replacing import replacing
+from cmcore.data.settings import DataConfig
+from cmcore.data.sources import Source, open_source
 
 Progress = Callable[[int, int], None]
 
@@ -55,28 +55,6 @@ def _manifest(source: Source, shape: tuple[int, int, int], histogram: np.ndarray
         **statistics(histogram),
         "sha256": sha256,
     }
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` that takes its place if the block succeeds and vanishes if it does not.
-
-    What an earlier, killed process left behind goes away as well.
-    """
-    partial, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("partial", "old"))
-    for left_over in (partial, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        for left_over in (partial, old):
-            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _write_images(path: Path, source: Source, shape: tuple[int, int, int], progress: Progress) -> np.ndarray:

@@ -1,59 +1,21 @@
-"""Where images come from: the parameters of a data set, and the four kinds of source behind one shape, `Source`.
+"""Where images come from: every kind of source behind one shape, `Source`.
 
 Rows are in the sorted order of the names, whatever order the disk or the archive has, so a data set has one digest.
 """
 
 import hashlib
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmcore.config import require
 from cmcore.data.arrays import read_arrays
 from cmcore.data.decode import decode, fit
 from cmcore.data.errors import DataError
 from cmcore.data.files import entries
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images, and the shape they are brought to.
-
-    - "digits": scikit-learn's handwritten digits, bundled with it (1,797 grey images of 8x8);
-    - "folder": a folder of images, with one sub-folder per class or none;
-    - "archive": the same as a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file;
-    - "array": a .npy or .npz file of uint8 images.
-    """
-
-    source: Literal["digits", "folder", "archive", "array"] = "digits"
-    path: str = ""
-    subfolder: str = ""  # only what lies below it, such as "train"
-    resolution: int = 8
-    channels: int = 1
-    sha256: str = ""  # of the file at `path`, checked where given
-
-    def __post_init__(self) -> None:
-        require(self.resolution >= 1, "resolution", "at least 1", self.resolution)
-        require(self.channels in (1, 3), "channels", "1 (grey) or 3 (colour)", self.channels)
-        if self.source == "digits":
-            require(self.resolution == 8, "resolution", "8 for the digits, which are 8x8 images", self.resolution)
-            require(self.channels == 1, "channels", "1 for the digits, which are grey", self.channels)
-            require(not self.path, "path", "nothing for the digits, which come with scikit-learn", self.path)
-        else:
-            require(bool(self.path), "path", f"the place of the {self.source}", self.path)
-        if self.source in ("digits", "array"):
-            require(not self.subfolder, "subfolder", f"nothing for source {self.source}", self.subfolder)
-        parts = PurePosixPath(self.subfolder).parts
-        require(".." not in parts and "/" not in parts, "subfolder", "a relative path without '..'", self.subfolder)
-        hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
-        require(hex_digest, "sha256", "64 hexadecimal digits (lower case) or nothing", self.sha256)
-        if self.source in ("digits", "folder"):
-            require(not self.sha256, "sha256", f"nothing for source {self.source}, which is not one file", self.sha256)
+from cmcore.data.settings import DataConfig
 
 
 class Source(NamedTuple):

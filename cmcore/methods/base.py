@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.precond import Denoiser, Labels
 from cmcore.rng import Draws
 
 
@@ -20,10 +20,10 @@ class Needs:
 
 
 class Batch(NamedTuple):
-    """Training images x (B, C, H, W) in [-1, 1] and labels (B,) int64, or None where the model is unconditional."""
+    """Training images x (B, C, H, W) in [-1, 1], and what the networks are told: see `Condition`."""
 
     x: Tensor
-    labels: Tensor | None
+    labels: Labels
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class TrainConfig:
     lr_ref_images: int = 0  # where inverse_sqrt starts to fall (EDM2's tref); linear falls to 0 from here to the end
     clip_norm: float = 0.0  # global gradient norm, 0 for none
     flip: bool = False  # random horizontal flips
+    augment: float = 0.0  # probability of each distortion of EDM's pipeline, whose flips are always on; 0 for none
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     ema: dict[str, EmaConfig] = field(default_factory=lambda: {"ema": EmaConfig(half_life=500_000.0)})
     eval_ema: str = "ema"  # the profile that is evaluated and that other runs start from; "raw" for none
@@ -71,6 +72,8 @@ class TrainConfig:
         inside = self.lr_decay != "linear" or 0 <= self.lr_ref_images < self.images
         require(inside, "lr_ref_images", f"between 0 and images = {self.images} for linear", self.lr_ref_images)
         require(self.clip_norm >= 0, "clip_norm", "at least 0", self.clip_norm)
+        require(0 <= self.augment <= 1, "augment", "a probability, from 0 to 1", self.augment)
+        require(not (self.flip and self.augment), "flip", "false, as train.augment flips by itself", self.flip)
         require("raw" not in self.ema, "ema", "profile names other than 'raw'", sorted(self.ema))
         names = ["raw", *self.ema]
         require(self.eval_ema in names, "eval_ema", "one of " + ", ".join(names), self.eval_ema)

@@ -12,7 +12,7 @@ from cmcore.assemble.posthoc import reconstruct
 from cmcore.assemble.project import parse_project
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS, Inputs, train_run
 from cmcore.data.prepare import prepare
-from cmcore.data.sources import DataConfig
+from cmcore.data.settings import DataConfig
 from cmcore.tracking.base import Null
 from cmcore.train.checkpoint import CheckpointError
 

@@ -11,7 +11,7 @@ from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData
 from cmcore.data.order import indices
 from cmcore.data.prepare import prepare
-from cmcore.data.sources import DataConfig
+from cmcore.data.settings import DataConfig
 from cmcore.rng import Draws
 
 

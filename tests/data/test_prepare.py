@@ -22,8 +22,10 @@ from cmcore.data import files
 from cmcore.data.decode import decode, fit
 from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData
-from cmcore.data.prepare import prepare, replacing, statistics
-from cmcore.data.sources import DataConfig, classes_of
+from cmcore.data.prepare import prepare, statistics
+from cmcore.data.replacing import replacing
+from cmcore.data.settings import DataConfig
+from cmcore.data.sources import classes_of
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 

@@ -13,7 +13,7 @@ from readme_commands import README, blocks, commands
 from cmcore import plugins
 from cmcore.closure import ROOT, module_file
 from cmcore.config import load_yaml, merge, read
-from cmcore.data.sources import DataConfig
+from cmcore.data.settings import DataConfig
 from stages.common import load
 
 TEXT = README.read_text(encoding="utf-8")

@@ -1,0 +1,85 @@
+"""Which images: the `data` section. Imports no reader, so that code which only names data does not depend on one."""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from cmcore.config import require
+
+AUGMENT_DIM = 9  # numbers that describe a distortion of EDM's augmentation pipeline
+LATENT_CHANNELS = 4  # of the autoencoder whose latents EDM2 trains on
+DOWNLOADS = ".work/downloads"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and the shape they are brought to.
+
+    - "digits": scikit-learn's handwritten digits, bundled with it (1,797 grey images of 8x8);
+    - "cifar10": the official archive, cifar-10-python.tar.gz, at `path` or downloaded;
+    - "folder": a folder of images, with one sub-folder per class or none, or EDM's dataset.json;
+    - "archive": the same as a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file;
+    - "array": a .npy or .npz file of uint8 images;
+    - "latents": a folder or archive of .npy files as EDM2's dataset tool encodes images: means and deviations.
+    """
+
+    source: Literal["digits", "cifar10", "folder", "archive", "array", "latents"] = "digits"
+    path: str = ""
+    subfolder: str = ""  # only what lies below it, such as "train"; of CIFAR-10 "train" (the default) or "test"
+    resolution: int = 8
+    channels: int = 1
+    sha256: str = ""  # of the file at `path`, checked where given; CIFAR-10's is known
+    download: bool = False  # fetch CIFAR-10 if it is not there
+    resize: Literal["lanczos", "adm"] = (
+        "lanczos"  # how images shrink; "adm" as the papers make ImageNet 64
+    )
+    precision: Literal["float32", "float16"] = "float32"  # in which latents are stored; float16 is half the size
+
+    def __post_init__(self) -> None:
+        require(self.resolution >= 1, "resolution", "at least 1", self.resolution)
+        self._check_shape()
+        self._check_place()
+        parts = PurePosixPath(self.subfolder).parts
+        require(".." not in parts and "/" not in parts, "subfolder", "a relative path without '..'", self.subfolder)
+        hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
+        require(hex_digest, "sha256", "64 hexadecimal digits (lower case) or nothing", self.sha256)
+        if self.source in ("digits", "folder"):
+            require(not self.sha256, "sha256", f"nothing for source {self.source}, which is not one file", self.sha256)
+
+    def _check_shape(self) -> None:
+        if self.source == "digits":
+            require(self.resolution == 8, "resolution", "8 for the digits, which are 8x8 images", self.resolution)
+            require(self.channels == 1, "channels", "1 for the digits, which are grey", self.channels)
+        elif self.source == "cifar10":
+            require(self.resolution == 32, "resolution", "32 for CIFAR-10", self.resolution)
+            require(self.channels == 3, "channels", "3 for CIFAR-10, which is in colour", self.channels)
+        elif self.source == "latents":
+            require(self.channels == LATENT_CHANNELS, "channels", f"{LATENT_CHANNELS} for latents", self.channels)
+        else:
+            require(self.channels in (1, 3), "channels", "1 (grey) or 3 (colour)", self.channels)
+        resized = self.source in ("folder", "archive", "array")
+        require(resized or self.resize == "lanczos", "resize", f"nothing for source {self.source}", self.resize)
+        stored = self.source == "latents" or self.precision == "float32"
+        require(stored, "precision", f"nothing for source {self.source}, which is uint8", self.precision)
+
+    def _check_place(self) -> None:
+        if self.source == "digits":
+            require(not self.path, "path", "nothing for the digits, which come with scikit-learn", self.path)
+        elif self.source == "cifar10":
+            there = bool(self.path) or self.download
+            require(there, "path", "the place of cifar-10-python.tar.gz, or data.download: true", self.path)
+            parts = ("", "train", "test")
+            require(self.subfolder in parts, "subfolder", "train, test or nothing for CIFAR-10", self.subfolder)
+        else:
+            require(bool(self.path), "path", f"the place of the {self.source}", self.path)
+        downloads = self.source == "cifar10" or not self.download
+        require(downloads, "download", "false, as only CIFAR-10 can be downloaded", self.download)
+        if self.source in ("digits", "array"):
+            require(not self.subfolder, "subfolder", f"nothing for source {self.source}", self.subfolder)
+
+    @property
+    def place(self) -> str:
+        """Where the data lie; empty where they come with a package."""
+        default = f"{DOWNLOADS}/cifar-10-python.tar.gz" if self.source == "cifar10" else ""
+        return self.path or default
