@@ -27,7 +27,8 @@ def unit_magnitude(x: Tensor, dims: Sequence[int], eps: float = NORM_EPS) -> Ten
 class MPConv(nn.Module):
     """Convolution of (B, I, H, W), or with kernel 0 a linear layer of (B, I), whose weights have unit length (Eq. 47).
 
-    There is no bias; a constant channel of the input takes its place.
+    There is no bias; a constant channel of the input takes its place. A linear layer keeps its precision under any
+    autocast: such layers carry the noise level, and cost nothing.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, generator: torch.Generator | None = None) -> None:
@@ -39,7 +40,8 @@ class MPConv(nn.Module):
         """The layer times `gain`, a number or a scalar tensor."""
         w = self._unit() * (gain / math.sqrt(self.weight[0].numel()))
         if w.ndim == 2:
-            return nn.functional.linear(x, w)
+            with torch.autocast(x.device.type, enabled=False):
+                return nn.functional.linear(x, w)
         return nn.functional.conv2d(x, w, padding=w.shape[-1] // 2)
 
     def _unit(self) -> Tensor:

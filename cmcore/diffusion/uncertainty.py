@@ -1,6 +1,5 @@
 """The learned log-variance of the denoising error by noise level (EDM2, arXiv 2312.02696, sec. 2.2 and Eq. 21)."""
 
-import torch
 from torch import Tensor, nn
 
 from cmcore.diffusion.magnitude import MPConv, MPFourier
@@ -24,7 +23,6 @@ class Uncertainty(nn.Module):
         self.linear = MPConv(features, 1, 0, generator=source)
 
     def forward(self, sigma: Tensor) -> Tensor:
-        """sigma (B,) -> u (B,) in the precision of the weights, under any autocast."""
+        """sigma (B,) -> u (B,) in the precision of the weights."""
         c_noise = noise_coordinate(sigma, 1.0, "log").to(self.linear.weight.dtype)
-        with torch.autocast(sigma.device.type, enabled=False):
-            return self.linear(self.features(c_noise)).squeeze(1)
+        return self.linear(self.features(c_noise)).squeeze(1)
