@@ -70,8 +70,8 @@ class NetChoice:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What decides the names and shapes of the weights, and what they mean: everything but dropout."""
-        return {"kind": self.kind, **{k: v for k, v in plain(self.config).items() if k != "dropout"}}
+        """What decides the names and shapes of the weights, and what they mean: everything but the dropout."""
+        return {"kind": self.kind, **{k: v for k, v in plain(self.config).items() if not k.startswith("dropout")}}
 
 
 @dataclass(frozen=True, kw_only=True)
