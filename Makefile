@@ -31,10 +31,15 @@ use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digi
 tune: $(VENV)/.pipeline ## run a search of the active workload: make tune NAME=ect_schedule
 	@test -n "$(NAME)" || { echo 'expected NAME=<an entry of tune in params.yaml>' >&2; exit 2; }
 	@$(BIN)/dvc repro searches/dvc.yaml:tune@$(NAME)
+	@$(BIN)/python -m stages.report
 
 .PHONY: adopt
 adopt: $(VENV)/.pipeline ## write what a search found into params.yaml: make adopt NAME=ect_schedule
 	@$(BIN)/python -m stages.adopt "$(NAME)"
+
+.PHONY: report
+report: $(VENV)/.pipeline ## tables, figures and page again, from what is there
+	@$(BIN)/python -m stages.report
 
 .PHONY: readme
 readme: $(VENV)/.pipeline ## copy the default workload's table into README.md

@@ -1,17 +1,22 @@
 """All records of a workload -> its tables, figures and page."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from cmcore.config import plain
 from cmcore.edge.ray_run import execute
 from cmcore.report.readers import Inputs
+from cmcore.report.search_sections import sections as search_sections
+from cmcore.report.searches import read_searches
 from cmcore.report.tabulate import tabulate
 from stages.common import load
 from stages.progress import listener
 
 
-def job(inputs: Inputs, out: Path) -> None:
-    """Write tables/, figures/ and index.html."""
-    tabulate(inputs, out)
+def job(inputs: Inputs, entries: Mapping[str, Any], out: Path) -> None:
+    """Write tables/, figures/ and index.html. Searches are shown where there are any: no stage waits for one."""
+    tabulate(inputs, out, search_sections(read_searches(out / "tune"), entries))
 
 
 def main() -> None:
@@ -32,4 +37,4 @@ def main() -> None:
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
     )
     with listener("tabulate", "file"):
-        execute(setup.compute, job, inputs, folders.reports)
+        execute(setup.compute, job, inputs, plain(sections.runs), folders.reports)

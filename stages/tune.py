@@ -64,6 +64,8 @@ def main(name: str) -> None:
             )
         with replacing(setup.folders.reports / "tune" / name) as out:
             write_search(described(job, trials, confirmed), out)
+        # The page does not know this search yet. Where it is missing, the next `dvc repro` makes it again.
+        (setup.folders.reports / "index.html").unlink(missing_ok=True)
         best, written = trials[0], sorted((setup.folders.reports / "tune" / name).iterdir())
     finally:
         recorder.close(best, written)

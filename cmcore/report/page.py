@@ -29,14 +29,14 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page. `published` marks quoted numbers; `folded` hides each table behind its title."""
+    """A part of the page. `published` marks quoted numbers; tables in `folded` hide behind their titles."""
 
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
+    folded: tuple[Table, ...] = ()
     figures: tuple[Picture, ...] = ()
     published: bool = False
-    folded: bool = False
 
 
 def page(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str:

@@ -92,7 +92,7 @@ def read_reference(path: Path | None) -> ReferenceFacts:
     """The baselines and what is known of the feature extractor; empty without the file."""
     if path is None or not path.exists():
         return ReferenceFacts()
-    data = _json(path)
+    data = read_json(path)
     extractor = data.get("extractor", {})
     accuracy = extractor.get("accuracy") or {}
     return ReferenceFacts(
@@ -104,7 +104,7 @@ def read_reference(path: Path | None) -> ReferenceFacts:
 
 
 def _run(path: Path, inputs: Inputs) -> RunReport:
-    data = _json(path)
+    data = read_json(path)
     lists = ("records", "scan", "snapshots")
     try:
         facts = read(RunFacts, {key: value for key, value in data.items() if key not in lists})
@@ -128,7 +128,8 @@ def _run(path: Path, inputs: Inputs) -> RunReport:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping; a ReportError names it where it does not."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

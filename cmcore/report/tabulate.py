@@ -61,6 +61,8 @@ class Written:
 def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Written:
     """Write tables/, figures/ and index.html under `out`; `extra` sections stand before the published numbers.
 
+    The tables of `extra` are written to tables/ as well.
+
     Raises:
         ReportError: an input is missing, malformed, or not comparable with the others.
     """
@@ -68,14 +70,15 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     ours = comparison(runs, reference, inputs.data)
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
-    files = _write_tables(out / "tables", (ours, both), quoted, complete(numbers))
+    more = [table for section in extra for table in (*section.tables, *section.folded)]
+    files = _write_tables(out / "tables", (ours, both, *more), quoted, complete(numbers))
     pictures = _draw(runs, reference, out / "figures")
     files += [path for picture in pictures for path in (picture.path, picture.path.with_suffix(".svg"))]
     sections = (
         Section(title="Our runs", tables=(ours,), figures=pictures),
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
-        Section(title="Published numbers", tables=quoted, published=True, folded=True),
+        Section(title="Published numbers", folded=quoted, published=True),
         Section(title="Provenance", tables=(provenance(runs),), text=("Where every number of our runs comes from.",)),
     )
     text = page(f"Consistency models on {inputs.workload}", _intro(inputs, runs), sections)

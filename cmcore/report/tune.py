@@ -245,15 +245,16 @@ def importance_figure(search: SearchReport) -> Figure:
     shown = [images for images in (min(found, default=0), max(found, default=0)) if images in found]
     shown = list(dict.fromkeys(shown))
     paths = [axis.path for axis in search.axes]
+    height = 1.3 + 0.42 * len(paths)
     with style():
-        figure = Figure(figsize=(WIDTH, 1.0 + 0.42 * len(paths)))
+        figure = Figure(figsize=(WIDTH, height))
         axes = figure.subplots()
-        figure.subplots_adjust(0.34, 0.42 / (1.0 + 0.42 * len(paths)) + 0.06, 0.96, 0.86)
+        figure.subplots_adjust(0.34, 0.6 / height, 0.96, 1 - 0.55 / height)
         thick = 0.8 / max(len(shown), 1)
         for place, images in enumerate(shown):
             y = np.arange(len(paths)) + (place - (len(shown) - 1) / 2) * thick
             count = sum(images in row.scores for row in search.rows)
-            label = f"after {images} images ({count} trials)"
+            label = f"after {images:,} images ({count} trials)"
             axes.barh(y, [found[images][path] for path in paths], thick, color=colour(place), label=label)
         axes.set_yticks(range(len(paths)), [path.rpartition(".")[2] for path in paths])
         axes.invert_yaxis()
@@ -261,7 +262,7 @@ def importance_figure(search: SearchReport) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("share of the variance of ln fd explained")
         if shown:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8, frameon=False, ncols=2)
+            axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, frameon=False)
         else:
             axes.set_title(f"fewer than {LEAST} trials", fontsize=9)
     return figure
