@@ -7,9 +7,10 @@ from types import ModuleType
 
 
 def available(package: str) -> list[str]:
-    """Names of the plug-in modules of a package: all but those that start with `_`, `base` or `layers`."""
+    """Names of a package's plug-ins: its modules, but not its packages and what starts with `_`, `base` or `layers`."""
     path = importlib.import_module(package).__path__
-    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith(("_", "base", "layers")))
+    hidden = ("_", "base", "layers")
+    return sorted(m.name for m in pkgutil.iter_modules(path) if not (m.ispkg or m.name.startswith(hidden)))
 
 
 def load(package: str, name: str) -> ModuleType:

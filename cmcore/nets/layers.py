@@ -1,38 +1,50 @@
 """Parts that the networks share.
 
 Every part works out of place and has a forward-mode derivative, so `torch.func.jvp` goes through every network with
-respect to the image and to c_noise. Initialisation is that of EDM's DDPM++ (arXiv 2206.00364): Xavier-uniform weights
-times a gain, biases zero. Modulation vectors e are (B, E), c_noise is (B,), labels are (B,) int64.
+respect to the image and to c_noise. By default initialisation is that of EDM's DDPM++ (arXiv 2206.00364).
+Modulation vectors e are (B, E), c_noise is (B,), labels are (B,) int64.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cmcore.diffusion.precond import Labels, as_condition
+from cmcore.nets.layers_attention import has_tangent
 
+InitKind = Literal["xavier", "uniform"]
 EmbeddingKind = Literal["positional", "fourier"]
 NormKind = Literal["group", "adaptive", "double"]
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
-def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
-    """A linear layer with Xavier-uniform weights times `gain` and zero bias, or none."""
-    layer = nn.Linear(inputs, outputs, bias)
-    nn.init.xavier_uniform_(layer.weight, gain)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
+def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True, init: InitKind = "xavier") -> nn.Linear:
+    """A linear layer with or without a bias, initialised as `initialised` says."""
+    return initialised(nn.Linear(inputs, outputs, bias), gain, init)
 
 
-def conv(inputs: int, outputs: int, kernel: int, *, gain: float = 1.0) -> nn.Conv2d:
-    """A convolution that keeps the resolution, with Xavier-uniform weights times `gain` and zero bias."""
-    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-    nn.init.xavier_uniform_(layer.weight, gain)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+def conv(inputs: int, outputs: int, kernel: int, *, gain: float = 1.0, init: InitKind = "xavier") -> nn.Conv2d:
+    """A convolution that keeps the resolution, initialised as `initialised` says."""
+    return initialised(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), gain, init)
+
+
+def initialised(layer: Layer, gain: float, init: InitKind) -> Layer:
+    """A new layer with its initial weights.
+
+    - "xavier": Xavier-uniform weights times `gain`, biases zero;
+    - "uniform": weights and biases uniform in [-gain, gain]/sqrt(inputs), as ADM has them.
+    """
+    if init == "xavier":
+        nn.init.xavier_uniform_(layer.weight, gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    elif gain != 1:  # with a gain of 1 it is how torch makes a layer
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(gain)
     return layer
 
 
@@ -52,6 +64,8 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if has_tangent(x):
+            x = x.contiguous()  # its forward-mode derivative knows no other memory format
         return nn.functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
 
@@ -69,11 +83,20 @@ class ModulatedNorm(nn.Module):
       There the norm has no weights of its own, which could undo the bound, and the bias of s starts at 1.
     """
 
-    def __init__(self, channels: int, embedding: int, kind: NormKind, *, groups: int = 0, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        channels: int,
+        embedding: int,
+        kind: NormKind,
+        *,
+        groups: int = 0,
+        eps: float = 1e-6,
+        init: InitKind = "xavier",
+    ) -> None:
         super().__init__()
         self.kind = kind
         self.norm = GroupNorm(channels, groups=groups, eps=eps, affine=kind != "double")
-        self.affine = linear(embedding, channels if kind == "group" else 2 * channels)
+        self.affine = linear(embedding, channels if kind == "group" else 2 * channels, init=init)
         if kind == "double":
             with torch.no_grad():
                 self.affine.bias[:channels].fill_(1)
@@ -176,15 +199,18 @@ class NoiseEmbedding(nn.Module):
 
 
 class Resample(nn.Module):
-    """Halve or double the resolution of (B, C, H, W) with a separable filter; taps (1, 1) average or repeat pixels."""
+    """Halve or double the resolution of (B, C, H, W) with a separable filter; taps (1, 1) average or repeat pixels.
+
+    `padded` says that the images already have the border that a longer filter needs on the way down.
+    """
 
     kernel: Tensor
 
-    def __init__(self, taps: Sequence[float], *, up: bool) -> None:
+    def __init__(self, taps: Sequence[float], *, up: bool, padded: bool = False) -> None:
         super().__init__()
         f = torch.tensor(taps, dtype=torch.get_default_dtype())
         f = f / f.sum()
-        self.up, self.padding = up, (len(taps) - 1) // 2
+        self.up, self.padding = up, 0 if padded else (len(taps) - 1) // 2
         self.box = len(taps) == 2 and taps[0] == taps[1]
         self.register_buffer("kernel", torch.outer(f, f)[None, None] * (4 if up else 1), persistent=False)
 
@@ -198,27 +224,3 @@ class Resample(nn.Module):
         kernel = self.kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1)
         resize = nn.functional.conv_transpose2d if self.up else nn.functional.conv2d
         return resize(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
-
-
-class Attention(nn.Module):
-    """Residual self-attention over the positions of (B, C, H, W).
-
-    The product is written out with the softmax in float32 at least: fused kernels have no forward-mode derivative.
-    """
-
-    def __init__(
-        self, channels: int, *, heads: int, skip_scale: float, eps: float, gain: float, out_gain: float
-    ) -> None:
-        super().__init__()
-        self.heads, self.skip_scale = heads, skip_scale
-        self.norm = GroupNorm(channels, eps=eps)
-        self.qkv = conv(channels, 3 * channels, 1, gain=gain)
-        self.out = conv(channels, channels, 1, gain=out_gain)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch * self.heads, 3, channels // self.heads, height * width)
-        q, k, v = qkv.unbind(1)
-        scores = (q.mT @ (k / math.sqrt(q.shape[1]))).to(torch.promote_types(q.dtype, torch.float32))
-        y = v @ scores.softmax(-1).to(v.dtype).mT
-        return (x + self.out(y.reshape(x.shape))) * self.skip_scale

@@ -1,27 +1,21 @@
-"""U-Net of the DDPM++ family (Song et al., arXiv 2011.13456), in the form that EDM trains (arXiv 2206.00364, App. F.2).
+"""U-Nets of the DDPM++ and NCSN++ family (arXiv 2011.13456), as EDM trains them (arXiv 2206.00364, App. F.2).
 
-The defaults are EDM's CIFAR-10 network. F = 0 at the start: the last convolution is zero, where EDM has a gain of 1e-5.
+The defaults are EDM's DDPM++ for CIFAR-10. F = 0 at the start: the last convolution is zero, where EDM has a gain of
+1e-5. `norm: double` with the positional embedding is the variant of sCM (arXiv 2410.11081, sec. 4.1).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from cmcore.config import require
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.nets.layers import (
-    Attention,
-    EmbeddingKind,
-    GroupNorm,
-    ModulatedNorm,
-    NoiseEmbedding,
-    NormKind,
-    Resample,
-    conv,
-)
+from cmcore.nets.layers import EmbeddingKind, GroupNorm, NoiseEmbedding, NormKind, Resample, conv
+from cmcore.nets.layers_unet import Plan, Style, check_halvings, check_images, climb, way_down, way_up
+
+Encoder = Literal["standard", "residual"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +29,7 @@ class Config:
     attention_resolutions: tuple[int, ...] = (16,)
     heads: int = 1
     dropout: float = 0.13
+    dropout_resolution: int = 0  # the largest resolution with dropout; 0 has no limit
     embedding: EmbeddingKind = "positional"
     fourier_scale: float = 16.0
     noise_mult: int = 1  # features of c_noise, in model_channels; NCSN++ has 2
@@ -43,6 +38,7 @@ class Config:
     norm_eps: float = 1e-6
     skip_scale: float = math.sqrt(0.5)
     resample_filter: tuple[int, ...] = (1, 1)  # NCSN++ has (1, 3, 3, 1)
+    encoder: Encoder = "standard"  # NCSN++ has "residual": each level also sees the image, filtered down
     resample_proj: bool = True  # a 1x1 convolution on the skip of resampling blocks
     residual_gain: float = 1e-5  # initial gain of the convolution that closes a residual branch
     attention_gain: float = math.sqrt(0.2)
@@ -51,7 +47,8 @@ class Config:
     def __post_init__(self) -> None:
         for key in ("model_channels", "blocks", "heads", "noise_mult", "embedding_mult"):
             require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-        require(self.augment_dim >= 0, "augment_dim", "at least 0", self.augment_dim)
+        for key in ("augment_dim", "dropout_resolution"):
+            require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         require(self.model_channels % 2 == 0, "model_channels", "an even number", self.model_channels)
         mult = self.channel_mult
         require(bool(mult) and min(mult) >= 1, "channel_mult", "at least one factor, each at least 1", mult)
@@ -65,36 +62,17 @@ class Config:
         require(even and sum(taps) > 0, "resample_filter", "an even number of taps with a positive sum", taps)
 
 
-class Block(nn.Module):
-    """Residual block: norm, SiLU, (resample,) conv, modulated norm, SiLU, dropout, conv; then attention where asked."""
+class FilteredDown(nn.Module):
+    """A 3x3 convolution, then the filter that halves the resolution; the border is added once, for both."""
 
-    def __init__(
-        self, inputs: int, outputs: int, embedding: int, config: Config, *, attention: bool = False, resample: str = ""
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, taps: tuple[int, ...]) -> None:
         super().__init__()
-        c = config
-        self.outputs, self.skip_scale, self.dropout = outputs, c.skip_scale, c.dropout
-        self.resample = Resample(c.resample_filter, up=resample == "up") if resample else None
-        self.norm0 = GroupNorm(inputs, eps=c.norm_eps)
-        self.conv0 = conv(inputs, outputs, 3)
-        self.norm1 = ModulatedNorm(outputs, embedding, c.norm, eps=c.norm_eps)
-        self.conv1 = conv(outputs, outputs, 3, gain=c.residual_gain)
-        project = inputs != outputs or (resample and c.resample_proj)
-        self.skip = conv(inputs, outputs, 1) if project else None
-        gains = {"gain": c.attention_gain, "out_gain": c.residual_gain}
-        self.attention = (
-            Attention(outputs, heads=c.heads, skip_scale=c.skip_scale, eps=c.norm_eps, **gains) if attention else None
-        )
+        self.conv = conv(inputs, outputs, 3)
+        self.conv.padding = (1 + (len(taps) - 1) // 2,) * 2
+        self.down = Resample(taps, up=False, padded=True)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        h = nn.functional.silu(self.norm0(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = nn.functional.silu(self.norm1(self.conv0(h), e))
-        if self.training and self.dropout:
-            h = nn.functional.dropout(h, self.dropout)
-        x = ((x if self.skip is None else self.skip(x)) + self.conv1(h)) * self.skip_scale
-        return x if self.attention is None else self.attention(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.conv(x))
 
 
 class UNet(nn.Module):
@@ -102,77 +80,66 @@ class UNet(nn.Module):
 
     def __init__(self, config: Config, *, channels: int, resolution: int, classes: int) -> None:
         super().__init__()
+        c, base = config, config.model_channels
         self.channels, self.resolution = channels, resolution
-        width = config.model_channels * config.embedding_mult
         self.embedding = NoiseEmbedding(
-            config.model_channels * config.noise_mult,
-            width,
-            kind=config.embedding,
-            fourier_scale=config.fourier_scale,
+            base * c.noise_mult,
+            base * c.embedding_mult,
+            kind=c.embedding,
+            fourier_scale=c.fourier_scale,
             classes=classes,
-            augment_dim=config.augment_dim,
+            augment_dim=c.augment_dim,
         )
-
-        def block(inputs: int, outputs: int, *, attention: bool = False, resample: str = "") -> Block:
-            return Block(inputs, outputs, width, config, attention=attention, resample=resample)
-
-        self.input = conv(channels, config.model_channels, 3)
-        self.encoder, skips = _encoder(config, resolution, block)
-        self.decoder, wide = _decoder(config, resolution, block, skips)
-        self.norm = GroupNorm(wide, eps=config.norm_eps)
+        plan = Plan(
+            resolution=resolution, channels=base, levels=tuple(base * m for m in c.channel_mult), blocks=c.blocks
+        )
+        style = _style(config)
+        self.input = conv(channels, base, 3)
+        self.encoder, skips = way_down(plan, style)
+        self.residual = _residual(plan, channels, c.resample_filter) if c.encoder == "residual" else nn.ModuleDict()
+        self.decoder, wide = way_up(plan, style, skips)
+        self.norm = GroupNorm(wide, eps=c.norm_eps)
         self.output = conv(wide, channels, 3, gain=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
-        if x.shape[1:] != (self.channels, self.resolution, self.resolution):
-            expected = f"(B, {self.channels}, {self.resolution}, {self.resolution})"
-            raise ValueError(f"images: expected shape {expected}, got {tuple(x.shape)}")
+        check_images(x, self.channels, self.resolution)
         e = self.embedding(c_noise, labels)
-        h = self.input(x)
+        h, seen = self.input(x), x
         skips = [h]
-        for layer in self.encoder.values():
+        for name, layer in self.encoder.items():
             h = layer(h, e)
+            if name in self.residual:
+                h = seen = (h + self.residual[name](seen)) * math.sqrt(0.5)
             skips.append(h)
-        for name, layer in self.decoder.items():
-            h = layer(torch.cat([h, skips.pop()], dim=1) if "_block" in name else h, e)
-        return self.output(nn.functional.silu(self.norm(h)))
+        return self.output(nn.functional.silu(self.norm(climb(self.decoder, h, skips, e))))
 
 
-def _encoder(config: Config, resolution: int, block: Callable[..., Block]) -> tuple[nn.ModuleDict, list[int]]:
-    """The way down, and the channels that it leaves for the way up."""
-    layers, now = nn.ModuleDict(), config.model_channels
-    skips = [now]
-    for level, mult in enumerate(config.channel_mult):
-        size = resolution >> level
-        if level:
-            layers[f"{size}x{size}_down"] = block(now, now, resample="down")
-            skips.append(now)
-        for index in range(config.blocks):
-            attention = size in config.attention_resolutions
-            layers[f"{size}x{size}_block{index}"] = block(now, config.model_channels * mult, attention=attention)
-            now = config.model_channels * mult
-            skips.append(now)
-    return layers, skips
+def _style(c: Config) -> Style:
+    return Style(
+        width=c.model_channels * c.embedding_mult,
+        norm=c.norm,
+        norm_eps=c.norm_eps,
+        dropout=c.dropout,
+        dropout_resolution=c.dropout_resolution,
+        attention_resolutions=c.attention_resolutions,
+        attend_up=False,
+        heads=c.heads,
+        skip_scale=c.skip_scale,
+        taps=c.resample_filter,
+        project=c.resample_proj,
+        residual_gain=c.residual_gain,
+        attention_gain=c.attention_gain,
+    )
 
 
-def _decoder(
-    config: Config, resolution: int, block: Callable[..., Block], skips: list[int]
-) -> tuple[nn.ModuleDict, int]:
-    """The way up, and its final number of channels. Each `block` is also given its mirror image's output."""
-    layers, now, skips = nn.ModuleDict(), skips[-1], list(skips)
-    for level, mult in reversed(list(enumerate(config.channel_mult))):
-        size = resolution >> level
-        if level == len(config.channel_mult) - 1:
-            layers[f"{size}x{size}_in0"] = block(now, now, attention=True)
-            layers[f"{size}x{size}_in1"] = block(now, now)
-        else:
-            layers[f"{size}x{size}_up"] = block(now, now, resample="up")
-        for index in range(config.blocks + 1):
-            attention = index == config.blocks and size in config.attention_resolutions
-            layers[f"{size}x{size}_block{index}"] = block(
-                now + skips.pop(), config.model_channels * mult, attention=attention
-            )
-            now = config.model_channels * mult
-    return layers, now
+def _residual(plan: Plan, channels: int, taps: tuple[int, ...]) -> nn.ModuleDict:
+    """NCSN++: after each halving the image, or what was made of it one level above, comes in once more."""
+    layers, now = nn.ModuleDict(), channels
+    for level, outputs in enumerate(plan.levels[:-1], start=1):
+        size = plan.resolution >> level
+        layers[f"{size}x{size}_down"] = FilteredDown(now, outputs, taps)
+        now = outputs
+    return layers
 
 
 def build(config: Config, *, channels: int, resolution: int, classes: int) -> UNet:
@@ -181,9 +148,5 @@ def build(config: Config, *, channels: int, resolution: int, classes: int) -> UN
     Raises:
         ValueError: the resolution cannot be halved as often as channel_mult asks.
     """
-    halvings = len(config.channel_mult) - 1
-    if resolution % 2**halvings:
-        raise ValueError(
-            f"resolution: channel_mult halves {halvings} times: expected a multiple of {2**halvings}, got {resolution}"
-        )
+    check_halvings(resolution, len(config.channel_mult))
     return UNet(config, channels=channels, resolution=resolution, classes=classes)

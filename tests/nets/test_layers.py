@@ -8,7 +8,6 @@ from torch import nn
 
 from cmcore.nets import unet
 from cmcore.nets.layers import (
-    Attention,
     FourierFeatures,
     ModulatedNorm,
     PositionalFeatures,
@@ -18,6 +17,7 @@ from cmcore.nets.layers import (
     linear,
     pixel_norm,
 )
+from cmcore.nets.layers_unet import Attention, Style
 
 
 def rand(*shape):
@@ -97,7 +97,11 @@ def test_double_norm_is_bounded_whatever_the_modulation():
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_equals_the_fused_kernel(heads):
-    module = randomised(Attention(8, heads=heads, skip_scale=0.5, eps=1e-6, gain=1.0, out_gain=1.0))
+    style = Style(
+        width=4, norm="group", norm_eps=1e-6, dropout=0.0, attention_resolutions=(), attend_up=True, heads=heads,
+        skip_scale=0.5,
+    )  # fmt: skip
+    module = randomised(Attention(8, style))
     x = rand(2, 8, 4, 4)
     qkv = module.qkv(module.norm(x)).reshape(2, heads, 3, 8 // heads, 16).permute(2, 0, 1, 4, 3)
     y = nn.functional.scaled_dot_product_attention(*qkv).permute(0, 1, 3, 2).reshape(x.shape)
