@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.config import ConfigError, plain, read
-from cmcore.nets import mlp, unet
+from cmcore.nets import edm2, mlp, unet
 from cmcore.rng import Draws
 
 UNET = {
@@ -19,12 +19,17 @@ UNET = {
     "heads": 2,
 }
 MLP = {"hidden": 24, "blocks": 2, "features": 8, "embedding_width": 16}
+EDM2 = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,), "head_channels": 4}
 OPTIONS = list(itertools.product(("group", "adaptive", "double"), ("positional", "fourier")))
 CASES = [
     *[(unet, {**UNET, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
     (unet, {**UNET, "resample_filter": (1, 3, 3, 1), "resample_proj": False, "noise_mult": 2}),
     *[(mlp, {**MLP, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
     (mlp, {**MLP, "expansion": 2}),
+    *[
+        (edm2, {**EDM2, "modulation": modulation, "embedding": embedding})
+        for modulation, embedding in itertools.product(("gain", "double"), ("positional", "fourier"))
+    ],
 ]
 every_net = pytest.mark.parametrize(("kind", "fields"), CASES, ids=lambda v: getattr(v, "__name__", None))
 
@@ -36,7 +41,8 @@ def make(kind, fields, *, classes=0, channels=2, scale=0.15, **more) -> nn.Modul
     net = kind.build(config, channels=channels, resolution=8, classes=classes).double()
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.add_(torch.randn_like(parameter) * scale)
+            # Gains are single numbers, and with a small one nothing behind it would be seen.
+            parameter.add_(torch.randn_like(parameter) * scale if parameter.ndim else 0.7)
     return net.eval()
 
 
@@ -122,7 +128,7 @@ DEVICES = [
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("kind", "fields"), [(unet, UNET), (mlp, MLP)], ids=["unet", "mlp"])
+@pytest.mark.parametrize(("kind", "fields"), [(unet, UNET), (mlp, MLP), (edm2, EDM2)], ids=["unet", "mlp", "edm2"])
 def test_dropout_replay(kind, fields, device):
     net = make(kind, fields, dropout=0.3).float().to(device).train()
     x, c = (v.float().to(device) for v in inputs())
@@ -166,6 +172,11 @@ def test_config_round_trip_and_defaults(kind):
         (mlp, {"features": 5}, "features"),
         (mlp, {"dropout": -0.1}, "dropout"),
         (mlp, {"norm_eps": 0.0}, "norm_eps"),
+        (edm2, {"head_channels": 0}, "head_channels"),
+        (edm2, {"modulation": "adaptive"}, "modulation"),
+        (edm2, {"concat_balance": 1.0}, "concat_balance"),
+        (edm2, {"dropout_resolution": -1}, "dropout_resolution"),
+        (edm2, {"clip": 0}, "clip"),
     ],
 )
 def test_wrong_options_name_their_key(kind, fields, key):
