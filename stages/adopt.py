@@ -10,9 +10,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from cmcore.assemble.project import parse_project
-from cmcore.config import ConfigError, flatten, join, load_yaml, merge
+from cmcore.config import ConfigError, flatten, load_yaml, merge
+from cmcore.report.readers import ReportError
+from cmcore.report.search_sections import verdict
+from cmcore.report.searches import read_searches
 from cmcore.train.checkpoint import write_atomic
 from stages.common import PARAMS, load
+
+BEST = "best.yaml"
 
 
 def lay_over(target: Any, changes: Mapping[str, Any]) -> None:
@@ -24,7 +29,7 @@ def lay_over(target: Any, changes: Mapping[str, Any]) -> None:
             target[key] = CommentedMap()
             target[key].fa.set_flow_style()
             lay_over(target[key], value)
-        else:
+        elif key not in target or target[key] != value:  # an equal number stays as it was written
             target[key] = value
 
 
@@ -41,28 +46,38 @@ def adopted(text: str, changes: Mapping[str, Any]) -> str:
 
 
 def adopt(name: str, root: Path) -> str:
-    """Change params.yaml, and the workload's own file where it was the same, and say what was done.
+    """Change params.yaml, and the workload's own file where it was the same; say what was done, and what it is worth.
 
     Raises:
         ConfigError: the search has no result, or its values do not fit into the file any more.
+        ReportError: its files are damaged.
     """
     project = load(root).project
-    best = root / "reports" / project.workload / "tune" / name / "best.yaml"
-    if name not in project.sections.tune or not best.is_file():
-        raise ConfigError(
-            join("tune", name), f"expected a search that has run (`make tune NAME={name}`), got no {best}"
-        )
-    changes, active = load_yaml(best), root / PARAMS
+    folder = root / "reports" / project.workload / "tune"
+    found = {path.parent.name: path for path in sorted(folder.glob(f"[!.]*/{BEST}"))}
+    if name not in project.sections.tune or name not in found:
+        there = ", ".join(entry for entry in project.sections.tune if entry in found)
+        raise ConfigError("NAME", f"expected a search that has run ({there or 'none has'}), got {name!r}")
+    changes, active = load_yaml(found[name]), root / PARAMS
     before = active.read_text(encoding="utf-8")
     after = adopted(before, changes)
-    write_checked(active, after, merge(load_yaml(active), changes))
-    files = [active.name]
-    shipped = root / "workloads" / f"{project.workload}.yaml"
-    if shipped.is_file() and shipped.read_text(encoding="utf-8") == before:
-        write_atomic(shipped, after.encode())
-        files.append(shipped.relative_to(root).as_posix())
     said = ", ".join(f"{path}: {value}" for path, value in flatten(changes).items())
-    return f"{' and '.join(files)} changed: {said}; `make repro` trains what depends on it"
+    worth = [verdict(search) for search in read_searches(folder) if search.name == name]
+    shipped = root / "workloads" / f"{project.workload}.yaml"
+    same = shipped.is_file() and shipped.read_text(encoding="utf-8") == before
+    if merge(load_yaml(active), changes) == load_yaml(active):
+        done = [f"{PARAMS} holds these values already: {said}"]
+    else:
+        write_checked(active, after, merge(load_yaml(active), changes))
+        done = [f"{PARAMS} changed: {said}", "`make repro` trains what depends on it"]
+        if same:
+            write_atomic(shipped, after.encode())
+            done.insert(1, f"{shipped.relative_to(root)} changed in the same way")
+    if shipped.is_file() and not same:
+        done.append(
+            f"{shipped.relative_to(root)} differs from {PARAMS} and stays as it is: `make use` would bring it back"
+        )
+    return "\n".join([*done, *worth])
 
 
 def write_checked(path: Path, text: str, expected: Mapping[str, Any]) -> None:
@@ -81,5 +96,5 @@ def write_checked(path: Path, text: str, expected: Mapping[str, Any]) -> None:
 if __name__ == "__main__":
     try:
         print(adopt(sys.argv[1] if len(sys.argv) > 1 else "", Path.cwd()))
-    except ConfigError as error:
+    except (ConfigError, ReportError) as error:
         sys.exit(str(error))

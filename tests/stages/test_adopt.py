@@ -1,5 +1,6 @@
 """Adopting what a search found: exactly its values change, and every comment stays."""
 
+import json
 import re
 from pathlib import Path
 
@@ -47,15 +48,32 @@ def test_the_workloads_own_file_follows_only_where_it_was_the_same(project):
     adopt("ect_schedule", project)
     assert shipped.read_bytes() == (project / "params.yaml").read_bytes()
     shipped.write_text(TEXT, encoding="utf-8")
-    adopt("ect_schedule", project)
+    said = adopt("ect_schedule", project)
     assert shipped.read_text(encoding="utf-8") == TEXT
+    assert "workloads/digits.yaml differs from params.yaml and stays as it is" in said
 
 
-def test_adopting_twice_changes_nothing(project):
-    adopt("ect_schedule", project)
+def test_adopting_twice_changes_nothing_and_says_so(project):
+    first = adopt("ect_schedule", project)
     once = (project / "params.yaml").read_bytes()
-    adopt("ect_schedule", project)
+    second = adopt("ect_schedule", project)
     assert (project / "params.yaml").read_bytes() == once
+    assert first.startswith("params.yaml changed: runs.ect.options.P_mean: -0.4, runs.ect.options.q: 3.217")
+    assert "workloads/digits.yaml changed in the same way" in first
+    assert second == "params.yaml holds these values already: " + first.splitlines()[0].partition(": ")[2]
+
+
+def test_an_equal_number_stays_as_it_was_written():
+    assert adopted(TEXT, {"train": {"lr": 0.0004}}) == TEXT
+
+
+def test_it_says_what_the_values_are_worth(project):
+    """Also where that is nothing: the user decides."""
+    folder = project / "reports" / "digits" / "tune" / "ect_schedule"
+    search = {"name": "ect_schedule", "base": "ect", "metric": "fd", "best": BEST, "importance": {}, "trials": []}
+    compared = [{"seed": 11, "before": 1.0, "after": 1.1}]
+    (folder / "trials.json").write_text(json.dumps({**search, "confirmed": compared}), encoding="utf-8")
+    assert "not better on any seed: fd is 10% higher on the mean of 1 seed." in adopt("ect_schedule", project)
 
 
 def test_new_sections_are_made_on_one_line():
@@ -67,7 +85,7 @@ def test_new_sections_are_made_on_one_line():
 
 @pytest.mark.parametrize("name", ["", "ict_schedule", "ema_width"])
 def test_a_search_without_a_result_is_refused(project, name):
-    with pytest.raises(ConfigError, match="expected a search that has run"):
+    with pytest.raises(ConfigError, match=rf"NAME: expected a search that has run \(ect_schedule\), got '{name}'"):
         adopt(name, project)
 
 
