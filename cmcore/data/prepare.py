@@ -32,6 +32,9 @@ def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> 
         DataError: the first image that is wrong, by its name; `out` is then as it was.
     """
     source = open_source(config)
+    if config.classes not in (0, len(source.class_names)):
+        got = f"{len(source.class_names)} in {config.place or config.source}"
+        raise DataError(f"data.classes: expected {config.classes} classes, got {got}")
     shape = (config.channels, config.resolution, config.resolution)
     try:
         with replacing(out) as folder:

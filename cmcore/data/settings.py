@@ -35,9 +35,11 @@ class DataConfig:
         "lanczos"  # how images shrink; "adm" as the papers make ImageNet 64
     )
     precision: Literal["float32", "float16"] = "float32"  # in which latents are stored; float16 is half the size
+    classes: int = 0  # how many there must be, 0 for any number; lets `make plan` do without the data
 
     def __post_init__(self) -> None:
         require(self.resolution >= 1, "resolution", "at least 1", self.resolution)
+        require(self.classes >= 0, "classes", "at least 0", self.classes)
         self._check_shape()
         self._check_place()
         parts = PurePosixPath(self.subfolder).parts
