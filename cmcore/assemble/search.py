@@ -18,7 +18,7 @@ from cmcore.data.images import ImageData
 from cmcore.diffusion.precond import Denoiser
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
-from cmcore.evaluate.suite import load_reference
+from cmcore.evaluate.reference import load_reference
 from cmcore.sample.fewstep import Multistep
 from cmcore.sample.stream import generate
 from cmcore.tracking.base import Null

@@ -2,21 +2,27 @@
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cmcore.data.errors import DataError
 from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.evaluate.records import INCEPTION_DIGEST
 from cmcore.evaluate.settings import InceptionConfig
+
+DIM = 2048
+_BATCH, _ROWS = 100, 10_000  # images and features at once
 
 
 class InceptionExtractor:
     """Pool features (B, 2048) of uint8 images, and the bias-free logits that published Inception scores use."""
 
-    dim = 2048
+    dim, fidelity = DIM, True
 
     def __init__(self, net: Any, digest: str, device: torch.device | str = "cpu") -> None:
         self._net, self._device, self.digest = net.to(device), device, digest
@@ -27,11 +33,25 @@ class InceptionExtractor:
     def __call__(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images: expected uint8 (B, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}")
-        return self._net(images.expand(-1, 3, -1, -1).to(self._device))[0].cpu()
+        # The images grow to 299x299 inside, so few of them fill the device already, and many would fill its memory.
+        with _exact():
+            features = [self._net(part)[0] for part in images.expand(-1, 3, -1, -1).to(self._device).split(_BATCH)]
+        return torch.cat(features).cpu()
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
-        return (features.to(self._device) @ self._net.fc.weight.T).cpu()
+        return torch.cat([(part.to(self._device) @ self._net.fc.weight.T).cpu() for part in features.split(_ROWS)])
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Convolutions in full float32: by default CUDA rounds their factors to TF32, which no published FID did."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Inception(NamedTuple):
@@ -45,7 +65,7 @@ def load_inception(config: InceptionConfig, device: torch.device | str = "cpu") 
     """The Inception extractor, where its weights are or may be fetched.
 
     Raises:
-        ValueError: the file is there but holds something else.
+        DataError: the file is there but holds something else.
     """
     # Asked first, so that a record does not depend on which optional packages are installed.
     if not config.path and not config.download:
@@ -92,6 +112,6 @@ def _build(network: Any, content: bytes, path: Path) -> Any:
         return network("inception", ["2048"], feature_extractor_weights_path=clean)
     except Exception as error:  # torch.load has no error class of its own for files that are not weights
         cause = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise DataError(
             f"{path}: expected torch-fidelity's Inception weights (eval.inception.path), got something else ({cause})"
         ) from error

@@ -30,6 +30,11 @@ class FeatureExtractor(Protocol):
         """Hex digest of the weights."""
         ...
 
+    @property
+    def fidelity(self) -> bool:
+        """Whether random subsets and splits are those of torch-fidelity, as for features that others measure in."""
+        ...
+
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) -> features (B, dim) float32 on the CPU."""
         ...
@@ -101,6 +106,8 @@ def weights_digest(net: nn.Module) -> str:
 
 class NetworkExtractor:
     """A `Classifier`'s penultimate features, named after its kind and its weights."""
+
+    fidelity = False
 
     def __init__(self, net: Classifier, kind: str) -> None:
         self.net, self.kind = net.eval().requires_grad_(False), kind

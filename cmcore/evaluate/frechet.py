@@ -35,16 +35,18 @@ def frechet_spread(features: Tensor, reference: Moments, replicates: int, seed: 
     """Standard deviation of the distance when the samples (B, D) are drawn again from themselves (bootstrap)."""
     if replicates < 2:
         return 0.0
-    X, root, n = features.double(), covariance_root(reference.cov), len(features)
+    root, n = covariance_root(reference.cov), len(features)
     distances = []
     for index in range(replicates):
         rows = torch.randint(n, (n,), generator=generator(seed, "bootstrap", index))
-        resampled = Moments.weighted(X, torch.bincount(rows, minlength=n))
+        resampled = Moments.weighted(features, torch.bincount(rows, minlength=n))
         distances.append(frechet_distance(resampled, reference, root))
     return float(torch.tensor(distances, dtype=torch.float64).std())
 
 
-def frechet(features: Tensor, reference: Moments, replicates: int, seed: int) -> Measured:
-    """The distance of features (B, D) from the reference, with its bootstrap spread."""
-    value = frechet_distance(Moments.of(features), reference)
+def frechet(moments: Moments, features: Tensor, reference: Moments, replicates: int, seed: int) -> Measured:
+    """The distance of samples from the reference, with its bootstrap spread where all their features are at hand."""
+    value = frechet_distance(moments, reference)
+    if len(features) < moments.count:
+        return Measured(value, 0.0, "bootstrap")
     return Measured(value, frechet_spread(features, reference, replicates, seed), "bootstrap")

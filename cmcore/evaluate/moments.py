@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_ROWS = 10_000  # in float64 at once
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -18,28 +20,38 @@ class Moments:
     cov: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> "Moments":
-        """Moments of the rows of features (B, D)."""
+    def of(cls, features: Tensor, device: torch.device | str = "cpu") -> "Moments":
+        """Moments of the rows of features (B, D), computed on the device."""
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"features: expected a non-empty (B, D), got {tuple(features.shape)}")
-        X = features.detach().to("cpu", torch.float64)
+        X = features.detach().to(device, torch.float64)
         mean = X.mean(0)
         centred = X - mean
-        return cls(len(X), mean, centred.T @ centred / max(1, len(X) - 1))
+        return cls(len(X), mean.cpu(), (centred.T @ centred / max(1, len(X) - 1)).cpu())
 
     @classmethod
     def stream(cls, batches: Iterable[Tensor]) -> "Moments":
         """Moments of all rows of an iterable of (B, D), one pass, without keeping them."""
+        return cls.total(map(cls.of, batches))
+
+    @classmethod
+    def total(cls, parts: Iterable["Moments"]) -> "Moments":
+        """Moments of the union of some sets, added up in the order given: it decides the last bits."""
         total = None
-        for batch in batches:
-            total = cls.of(batch) if total is None else total.merge(cls.of(batch))
+        for part in parts:
+            total = part if total is None else total.merge(part)
         if total is None:
             raise ValueError("features: expected at least one batch, got none")
         return total
 
     @classmethod
     def weighted(cls, features: Tensor, weights: Tensor) -> "Moments":
-        """Moments of the rows of features (B, D) float64, row i counted weights[i] times (whole numbers)."""
+        """Moments of the rows of features (B, D), row i counted weights[i] times (whole numbers)."""
+        chunks = zip(features.split(_ROWS), weights.split(_ROWS), strict=True)
+        return cls.total(cls._weighted(x.double(), w) for x, w in chunks if w.any())
+
+    @classmethod
+    def _weighted(cls, features: Tensor, weights: Tensor) -> "Moments":
         n = int(weights.sum())
         w = weights.to(features.dtype)
         mean = w @ features / n

@@ -1,8 +1,8 @@
 """Measured values that cannot exist without their provenance. Imports no torch: tables read records cheaply."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from cmcore.config import read
@@ -49,8 +49,8 @@ class Provenance(Source):
 
     extractor: str  # its name, or NO_EXTRACTOR
     extractor_digest: str
-    reference_digest: str  # of the reference images
-    reference_count: int
+    reference_digest: str  # of the reference images, or of the file of their published moments
+    reference_count: int  # 0 where published moments do not say it
     samples: int
 
     def __post_init__(self) -> None:
@@ -58,16 +58,32 @@ class Provenance(Source):
         for key in ("extractor", "extractor_digest", "reference_digest"):
             if not getattr(self, key):
                 raise ValueError(f"provenance: {key}: expected a non-empty text, got {getattr(self, key)!r}")
-        if self.samples < 1 or self.reference_count < 1:
+        if self.samples < 1 or self.reference_count < 0:
             raise ValueError(
-                f"provenance: expected samples and reference_count of at least 1, got {self.samples} and "
+                f"provenance: expected samples of at least 1 and reference_count of at least 0, got {self.samples} and "
                 f"{self.reference_count}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeedRange:
+    """The value of one range of samples: those with the numbers `first` to `first + samples - 1`, under one seed.
+
+    All else that the value was made from is that of the record.
+    """
+
+    first: int
+    samples: int
+    value: float
+    spread: float
+    spread_of: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetricRecord:
     """One measured value. `metric` is the kind ("fd", "kid", "precision", "recall", "score", "fid", "endpoint_rmse").
+
+    Where several ranges of samples were measured, the value is their mean and the spread their standard deviation.
 
     Raises:
         ValueError: the value is not finite, or claims to be an FID without the Inception features that define FID.
@@ -78,6 +94,7 @@ class MetricRecord:
     spread: float
     spread_of: str
     provenance: Provenance
+    ranges: tuple[SeedRange, ...] = ()  # none: only one was measured
 
     def __post_init__(self) -> None:
         if not self.metric:
@@ -94,6 +111,11 @@ class MetricRecord:
             )
 
     @property
+    def minimum(self) -> float:
+        """The least value of any range, which is what EDM's authors quote as their FID."""
+        return min((one.value for one in self.ranges), default=self.value)
+
+    @property
     def name(self) -> str:
         """The name that says which features the value was measured in: fd_digits_cnn_1a2b3c4d."""
         plain = self.metric.lower().startswith("fid") or self.provenance.extractor == NO_EXTRACTOR
@@ -101,10 +123,11 @@ class MetricRecord:
 
 
 def to_json(record: MetricRecord) -> dict[str, Any]:
-    """A record as plain JSON data; `name` is added for the reader."""
+    """A record as plain JSON data; `name` and, over several ranges, `minimum` are added for the reader."""
     data = asdict(record)
     data["provenance"]["levels"] = list(record.provenance.levels)
-    return {"name": record.name, **data}
+    ranges = list(data.pop("ranges"))
+    return {"name": record.name, **data, **({"minimum": record.minimum, "ranges": ranges} if ranges else {})}
 
 
 def from_json(data: Mapping[str, Any]) -> MetricRecord:
@@ -113,8 +136,29 @@ def from_json(data: Mapping[str, Any]) -> MetricRecord:
     Raises:
         ValueError: a field is missing, unknown or of the wrong type, or the name contradicts the provenance.
     """
-    fields = {key: value for key, value in data.items() if key != "name"}
-    record = read(MetricRecord, fields, "record")
-    if data.get("name", record.name) != record.name:
-        raise ValueError(f"record.name: expected {record.name!r}, got {data['name']!r}")
+    derived = ("name", "minimum")
+    record = read(MetricRecord, {key: value for key, value in data.items() if key not in derived}, "record")
+    for key in derived:
+        if data.get(key, getattr(record, key)) != getattr(record, key):
+            raise ValueError(f"record.{key}: expected {getattr(record, key)!r}, got {data[key]!r}")
     return record
+
+
+def over_ranges(records: Sequence[MetricRecord], firsts: Sequence[int]) -> MetricRecord:
+    """One record of the same metric over several ranges of samples, which begin at `firsts`.
+
+    Raises:
+        ValueError: the records differ in more than the values.
+    """
+    if len({(one.metric, one.provenance) for one in records}) != 1 or len(records) != len(firsts):
+        raise ValueError("ranges: expected records of one metric with one provenance, and a first sample for each")
+    values = [one.value for one in records]
+    mean = math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
+    ranges = tuple(
+        SeedRange(
+            first=first, samples=one.provenance.samples, value=one.value, spread=one.spread, spread_of=one.spread_of
+        )
+        for first, one in zip(firsts, records, strict=True)
+    )
+    return replace(records[0], value=mean, spread=spread, spread_of="seed ranges", ranges=ranges)

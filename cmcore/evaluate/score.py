@@ -1,8 +1,10 @@
 """Inception-style score of a classifier's logits (arXiv 1606.03498)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cmcore.evaluate.kernel import FIDELITY_SEED
 from cmcore.evaluate.records import Measured
 from cmcore.rng import generator
 
@@ -16,10 +18,19 @@ def classifier_score(logits: Tensor) -> float:
     return float(kl.mean().exp())
 
 
-def split_score(logits: Tensor, *, splits: int, seed: int) -> Measured:
-    """Mean and standard deviation of the score over equal parts of the shuffled samples, as scores are published."""
-    if not 1 <= splits <= len(logits):
-        raise ValueError(f"eval.score_splits: expected 1 to {len(logits)} (the samples), got {splits}")
-    shuffled = logits[torch.randperm(len(logits), generator=generator(seed, "score"))]
-    scores = torch.tensor([classifier_score(part) for part in shuffled.tensor_split(splits)], dtype=torch.float64)
+def split_score(logits: Tensor, *, splits: int, seed: int, fidelity: bool = False) -> Measured:
+    """Mean and standard deviation of the score over equal parts of the shuffled samples, as scores are published.
+
+    With `fidelity` the samples are shuffled and cut as torch-fidelity does by default.
+    """
+    n = len(logits)
+    if not 1 <= splits <= n:
+        raise ValueError(f"eval.score_splits: expected 1 to {n} (the samples), got {splits}")
+    if fidelity:
+        rows = torch.from_numpy(np.random.RandomState(FIDELITY_SEED).permutation(n))
+        parts = [logits[rows[i * n // splits : (i + 1) * n // splits]] for i in range(splits)]
+    else:
+        shuffled = logits[torch.randperm(n, generator=generator(seed, "score"))]
+        parts = shuffled.tensor_split(splits)
+    scores = torch.tensor([classifier_score(part) for part in parts], dtype=torch.float64)
     return Measured(float(scores.mean()), float(scores.std(correction=0)), "splits")

@@ -47,11 +47,14 @@ class InceptionConfig:
 class EvalConfig:
     """The evaluation of every run of a workload."""
 
-    samples: int = 5000
+    samples: int = 5000  # in every seed range; published FIDs have 50,000
+    seed_ranges: int = 1  # samples 0 to N-1, N to 2N-1, ...: papers measure 3 and quote the least or the mean
     batch: int = 500  # images generated at once; no result depends on it beyond rounding
+    shard: int = 5000  # samples measured, and kept through a kill, as one; moments are added up shard by shard
+    kept: int = 50_000  # most features of the samples, and of the reference, that are kept for KID, precision, recall
     seed: int = 1  # of the samples' noise, of the bootstrap and of the subsets
     teacher_steps: int = 18  # Heun steps of a diffusion model: NFE = 2 * steps - 1
-    bootstrap: int = 20  # replicates behind the spread of the Frechet distance; 0 for none
+    bootstrap: int = 20  # replicates behind the spread of the Frechet distance; 0 for none, as with several ranges
     kid_subsets: int = 50
     kid_size: int = 500
     neighbours: int = 3  # k of precision and recall
@@ -61,16 +64,32 @@ class EvalConfig:
     scan_samples: int = 2000
     snapshot_samples: int = 2000
     reference: ClassifierConfig = ClassifierConfig()
+    reference_npz: str = (
+        ""  # published Inception moments: EDM's .npz, or a .pt of torch-fidelity; empty: our own images'
+    )
     inception: InceptionConfig = InceptionConfig()
 
     def __post_init__(self) -> None:
-        for key in ("batch", "teacher_steps", "kid_subsets", "neighbours", "score_splits", "endpoints"):
+        for key in (
+            "batch",
+            "teacher_steps",
+            "kid_subsets",
+            "neighbours",
+            "score_splits",
+            "endpoints",
+            "seed_ranges",
+            "shard",
+        ):
             require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         require(self.bootstrap >= 0 and self.bootstrap != 1, "bootstrap", "0 or at least 2", self.bootstrap)
         require(self.kid_size >= 2, "kid_size", "at least 2", self.kid_size)
-        least = max(self.kid_size, self.neighbours + 1, self.score_splits)
-        for key in ("samples", "scan_samples", "snapshot_samples"):
+        for key in ("samples", "scan_samples", "snapshot_samples", "kept"):
             count = getattr(self, key)
-            require(count >= least, key, f"at least {least} (kid_size, neighbours + 1, score_splits)", count)
+            require(count >= self.least, key, f"at least {self.least} (kid_size, neighbours + 1, score_splits)", count)
         for index, level in enumerate(self.scan):
             require(level > 0, f"scan[{index}]", "a positive noise level", level)
+
+    @property
+    def least(self) -> int:
+        """The fewest samples that every metric can be measured of."""
+        return max(self.kid_size, self.neighbours + 1, self.score_splits)

@@ -88,9 +88,12 @@ def test_spread_is_addressed_and_can_be_switched_off():
         torch.randn((50, 3), generator=torch.Generator().manual_seed(1)),
         gaussian(torch.ones(3), torch.eye(3)),
     )
-    assert frechet(X, reference, 5, seed=1) == frechet(X, reference, 5, seed=1)
-    assert frechet(X, reference, 5, seed=1).spread != frechet(X, reference, 5, seed=2).spread
-    assert frechet(X, reference, 0, seed=1).spread == 0.0
+    own = Moments.of(X)
+    assert frechet(own, X, reference, 5, seed=1) == frechet(own, X, reference, 5, seed=1)
+    assert frechet(own, X, reference, 5, seed=1).spread != frechet(own, X, reference, 5, seed=2).spread > 0
+    assert frechet(own, X, reference, 0, seed=1).spread == 0.0
+    # With a part of the features at hand a bootstrap would be of fewer samples, whose distance is another.
+    assert frechet(own, X[:40], reference, 5, seed=1) == frechet(own, X, reference, 0, seed=1)
 
 
 def test_twenty_replicates_are_cheap():

@@ -62,7 +62,7 @@ def test_non_finite_values_are_refused(value):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("run", ""), ("extractor_digest", ""), ("samples", 0), ("reference_count", 0), ("nfe", -1)]
+    ("field", "value"), [("run", ""), ("extractor_digest", ""), ("samples", 0), ("reference_count", -1), ("nfe", -1)]
 )
 def test_empty_provenance_is_refused(field, value):
     with pytest.raises(ValueError, match="provenance"):

@@ -10,8 +10,9 @@ import torch
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.records import INCEPTION_DIGEST, Source, from_json
+from cmcore.evaluate.reference import load_reference, reference, store_features
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
-from cmcore.evaluate.suite import evaluate_samples, load_reference, reference, store_features
+from cmcore.evaluate.suite import evaluate_samples
 
 CONFIG = EvalConfig(
     samples=120,
@@ -122,6 +123,7 @@ def test_samples_pass_once_and_serve_every_reference(built, data, tmp_path):
         """The same features under the digest of the published Inception weights."""
 
         name, dim, digest = "inception", made.extractor.dim, INCEPTION_DIGEST + "0" * 56
+        fidelity = True
 
         def __call__(self, images):
             return 2 * made.extractor(images)

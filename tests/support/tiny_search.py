@@ -13,7 +13,7 @@ from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import merge
 from cmcore.data.images import ImageData
 from cmcore.data.prepare import prepare
-from cmcore.evaluate.suite import reference
+from cmcore.evaluate.reference import reference
 from cmcore.tracking.base import Null
 
 PARAMS: dict[str, Any] = {

@@ -1,0 +1,191 @@
+"""The real images, measured once per workload: the extractor, its features of them, and what a baseline reaches."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmcore.config import digest
+from cmcore.evaluate.baseline import gaussian_pixels
+from cmcore.evaluate.classifier import train_classifier
+from cmcore.evaluate.collect import Collector
+from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor, random_extractor
+from cmcore.evaluate.frechet import frechet_distance
+from cmcore.evaluate.moments import Moments
+from cmcore.evaluate.published import read_moments
+from cmcore.evaluate.records import Source, to_json
+from cmcore.evaluate.settings import EvalConfig
+from cmcore.evaluate.suite import Reference, evaluate_samples
+from cmcore.rng import generator
+
+_BASELINE = 5000  # most samples of the baseline, ...
+_BASELINE_PIXELS = 2**28  # ... and most numbers in all of them
+
+
+class ImageSet(Protocol):
+    """Reference images: (N, C, R, R) uint8 with labels (N,), and what identifies them."""
+
+    @property
+    def images(self) -> np.ndarray: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+def reference(
+    images: ImageSet, config: EvalConfig, workload: str, out: Path, device: torch.device | str = "cpu"
+) -> Reference:
+    """Train (or, for unlabelled images, draw) the workload's extractor and store the reference that it gives.
+
+    Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, how far two halves of
+    the images are apart, and the records of the Gaussian baseline) into the folder `out`. The extractor is trained on
+    the CPU, where the same data give the same bits.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    extractor, accuracy = _extractor(images, config, workload)
+    extractor.save(out / "extractor.safetensors")
+    built = store_features(images, extractor.to(device), config, out, device)
+    count = max(min(config.samples, _BASELINE, _BASELINE_PIXELS // images.images[0].size), config.least)
+    baseline = evaluate_samples(
+        _batches(gaussian_pixels(images.images, count, config.seed), config.batch),
+        [built],
+        _baseline_source(images, config, workload),
+        config,
+        device,
+    )
+    described: dict[str, Any] = {
+        "workload": workload,
+        "data": {"digest": images.digest, "count": len(images.images), "classes": images.classes},
+        "extractor": {
+            "name": extractor.name,
+            "digest": extractor.digest,
+            "dim": extractor.dim,
+            "kind": "classifier" if accuracy else "random",
+            "accuracy": accuracy,
+            "config": asdict(config.reference),
+        },
+        "halves": halves(built, config.seed),
+        "baseline": [to_json(one) for one in baseline],
+    }
+    _write_json(out / "reference.json", described)
+    return built
+
+
+def store_features(
+    images: ImageSet, extractor: FeatureExtractor, config: EvalConfig, out: Path, device: torch.device | str = "cpu"
+) -> Reference:
+    """Features and moments of the images under any extractor, written to features.npy and moments.npz in `out`.
+
+    The moments are of all images; of more than `config.kept` images the features of that many are written, chosen at
+    random. Neither the images nor the features are ever in memory together.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows = kept_rows(len(images.images), config.kept)
+    shape = (len(rows), extractor.dim)
+    kept = np.lib.format.open_memmap(out / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+    collector, written = Collector(config.shard, 0, device), 0
+    for batch in _batches(images.images, config.batch):
+        features = extractor(batch)
+        here = rows[written : np.searchsorted(rows, collector.count + len(batch))] - collector.count
+        kept[written : written + len(here)] = features[here].cpu().numpy()
+        written += len(here)
+        collector.add(features)
+    kept.flush()
+    collector.part().moments.save(out / "moments.npz")
+    return load_reference(out, extractor, images.digest)
+
+
+def kept_rows(count: int, keep: int) -> np.ndarray:
+    """Which of the images' features are kept: all, or a random choice, in ascending order."""
+    if count <= keep:
+        return np.arange(count)
+    return torch.randperm(count, generator=generator("kept features"))[:keep].sort().values.numpy()
+
+
+def store_published(path: Path, dim: int, out: Path) -> None:
+    """Take published moments as the reference of features of that dimension: moments.npz and published.json in `out`.
+
+    Raises:
+        DataError: the file does not hold moments of features of that dimension.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    moments, found = read_moments(path, dim)
+    moments.save(out / "moments.npz")
+    why = f"No KID, precision and recall in Inception features: the reference is the published moments {path.name}"
+    _write_json(out / "published.json", {"file": path.name, "digest": found, "absent": why})
+
+
+def load_reference(folder: Path, extractor: FeatureExtractor | None = None, digest: str = "") -> Reference:
+    """Read back what `reference` wrote; with an extractor, what `store_features` or `store_published` wrote.
+
+    Features stay on disk until they are asked for. `digest` is that of the images.
+    """
+    moments = Moments.load(folder / "moments.npz")
+    if extractor is None:
+        extractor = NetworkExtractor.load(folder / "extractor.safetensors")
+        described = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+        named, digest = described["extractor"]["name"], described["data"]["digest"]
+        if extractor.name != named:
+            raise ValueError(f"{folder}: reference.json is about {named}, extractor.safetensors holds {extractor.name}")
+    elif (folder / "published.json").exists():
+        published = json.loads((folder / "published.json").read_text(encoding="utf-8"))
+        return Reference(extractor, moments, None, published["digest"], published["absent"])
+    # Copy on write, as torch has no tensors that cannot be written to.
+    features = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False))
+    return Reference(extractor, moments, features, digest)
+
+
+def halves(built: Reference, seed: int) -> float:
+    """Frechet distance between two random halves of the reference: what a finite number of real images is apart."""
+    assert built.features is not None
+    order = torch.randperm(len(built.features), generator=generator(seed, "halves"))
+    first, second = order.tensor_split(2)
+    return frechet_distance(Moments.of(built.features[first]), Moments.of(built.features[second]))
+
+
+def _extractor(
+    images: ImageSet, config: EvalConfig, workload: str
+) -> tuple[NetworkExtractor, dict[str, float | int] | None]:
+    if images.classes < 2:
+        _, channels, resolution, _ = images.images.shape
+        fallback = config.reference
+        return random_extractor(channels, resolution, width=fallback.width, features=fallback.features), None
+    return train_classifier(images.images, images.labels, config.reference, classes=images.classes, workload=workload)
+
+
+def _baseline_source(images: ImageSet, config: EvalConfig, workload: str) -> Source:
+    name = "gaussian_pixels"
+    count = len(images.images)
+    fingerprint = digest([name, images.digest])
+    return Source(
+        workload=workload,
+        run=name,
+        method=name,
+        fingerprint=fingerprint,
+        sampler=name,
+        nfe=0,
+        ema="none",
+        images=count,
+        seed=config.seed,
+    )
+
+
+def _batches(images: np.ndarray | Tensor, batch: int) -> Iterator[Tensor]:
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        yield part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
