@@ -1,18 +1,53 @@
 """A copy of the project under git and DVC, in which a benchmark can do what it wants."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import yaml
 
 from cmcore.closure import PACKAGES, ROOT
 
+LOOK = 0.1  # seconds between two looks at the clocks of processes
 FILES = ("dvc.yaml", "searches/dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+
+
+class Cost(NamedTuple):
+    """What a command took."""
+
+    wall: float  # seconds
+    cpu: float  # seconds of all its processes together
+
+
+class Meter:
+    """Adds up the processor time of a process and of all below it, by looking at them now and then.
+
+    Ray's node process does not wait for its children, so the kernel's own sums would miss all workers.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._seen: dict[psutil.Process, float] = {}
+
+    def look(self) -> None:
+        """Read the clocks of all that are there."""
+        with contextlib.suppress(psutil.Error):
+            for process in [self._root, *self._root.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    self._seen[process] = times.user + times.system
+
+    @property
+    def seconds(self) -> float:
+        """The sum so far."""
+        return sum(self._seen.values())
 
 
 class Workspace:
@@ -60,12 +95,20 @@ class Workspace:
                 start_new_session=True,
             )  # fmt: skip
 
-    def call(self, *module: str) -> None:
-        """Run a module to its end; a RuntimeError holds the end of the log where it fails."""
-        log = self.folder.with_name("log.txt")
-        if code := self.start(*module, log=log).wait():
+    def call(self, *module: str) -> Cost:
+        """Run a module to its end and say what it took; a RuntimeError holds the end of the log where it fails."""
+        log, start = self.folder.with_name("log.txt"), time.perf_counter()
+        process = self.start(*module, log=log)
+        meter = Meter(process.pid)
+        while process.poll() is None:
+            meter.look()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK)
+        cost = Cost(time.perf_counter() - start, meter.seconds)
+        if code := process.returncode:
             said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]
             raise RuntimeError("\n".join([f"{' '.join(module)} ended with {code}:", *said]))
+        return cost
 
     def forget(self) -> None:
         """Throw away every result, also those that DVC and the training runs keep for later."""

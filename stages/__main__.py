@@ -5,14 +5,22 @@ Stages are imported, not run as scripts, so that Ray can send their jobs away by
 
 import importlib
 import sys
+from pathlib import Path
+
+from stages.ready import take
 
 STAGES = ("prepare", "reference", "train", "evaluate", "tabulate", "tune")
 
 
 def main(arguments: list[str]) -> None:
-    """Run one stage."""
+    """Run one stage, or take the results that wait for it."""
     if not arguments or arguments[0] not in STAGES:
         sys.exit(f"usage: python -m stages {{{','.join(STAGES)}}} [run]")
+    try:
+        if take("@".join(arguments), Path.cwd()):
+            return
+    except OSError as error:
+        sys.exit(f"{' '.join(arguments)}: {error}")
     name, *rest = arguments
     try:
         from stages.process import guarded

@@ -32,6 +32,11 @@ class Folders:
         return self.outputs / "data"
 
     @property
+    def manifest(self) -> Path:
+        """Names the data's digest, so it stands for all images."""
+        return self.data / "manifest.json"
+
+    @property
     def reference(self) -> Path:
         return self.outputs / "reference"
 
@@ -71,7 +76,7 @@ class Setup:
         if not self.tracking.mlflow:
             yield Null()
             return
-        manifest = json.loads((self.folders.data / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(self.folders.manifest.read_text(encoding="utf-8"))
         tags = {
             "workload": self.project.workload,
             "method": run.method,

@@ -1,20 +1,25 @@
-"""`make repro JOBS=n`: train independent runs at the same time; the `dvc repro` that follows only seals them.
+"""`make repro JOBS=n`: do the work of many stages on one Ray, up to n at a time; `dvc repro` then only seals it.
 
-A run is trained by the same function as in its own stage, so files and bits are the same whichever way it went.
+The work is done by the same functions as in the stages themselves, so files and bits are the same whichever way it
+went. Done here, Ray is started once, its workers are used again, and torch, Ray and MLflow are imported once.
 """
 
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from cmcore.assemble.training import WEIGHTS, Inputs
+from cmcore.assemble.project import RANDOM, Project
 from cmcore.edge.ray_session import ComputeError, connection
+from stages import evaluate, reference, train
 from stages.common import Setup, load
 from stages.plan import Speeds
-from stages.process import EXPECTED, guarded
-from stages.train import train
+from stages.process import expected, guarded
+from stages.ready import Desk, Find, Results
+
+MODULES = {"reference": reference, "train": train, "evaluate": evaluate}
 
 
 class JobsFailedError(ComputeError):
@@ -73,9 +78,9 @@ def run_graph(
         running -= 1
         if error is None:
             done.add(job)
-        elif isinstance(error, EXPECTED):
+        elif isinstance(error, expected()):
             failed.append(job)
-            print(f"train {job}: {error}", file=sys.stderr, flush=True)
+            print(f"{job.replace('@', ' ')}: {error}", file=sys.stderr, flush=True)
         else:
             raise error
     if failed:
@@ -83,34 +88,65 @@ def run_graph(
         raise JobsFailedError(f"failed: {', '.join(failed)}{rest}")
 
 
-def train_all(setup: Setup, names: Iterable[str], jobs: int) -> None:
-    """Train some runs of the project, up to `jobs` at a time, students after their teachers.
+def stage_needs(project: Project) -> dict[str, list[str]]:
+    """The stages that can be done ahead of DVC, each with those of them that it reads from."""
+    needs: dict[str, list[str]] = {"reference": []}
+    for name, run in project.runs.items():
+        teacher = [] if run.init == RANDOM else [f"train@{run.init}"]
+        needs[f"train@{name}"] = teacher
+        needs[f"evaluate@{name}"] = ["reference", f"train@{name}", *teacher]
+    return needs
+
+
+def is_ahead(stage: str) -> bool:
+    """Whether a stage can be done ahead of DVC."""
+    return stage.partition("@")[0] in MODULES
+
+
+def do(setup: Setup, stage: str, find: Find) -> tuple[Results, list[Path]]:
+    """Do the work of a stage: what came of it, and the files that it was made from."""
+    kind, _, run = stage.partition("@")
+    module = MODULES[kind]
+    return module.make(setup, run, find), module.reads(setup, run)
+
+
+def compute_all(
+    setup: Setup, stages: Iterable[str], jobs: int, say: Callable[[str, float], None] = lambda stage, left: None
+) -> None:
+    """Do the work of some stages, up to `jobs` at a time, each after those that it reads from.
 
     Args:
         setup: the parameters. The data must be prepared.
-        names: the runs; a run that one of them starts from must be among them or have its weights in the outputs.
+        stages: which; what they read must be made by one of them, or lie in the outputs.
         jobs: how many at a time. A cluster takes as many of them as it has room for; a Ray of our own takes them all.
+        say: told every stage that is done, and the seconds that the rest may take.
 
     Raises:
-        JobsFailedError: a run could not be trained.
+        JobsFailedError: a stage could not be done.
     """
     if setup.compute.backend != "ray":
         raise ComputeError("compute.backend: expected ray for JOBS above 1, got inline")
-    runs = {name: setup.project.run(name) for name in names}
-    needs = {name: [run.init] if run.init in runs else [] for name, run in runs.items()}
-    speeds = Speeds.read(setup.folders.work / "speeds.json")
-    costs = {name: speeds.expected(f"train@{name}", setup.project) for name in runs}
-    finals: dict[str, Path] = {}
+    needs = {stage: before for stage, before in stage_needs(setup.project).items() if stage in set(stages)}
+    desk, speeds = Desk(setup.folders.root), Speeds.read(setup.folders.work / "speeds.json")
+    costs = {stage: speeds.work(stage, setup.project) for stage in needs}
+    inner = {stage: [other for other in before if other in needs] for stage, before in needs.items()}
+    left, lock, folder = dict(costs), threading.Lock(), setup.folders.work / setup.folders.workload
 
-    def work(name: str) -> None:
-        init = runs[name].init
-        # The weights that DVC will copy to the outputs: the same bytes, so the student gets the same fingerprint.
-        weights = finals[init] / WEIGHTS if init in finals else setup.folders.weights(init)
-        finals[name] = train(setup, runs[name], Inputs(setup.folders.data, weights))
+    def work(stage: str) -> None:
+        if desk.waiting(stage) is None:
+            begun, start = set(folder.glob("*")), time.monotonic()
+            results, inputs = do(setup, stage, desk.find)
+            desk.leave(stage, results, inputs)
+            if begun.isdisjoint(made.parent for made in results.values()):  # else it went on from a checkpoint
+                with lock:
+                    speeds.learn(stage, setup.project, time.monotonic() - start)
+        with lock:
+            del left[stage]
+            say(stage, max(sum(left.values()) / jobs, *chains(left, inner).values(), 0.0))
 
     with connection(setup.compute):
-        run_graph(costs, needs, jobs, work)
+        run_graph(costs, inner, jobs, work)
 
 
 if __name__ == "__main__":
-    guarded("parallel", lambda: train_all(load(), sys.argv[2:], int(sys.argv[1])))
+    guarded("parallel", lambda: compute_all(load(), sys.argv[2:], int(sys.argv[1])))

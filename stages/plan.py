@@ -8,9 +8,10 @@ from pathlib import Path
 from cmcore.assemble.project import Project
 from cmcore.train.checkpoint import write_atomic
 
-# Seconds a unit of work takes where nothing was measured yet, on two CPU cores; and what starting any stage costs.
+# Seconds a unit of work takes where nothing was measured yet, on two CPU cores; and what it costs to start a stage.
 GUESS = {"prepare": 1.0, "reference": 15.0, "train": 1.5e-4, "evaluate": 20.0, "tabulate": 10.0}
 STARTING = 5.0
+SEALING = 1.0  # and what it costs to take results that wait
 
 
 def units(stage: str, project: Project) -> float:
@@ -42,15 +43,19 @@ class Speeds:
             return cls(path, {})
 
     def learn(self, stage: str, project: Project, seconds: float) -> None:
-        """Remember how long a stage took."""
+        """Remember how long the work of a stage took."""
         for kind in kinds(stage, project):
-            self.seconds[kind] = max(seconds - STARTING, 0.0) / units(stage, project)
+            self.seconds[kind] = max(seconds, 0.0) / units(stage, project)
         write_atomic(self.path, json.dumps(self.seconds, indent=1, sort_keys=True).encode())
 
-    def expected(self, stage: str, project: Project) -> float:
-        """How long a stage will take."""
+    def work(self, stage: str, project: Project) -> float:
+        """How long the work of a stage will take."""
         known = (self.seconds[kind] for kind in kinds(stage, project) if kind in self.seconds)
-        return STARTING + next(known, GUESS[stage.partition("@")[0]]) * units(stage, project)
+        return next(known, GUESS[stage.partition("@")[0]]) * units(stage, project)
+
+    def expected(self, stage: str, project: Project) -> float:
+        """How long a stage will take in a process of its own."""
+        return STARTING + self.work(stage, project)
 
 
 def changed_stages(status: Mapping[str, object], parents: Mapping[str, Sequence[str]]) -> list[str]:

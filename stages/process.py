@@ -13,15 +13,20 @@ from typing import NoReturn
 import psutil
 
 from cmcore.config import ConfigError
-from cmcore.data.errors import DataError
-from cmcore.edge.mlflow_replay import TrackingError
-from cmcore.edge.ray_session import ComputeError
-from cmcore.report.readers import ReportError
-from cmcore.train.checkpoint import CheckpointError
-from cmcore.train.steps import NonFiniteError
 
-EXPECTED = (ConfigError, DataError, CheckpointError, NonFiniteError, ComputeError, ReportError, TrackingError)
 GRACE = 15.0  # seconds for a clean end, once DVC is gone
+
+
+def expected() -> tuple[type[Exception], ...]:
+    """Errors that say in a sentence what is wrong. Asked for once there is one, as their modules import much."""
+    from cmcore.data.errors import DataError
+    from cmcore.edge.mlflow_replay import TrackingError
+    from cmcore.edge.ray_session import ComputeError
+    from cmcore.report.readers import ReportError
+    from cmcore.train.checkpoint import CheckpointError
+    from cmcore.train.steps import NonFiniteError
+
+    return ConfigError, DataError, CheckpointError, NonFiniteError, ComputeError, ReportError, TrackingError
 
 
 def guarded(name: str, main: Callable[[], None]) -> NoReturn:
@@ -32,7 +37,9 @@ def guarded(name: str, main: Callable[[], None]) -> NoReturn:
         threading.Thread(target=_die_with, args=(callers(),), daemon=True).start()
     try:
         main()
-    except EXPECTED as error:
+    except Exception as error:
+        if not isinstance(error, expected()):
+            raise
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:

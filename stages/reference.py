@@ -7,10 +7,11 @@ from cmcore.data.replacing import replacing
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.suite import reference, store_features
-from stages.common import load
+from cmcore.evaluate.settings import EvalConfig
+from stages.common import Setup, load
 from stages.progress import Emit, listener
+from stages.ready import Find, Results, put
 
 INCEPTION = "inception"  # folder of the Inception reference, where its weights are
 
@@ -26,10 +27,22 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
             store_features(images, inception, config, folder / INCEPTION)
 
 
+def reads(setup: Setup, name: str) -> list[Path]:
+    """The files that decide the result, beside parameters and code."""
+    del name
+    return [setup.folders.manifest]
+
+
+def make(setup: Setup, name: str, find: Find) -> Results:
+    """Make the reference of the workload in a folder of its own."""
+    del name  # there is one for all runs
+    config, folders, compute = setup.project.sections.eval, setup.folders, setup.compute
+    out = folders.work / folders.workload / "reference"
+    with listener("reference", "img") as listen:
+        execute(compute, job, compute, config, folders.workload, find(folders.data), out, progress=listen)
+    return {folders.reference: out}
+
+
 def main() -> None:
     """Write the reference of the workload."""
-    setup = load()
-    config, workload = setup.project.sections.eval, setup.project.workload
-    with listener("reference", "img") as listen:
-        places = (setup.folders.data, setup.folders.reference)
-        execute(setup.compute, job, setup.compute, config, workload, *places, progress=listen)
+    put(make(load(), "", Path))

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cmcore.config import ConfigError
-from cmcore.edge.ray_session import SHARED, own_ray
+from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from stages.common import Setup, load
+from stages.parallel import compute_all, is_ahead
 from stages.plan import STARTING, Speeds, changed_stages, words
 
 LAST = "tabulate"  # what `make repro` is about
@@ -40,81 +41,81 @@ def plan() -> list[str]:
         return changed_stages(repo.status(), {name: parents[name] for name in order})
 
 
-def start(environment: dict[str, str], *command: str, stdout: int | None = None) -> subprocess.Popen[str]:
-    """Start a module. What it starts runs with this python too, whether or not its environment was activated."""
+def start(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
+    """Start a module, to be listened to. What it starts runs with this python too, activated or not."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, **environment, "PATH": path, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen([sys.executable, "-m", *command], stdout=stdout, text=True, env=environment)
+    return subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def train_ahead(runs: list[str], jobs: int, environment: dict[str, str]) -> int:
-    """Train several runs at a time; the result is the exit code."""
-    print(f"training {len(runs)} runs, up to {jobs} at a time: {', '.join(runs)}", flush=True)
-    process = start(environment, "stages.parallel", str(jobs), *runs)
-    with stopped_with_us(process):
-        return process.wait()
+def work_ahead(todo: list[str], total: int, setup: Setup, jobs: int) -> None:
+    """Do the work of the stages that can be done ahead of DVC; they leave `todo`."""
+    ahead = [stage for stage in todo if is_ahead(stage)]
+    if not ahead:
+        return
+    print(f"{len(ahead)} stages, up to {jobs} at a time", flush=True)
+
+    def say(stage: str, left: float) -> None:
+        todo.remove(stage)
+        print(f"[{total - len(todo)}/{total}] {stage}, about {words(left)} left", flush=True)
+
+    compute_all(setup, ahead, jobs, say)
 
 
-def run_dvc(
-    todo: list[str], total: int, setup: Setup, environment: dict[str, str], *targets: str, trained: Sequence[str] = ()
-) -> int:
+def run_dvc(todo: list[str], total: int, setup: Setup, environment: dict[str, str], *targets: str) -> int:
     """Run `dvc repro` and turn what it says into one line a stage, with what is left.
 
     Args:
-        todo: the stages that are left to run.
+        todo: the stages whose work is left to be done. Others that DVC runs only take results that wait.
         total: how many there were at the start.
         setup: the parameters.
         environment: variables for the stages.
         *targets: the stages to stop at.
-        trained: stages whose work is done, so that their time says nothing.
 
     Returns:
         The exit code.
     """
     speeds = Speeds.read(setup.folders.work / "speeds.json")
-    left, running, since = list(todo), "", time.monotonic()
-    process = start(environment, "dvc", "repro", *targets, stdout=subprocess.PIPE)
+    running, since = "", time.monotonic()
+
+    def learn() -> None:
+        if running:
+            speeds.learn(running, setup.project, time.monotonic() - since - STARTING)
+
+    process = start(environment, "dvc", "repro", *targets)
     with stopped_with_us(process):
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
             started, cached, skipped = RUNNING.match(line), CACHED.match(line), SKIPPED.match(line)
-            if skipped:
-                left = [name for name in left if name != skipped["stage"]]
-            elif started or cached:
-                if running and running not in trained:
-                    speeds.learn(running, setup.project, time.monotonic() - since)
-                stage = (started or cached)["stage"]  # pyright: ignore[reportOptionalSubscript]
-                running, since = (stage, time.monotonic()) if started else ("", since)
-                rest = sum(STARTING if name in trained else speeds.expected(name, setup.project) for name in left)
-                left = [name for name in left if name != stage]
-                place = f"[{total - len(left)}/{total}]"
-                print(f"{place} {stage}{'' if started else ': restored'}, about {words(rest)} left", flush=True)
+            if match := started or cached or skipped:
+                learn()
+                stage, running = match["stage"], ""
+                if stage not in todo:
+                    continue
+                rest = sum(speeds.expected(name, setup.project) for name in todo)
+                todo.remove(stage)
+                if started:
+                    running, since = stage, time.monotonic()
+                if not skipped:
+                    how = "" if started else ": restored"
+                    print(f"[{total - len(todo)}/{total}] {stage}{how}, about {words(rest)} left", flush=True)
             elif not SILENT.match(line):
                 print(f"      {line}", flush=True)
         code = process.wait()
-    if running and code == 0 and running not in trained:
-        speeds.learn(running, setup.project, time.monotonic() - since)
+    if code == 0:
+        learn()
     return code
 
 
 @contextlib.contextmanager
 def stopped_with_us(process: subprocess.Popen[str]) -> Iterator[None]:
     """End the process when we are asked to end. Its stages watch it, and end by themselves."""
-
-    def stop(number: int, frame: Any) -> None:
-        del frame
-        process.terminate()
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except BaseException:
         process.terminate()
         process.wait()
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def summary(setup: Setup) -> str:
@@ -132,17 +133,13 @@ def summary(setup: Setup) -> str:
 
 
 def run(todo: list[str], setup: Setup, jobs: int, environment: dict[str, str]) -> int:
-    """Do what is to be done, training up to `jobs` runs at a time; the result is the exit code."""
-    total = len(todo)
-    trained = [stage for stage in todo if stage.startswith("train@")] if jobs > 1 else []
-    if len(trained) > 1:
-        if "prepare" in todo:
-            if code := run_dvc(todo, total, setup, environment, "prepare"):
-                return code
-            todo = [stage for stage in todo if stage != "prepare"]
-        if code := train_ahead([stage.removeprefix("train@") for stage in trained], jobs, environment):
-            return code
-    return run_dvc(todo, total, setup, environment, LAST, trained=trained)
+    """Do what is to be done, up to `jobs` stages at a time; the result is the exit code."""
+    total, ray = len(todo), setup.compute.backend == "ray"
+    if ray and "prepare" in todo and (code := run_dvc(todo, total, setup, environment, "prepare")):
+        return code
+    if ray:
+        work_ahead(todo, total, setup, jobs)
+    return run_dvc(todo, total, setup, environment, LAST)
 
 
 def jobs_at_once(wanted: str, setup: Setup, ours: bool) -> int:
@@ -162,7 +159,7 @@ def jobs_at_once(wanted: str, setup: Setup, ours: bool) -> int:
 
 def main(wanted: str = "auto") -> int:
     """Everything; the result is the exit code."""
-    start = time.monotonic()
+    begin = time.monotonic()
     try:
         setup = load()
         compute = setup.compute
@@ -172,18 +169,30 @@ def main(wanted: str = "auto") -> int:
         print(f"params.yaml: {error}" if error.path != "JOBS" else error, file=sys.stderr)
         return 2
     todo = plan()
-    print(f"{setup.project.workload}: {len(todo)} stages to run" + (f": {', '.join(todo)}" if todo else ""), flush=True)
-    with own_ray(compute, jobs) if ours and todo else contextlib.nullcontext("") as address:
-        code = run(todo, setup, jobs, {SHARED: address} if address else {})
+    count = len(todo)
+    print(f"{setup.project.workload}: {count} stages to run" + (f": {', '.join(todo)}" if todo else ""), flush=True)
+    try:
+        with connection(compute, jobs) if compute.backend == "ray" and todo else contextlib.nullcontext() as session:
+            code = run(todo, setup, jobs, {SHARED: session.address} if session and session.own else {})
+    except ComputeError as error:
+        print(error, file=sys.stderr)
+        code = 1
     if code:
         print("stopped; `make repro` continues from here", file=sys.stderr)
         return code
-    print(f"\n{summary(setup)}\n\n{len(todo)} stages in {words(time.monotonic() - start)}")
+    print(f"\n{summary(setup)}\n\n{count} stages in {words(time.monotonic() - begin)}")
     return 0
+
+
+def stop(number: int, frame: Any) -> NoReturn:
+    """End in good order when asked to by a signal."""
+    del frame
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).resolve().parent.parent)
+    signal.signal(signal.SIGTERM, stop)
     try:
         sys.exit(main(*sys.argv[1:]))
     except KeyboardInterrupt:

@@ -15,8 +15,8 @@ from cmcore.tracking import jsonl
 from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
 from stages.common import Folders, Setup, load
-from stages.evaluate import track
 from stages.process import guarded
+from stages.track import track
 
 
 def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from cmcore.edge.settings import ComputeConfig
 from cmcore.tracking.base import Sender
 from cmcore.train.steps import ALONE, Worker
 from stages.common import Setup, load
-from stages.files import install
 from stages.progress import Emit, listener, reporter
+from stages.ready import Find, Results, put
 
 
 def job(compute: ComputeConfig, run: Run, inputs: Inputs, folder: Path, emit: Emit, worker: Worker = ALONE) -> Path:
@@ -48,9 +48,18 @@ def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
     return final
 
 
+def reads(setup: Setup, name: str) -> list[Path]:
+    """The files that decide the result, beside parameters and code."""
+    return [setup.folders.manifest, setup.folders.weights(setup.project.run(name).init)]
+
+
+def make(setup: Setup, name: str, find: Find) -> Results:
+    """Train the run."""
+    run, folders = setup.project.run(name), setup.folders
+    final = train(setup, run, Inputs(find(folders.data), find(folders.weights(run.init))))
+    return {folders.runs / name: final}
+
+
 def main(name: str) -> None:
     """Train the run and write what it declares."""
-    setup = load()
-    run, folders = setup.project.run(name), setup.folders
-    final = train(setup, run, Inputs(folders.data, folders.weights(run.init)))
-    install(final, folders.runs / name)
+    put(make(load(), name, Path))

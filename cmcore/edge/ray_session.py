@@ -43,8 +43,8 @@ _current: list[Session] = []  # Ray allows one connection in a process
 
 
 @contextmanager
-def connection(compute: ComputeConfig) -> Iterator[Session]:
-    """A Ray connection for the time of the block: RAY_ADDRESS, else `compute.address`, else our own.
+def connection(compute: ComputeConfig, jobs: int = 1) -> Iterator[Session]:
+    """A Ray connection for the time of the block: RAY_ADDRESS, else `compute.address`, else our own for `jobs` jobs.
 
     A block inside another, also in another thread, shares the outer one's connection.
 
@@ -54,7 +54,7 @@ def connection(compute: ComputeConfig) -> Iterator[Session]:
     if _current:
         yield _current[0]
         return
-    with _new_connection(compute) as session:
+    with _new_connection(compute, jobs) as session:
         _current.append(session)
         try:
             yield session
@@ -63,7 +63,7 @@ def connection(compute: ComputeConfig) -> Iterator[Session]:
 
 
 @contextmanager
-def _new_connection(compute: ComputeConfig) -> Iterator[Session]:
+def _new_connection(compute: ComputeConfig, jobs: int) -> Iterator[Session]:
     address = os.environ.get("RAY_ADDRESS") or compute.address
     shared = os.environ.get(SHARED, "")
     if address and address != "local":
@@ -73,7 +73,7 @@ def _new_connection(compute: ComputeConfig) -> Iterator[Session]:
         with _connected(shared, {}):
             yield Session(shared, own=True)
     else:
-        with own_ray(compute) as address:
+        with own_ray(compute, jobs) as address:
             yield Session(address, own=True)
 
 

@@ -14,8 +14,8 @@ from tiny_runs import PARAMS, tiny_inputs
 from cmcore.closure import source_digest
 from cmcore.edge.ray_session import ComputeError
 from stages.common import Setup, load
-from stages.files import install
-from stages.parallel import JobsFailedError, chains, run_graph, train_all
+from stages.parallel import JobsFailedError, chains, compute_all, run_graph
+from stages.ready import put
 from stages.train import Inputs, train
 
 NEEDS = {"b": ["a"], "c": ["a"], "d": ["c"]}
@@ -68,7 +68,7 @@ def test_a_failure_stops_only_those_that_need_it(capsys):
     with pytest.raises(JobsFailedError, match=r"failed: a; not started: c, b, d"):
         run_graph(COSTS, NEEDS, 2, record)
     assert record.done == {"e"}
-    assert "train a: as the test wants it" in capsys.readouterr().err
+    assert "a: as the test wants it" in capsys.readouterr().err
 
 
 def test_source_code_is_digested_in_several_threads_at_once():
@@ -109,7 +109,7 @@ def project(root: Path, **sections: object) -> Setup:
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     setup = load(root)
     inputs = tiny_inputs(root)
-    install(inputs.data, setup.folders.data)
+    put({setup.folders.data: inputs.data})
     setup.folders.weights("random").parent.mkdir(parents=True)
     inputs.init.rename(setup.folders.weights("random"))
     return setup
@@ -121,7 +121,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_inline_is_refused(tmp_path):
     with pytest.raises(ComputeError, match="expected ray for JOBS above 1, got inline"):
-        train_all(project(tmp_path / "p", compute={"backend": "inline"}), ["edm"], 2)
+        compute_all(project(tmp_path / "p", compute={"backend": "inline"}), ["train@edm"], 2)
 
 
 @pytest.mark.slow
@@ -130,11 +130,11 @@ def test_trained_in_parallel_or_one_by_one_the_files_are_the_same(tmp_path):
         project(tmp_path / "several"),
         project(tmp_path / "single", compute={"backend": "inline", "threads": 1}),
     )
-    train_all(several, PARAMS["runs"], 2)
+    compute_all(several, [f"train@{name}" for name in PARAMS["runs"]], 2)
     for name, entry in PARAMS["runs"].items():
         inputs = Inputs(single.folders.data, single.folders.weights(entry["init"]))
         expected = train(single, single.project.run(name), inputs)
-        install(expected, single.folders.runs / name)
+        put({single.folders.runs / name: expected})
         # The same name holds the same fingerprint, so the stage finds the run done.
         found = several.folders.work / "tiny" / expected.parent.name / "final"
         assert files(found) == files(expected)

@@ -19,8 +19,9 @@ from cmcore.edge.settings import TrackingConfig
 from cmcore.evaluate.records import MetricRecord, Provenance, to_json
 from cmcore.tracking import jsonl
 from stages.common import Setup, load
-from stages.files import install, write_json
-from stages.process import EXPECTED
+from stages.files import write_json
+from stages.process import expected as known
+from stages.ready import put
 from stages.sync_mlflow import sync
 from stages.train import Inputs, train
 
@@ -50,11 +51,11 @@ def made(tmp_path_factory) -> Setup:
     how = {"compute": {"backend": "inline", "threads": 1, "device": "cpu"}, "tracking": {"mlflow": False}}
     (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "runs": runs, **how}))
     setup, inputs = load(root), tiny_inputs(root)
-    install(inputs.data, setup.folders.data)
+    put({setup.folders.data: inputs.data})
     setup.folders.weights("random").parent.mkdir(parents=True)
     inputs.init.rename(setup.folders.weights("random"))
     final = train(setup, setup.project.run("edm"), Inputs(setup.folders.data, setup.folders.weights("random")))
-    install(final, setup.folders.runs / "edm")
+    put({setup.folders.runs / "edm": final})
     write_report(setup, fingerprint(setup))
     grid = setup.folders.reports / "grids/edm.png"
     grid.parent.mkdir()
@@ -241,4 +242,4 @@ def test_a_server_that_does_not_answer_is_one_sentence(setup, monkeypatch, kind)
         ) as caught:
             sync(away)
     assert "\n" not in str(caught.value)
-    assert isinstance(caught.value, EXPECTED)
+    assert isinstance(caught.value, known())

@@ -10,6 +10,8 @@ from cmcore.closure import ROOT, imported_modules, module_file
 HOW = {
     "stages.common",
     "stages.progress",
+    "stages.ready",
+    "stages.track",
     "cmcore.closure",
     "cmcore.edge.mlflow_search",
     "cmcore.edge.mlflow_store",
