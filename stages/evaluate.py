@@ -12,7 +12,7 @@ from cmcore.data.replacing import replacing
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.suite import load_reference
+from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.train.checkpoint import write_atomic
 from stages.common import Setup, load

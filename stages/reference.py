@@ -7,7 +7,7 @@ from cmcore.data.replacing import replacing
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.suite import reference, store_features
+from cmcore.evaluate.reference import reference, store_features
 from cmcore.evaluate.settings import EvalConfig
 from stages.common import Setup, load
 from stages.progress import Emit, listener
