@@ -86,13 +86,12 @@ class LoadedModel:
     meta: dict[str, Any]
 
 
-def load_model(path: Path, profile: str = "", *, dropout: float | None = None, device: str = "cpu") -> LoadedModel:
+def load_model(path: Path, profile: str = "", *, device: str = "cpu") -> LoadedModel:
     """Build the denoiser that a weight file describes, with the weights of one EMA profile.
 
     Args:
         path: written by `save_model`.
         profile: which average; by default the one that the run evaluates.
-        dropout: replaces the file's dropout; it is no part of the weights.
         device: where the denoiser goes.
 
     Returns:
@@ -101,22 +100,23 @@ def load_model(path: Path, profile: str = "", *, dropout: float | None = None, d
     Raises:
         CheckpointError: no weight file of a model, or the profile is not in it.
     """
-    _, meta = checkpoint.load(path, "no tensor has this name")
-    if meta.get("kind") != "model":
-        raise checkpoint.CheckpointError(f"{path}: expected a model, got a file of kind {meta.get('kind')!r}")
-    profile = profile or meta["eval_ema"]
-    if profile not in meta["profiles"]:
-        raise checkpoint.CheckpointError(
-            f"{path}: expected one of the profiles {', '.join(meta['profiles'])}, got {profile!r}"
-        )
-    tensors, _ = checkpoint.load(path, f"{profile}/")
+
+    def chosen(meta: dict[str, Any]) -> str:
+        if meta.get("kind") != "model":
+            raise checkpoint.CheckpointError(f"{path}: expected a model, got a file of kind {meta.get('kind')!r}")
+        name = profile or meta["eval_ema"]
+        if name not in meta["profiles"]:
+            raise checkpoint.CheckpointError(
+                f"{path}: expected one of the profiles {', '.join(meta['profiles'])}, got {name!r}"
+            )
+        return f"{name}/"
+
+    tensors, meta = checkpoint.load(path, chosen)
     options = {key: value for key, value in meta["net"].items() if key != "kind"}
-    if dropout is not None:
-        options["dropout"] = dropout
     net = NetChoice(
         kind=meta["net"]["kind"], config=read(plugins.load("cmcore.nets", meta["net"]["kind"]).Config, options, "net")
     )
     shape, diffusion = ModelShape(**meta["shape"]), read(DiffusionConfig, meta["diffusion"], "diffusion")
     denoiser = build_denoiser(net, shape, diffusion, boundary=meta["boundary"])
     denoiser.net.load_state_dict(tensors)
-    return LoadedModel(denoiser.eval().to(device), profile, shape, diffusion, meta)
+    return LoadedModel(denoiser.eval().to(device), profile or meta["eval_ema"], shape, diffusion, meta)

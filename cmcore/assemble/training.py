@@ -25,6 +25,7 @@ from cmcore.rng import Draws
 from cmcore.tensors import to_float
 from cmcore.tracking.base import Tracker
 from cmcore.train import checkpoint
+from cmcore.train.precision import choose_matrix_units
 from cmcore.train.session import HISTORY, run_session
 from cmcore.train.state import State, new_state
 from cmcore.train.steps import ALONE, Worker
@@ -97,7 +98,7 @@ def train_run(
     mark = fingerprint(run, inputs)
     data, method = ImageData.open(inputs.data), build_method(run)
     shape = ModelShape.of(data, run.conditional)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.train.precision == "tf32"
+    choose_matrix_units(run.train.precision)
     student, teacher = _networks(run, inputs, shape, method, device)
     state = new_state(method, student, teacher, run.train)
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +199,8 @@ def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str, 
         "workers": workers,
         "fingerprint": mark,
     }
+    if state.scale is not None:
+        summary["skipped_steps"] = int(state.scale.skipped)
     checkpoint.write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
     partial.rename(folder / FINAL)
     return folder / FINAL

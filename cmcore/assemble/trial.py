@@ -13,9 +13,9 @@ from cmcore.assemble.training import averaged, fingerprint, train_run
 from cmcore.config import ConfigError
 from cmcore.tracking.base import Null
 from cmcore.train import checkpoint
+from cmcore.train.gate import NonFiniteError
 from cmcore.train.session import CHECKPOINT
 from cmcore.train.state import State, state_tensors
-from cmcore.train.steps import NonFiniteError
 
 TRIAL = "trial.json"
 FINISHED, RUNNING = "finished", "running"

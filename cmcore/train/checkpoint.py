@@ -5,7 +5,7 @@ Nothing here can execute code when it is read.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,16 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     write_atomic(path, to_bytes(held, {"meta": json.dumps(meta, sort_keys=True)}))
 
 
-def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors whose names start with `prefix` (without it), and the JSON data.
+def load(path: Path, prefix: str | Callable[[dict[str, Any]], str] = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors whose names start with `prefix` (without it), and the JSON data, which may choose the prefix.
 
     A file that is missing, truncated or not one of ours gives a CheckpointError.
     """
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["meta"])
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
-            return {name[len(prefix) :]: file.get_tensor(name) for name in names}, meta
+            start = prefix if isinstance(prefix, str) else prefix(meta)
+            names = [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118 (not a mapping)
+            return {name[len(start) :]: file.get_tensor(name) for name in names}, meta
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: expected a weight file of this project, got: {error}") from error

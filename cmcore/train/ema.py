@@ -29,6 +29,15 @@ def decay(profile: EmaConfig, images: int, batch: int) -> float:
 
 
 @torch.no_grad()
-def update(average: Iterable[Tensor], current: Iterable[Tensor], beta: float) -> None:
-    """average <- beta average + (1 - beta) current, in place, in the manner of one fused operation."""
-    torch._foreach_lerp_(list(average), [tensor.detach() for tensor in current], 1 - beta)
+def update(average: Iterable[Tensor], current: Iterable[Tensor], beta: float, go: Tensor | None = None) -> None:
+    """average <- beta average + (1 - beta) current, in place, in the manner of one fused operation.
+
+    With `go`, a bool () on the device, only where that holds.
+    """
+    averages, now = list(average), [tensor.detach() for tensor in current]
+    if go is None:
+        torch._foreach_lerp_(averages, now, 1 - beta)
+        return
+    change = torch._foreach_sub(now, averages)
+    torch._foreach_mul_(change, (1 - beta) * go)
+    torch._foreach_add_(averages, change)

@@ -1,7 +1,8 @@
 """Optimisers and the learning rate as a function of images seen."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,10 +10,16 @@ from torch import nn
 from cmcore.train.settings import TrainConfig
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam or RAdam (arXiv 1908.03265), as the papers use them: no weight decay."""
-    kinds = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
-    return kinds[config.optimiser](parameters, lr=config.lr, betas=config.betas, eps=config.eps)
+def build_optimiser(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam or RAdam (arXiv 1908.03265), as the papers use them: no weight decay.
+
+    On a GPU they are fused, or work on all tensors at once, and keep their counters there.
+    """
+    on_gpu = parameters[0].is_cuda
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if config.optimiser == "adam":
+        return torch.optim.Adam(parameters, **settings, fused=on_gpu or None)
+    return torch.optim.RAdam(parameters, **settings, foreach=on_gpu or None, capturable=on_gpu)
 
 
 def learning_rate(config: TrainConfig, images: int) -> float:

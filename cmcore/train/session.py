@@ -18,9 +18,10 @@ from torch import Tensor
 from cmcore.methods.base import Method
 from cmcore.tracking.base import Tracker
 from cmcore.train import checkpoint
+from cmcore.train.gate import NonFiniteError
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State, load_state_tensors, state_tensors
-from cmcore.train.steps import ALONE, NonFiniteError, StepRecord, Worker, steps
+from cmcore.train.steps import ALONE, StepRecord, Worker, steps
 
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.jsonl"
@@ -125,9 +126,13 @@ def run_session(
     try:
         for record in steps(state, method, batches, config, worker):
             window.add(record)
-            if _crossed(record.images, config.batch, config.total, config.snapshots):
+            snapshot = _crossed(record.images, config.batch, config.total, config.snapshots)
+            logged = record.images == config.total or record.images % config.log_images < config.batch
+            if snapshot or logged:
+                record.settle()
+            if snapshot:
                 on_snapshot(state)
-            if record.images < config.total and record.images % config.log_images >= config.batch:
+            if not logged:
                 continue
             values = window.means()
             history.append({"images": record.images, **values})
@@ -162,8 +167,3 @@ def _save(state: State, folder: Path, fingerprint: str) -> None:
 def _crossed(images: int, batch: int, total: int, parts: int) -> bool:
     """Whether the step that ends at `images` passed one of `parts` equidistant marks, the last at `total`."""
     return images * parts // total > (images - batch) * parts // total
-
-
-def fix_threads(threads: int) -> None:
-    """Set the number of threads that torch computes with: it decides the last bits of a sum."""
-    torch.set_num_threads(threads)

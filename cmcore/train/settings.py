@@ -5,6 +5,8 @@ from typing import Literal
 
 from cmcore.config import require
 
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
@@ -44,7 +46,10 @@ class TrainConfig:
     clip_norm: float = 0.0  # global gradient norm, 0 for none
     flip: bool = False  # random horizontal flips
     augment: float = 0.0  # probability of each distortion of EDM's pipeline, whose flips are always on; 0 for none
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: PrecisionName = "fp32"  # see train/precision.py
+    channels_last: bool = False  # memory format of the networks; convolutions in half precision are faster so
+    compile: bool = False  # the networks, by torch.compile; JVPs stay as they are
+    cuda_graphs: bool = False  # of compiled networks: for those so small that starting kernels takes the time
     ema: dict[str, EmaConfig] = field(default_factory=lambda: {"ema": EmaConfig(half_life=500_000.0)})
     eval_ema: str = "ema"  # the profile that is evaluated and that other runs start from; "raw" for none
     lpips_weights: str = ""  # file of torchvision's VGG-16 weights, for methods whose distance is lpips
@@ -74,6 +79,7 @@ class TrainConfig:
         require(self.clip_norm >= 0, "clip_norm", "at least 0", self.clip_norm)
         require(0 <= self.augment <= 1, "augment", "a probability, from 0 to 1", self.augment)
         require(not (self.flip and self.augment), "flip", "false, as train.augment flips by itself", self.flip)
+        require(self.compile or not self.cuda_graphs, "cuda_graphs", "false, or compile to be true", self.cuda_graphs)
         require("raw" not in self.ema, "ema", "profile names other than 'raw'", sorted(self.ema))
         names = ["raw", *self.ema]
         require(self.eval_ema in names, "eval_ema", "one of " + ", ".join(names), self.eval_ema)

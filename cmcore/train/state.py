@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from cmcore.diffusion.precond import Denoiser
 from cmcore.methods.base import Method, Models
+from cmcore.train.layout import arrange
 from cmcore.train.optim import build_optimiser
+from cmcore.train.precision import LossScale
 from cmcore.train.settings import TrainConfig
 
 
@@ -20,6 +22,7 @@ class State:
     optimiser: torch.optim.Optimizer
     ema: dict[str, list[Tensor]] = field(default_factory=dict)  # profile -> averages, in the order of the parameters
     images: int = 0
+    scale: LossScale | None = None  # of an fp16 run
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -43,18 +46,22 @@ def new_state(method: Method, student: Denoiser, teacher: Denoiser | None, confi
         )
     device = next(student.net.parameters()).device
     heads = nn.ModuleDict({name: make() for name, make in method.needs.heads.items()}).to(device)
+    arrange(student.net, config)
     # In train mode first: the target is a copy, and must drop what the student drops.
     target = copy.deepcopy(student.train()).requires_grad_(False) if method.needs.target else None
+    if target is not None:
+        arrange(target.net, config)
     if teacher is not None:
-        teacher.requires_grad_(False).eval()
+        arrange(teacher.requires_grad_(False).eval().net, config)
     models = Models(student=student.train(), teacher=teacher, target=target, heads=heads)
     optimiser = build_optimiser([*student.net.parameters(), *heads.parameters()], config)
     start = [parameter.detach() for parameter in student.net.parameters()]
-    return State(models, optimiser, {name: [tensor.clone() for tensor in start] for name in config.ema})
+    averages = {name: [tensor.clone() for tensor in start] for name in config.ema}
+    return State(models, optimiser, averages, scale=LossScale(device) if config.precision == "fp16" else None)
 
 
 def state_tensors(state: State) -> dict[str, Tensor]:
-    """The whole state under flat names: net/, heads/, target/, ema/<profile>/, optimiser/<index>/."""
+    """The whole state under flat names: net/, heads/, target/, ema/<profile>/, optimiser/<index>/, scale/."""
     tensors = {f"net/{name}": tensor for name, tensor in state.models.student.net.state_dict().items()}
     tensors |= {f"heads/{name}": tensor for name, tensor in state.models.heads.state_dict().items()}
     if state.models.target is not None:
@@ -63,6 +70,8 @@ def state_tensors(state: State) -> dict[str, Tensor]:
         tensors |= {f"ema/{profile}/{index}": tensor for index, tensor in enumerate(averages)}
     for index, slots in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{key}": torch.as_tensor(value) for key, value in slots.items()}
+    if state.scale is not None:
+        tensors |= {f"scale/{name}": tensor for name, tensor in state.scale.tensors.items()}
     return tensors
 
 
@@ -80,6 +89,10 @@ def load_state_tensors(state: State, tensors: dict[str, Tensor], images: int) ->
         saved = group(f"ema/{profile}/")
         for index, average in enumerate(averages):
             average.copy_(saved[str(index)])
+    if state.scale is not None:
+        saved = group("scale/")
+        for name, tensor in state.scale.tensors.items():
+            tensor.copy_(saved[name])
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in group("optimiser/").items():
         index, key = name.split("/")

@@ -11,16 +11,14 @@ from cmcore.diffusion.magnitude import force_normalisation
 from cmcore.methods.base import Batch, Method, Progress
 from cmcore.rng import Draws
 from cmcore.train import ema
+from cmcore.train.gate import Watch, gated_step
 from cmcore.train.optim import learning_rate, set_learning_rate
+from cmcore.train.precision import autocast
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State
 
 Batches = Callable[[Draws], Batch]
 Reduce = Callable[[Sequence[Tensor]], None]
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient is not a finite number; the optimiser step was not taken."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,17 @@ ALONE = Worker()
 
 
 class StepRecord(NamedTuple):
-    """What one optimiser step did. `images` counts those seen after it; tensors are detached."""
+    """What one optimiser step did. `images` counts those seen after it; tensors are detached, and on the device.
+
+    Call `settle` before the state is saved or shown: it raises the NonFiniteError of a step that nobody has waited for.
+    """
 
     images: int
     loss: Tensor
-    grad_norm: Tensor
+    grad_norm: Tensor  # 0 for a step that was skipped, which only fp16 does
     lr: float
     scalars: dict[str, Tensor | float]
+    settle: Callable[[], None]
 
 
 def row_slices(batch: int, micro_batch: int, worker: Worker) -> list[slice]:
@@ -78,11 +80,13 @@ def steps(
         A record after every optimiser step.
 
     Raises:
-        NonFiniteError: before the optimiser step, naming step and method.
+        NonFiniteError: naming step and method, before the optimiser step. On a device that works on its own the step is
+            closed off there, and the error comes when the host hears of it, which never waits.
     """
     device = next(state.models.student.net.parameters()).device
     trained = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
     slices = row_slices(config.batch, config.micro_batch, worker)
+    watch, direct = Watch(type(method).__name__, device), answers_at_once(device)
     while state.images < config.total:
         progress = Progress(state.images, config.total, config.batch)
         force_normalisation((state.models.student, state.models.heads))
@@ -93,23 +97,38 @@ def steps(
         scalars: dict[str, Tensor | float] = {}
         for rows in slices:
             draws = Draws(config.seed, state.images, config.batch, rows, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with autocast(config.precision, device):
                 out = method.loss(state.models, batches(draws), progress, draws)
             part = out.loss.sum() / config.batch
-            part.backward()
+            (part if state.scale is None else part * state.scale.scale).backward()
             loss += part.detach()
             _add_scalars(scalars, out.scalars, (rows.stop - rows.start) / config.batch)
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if worker.reduce is not None:
             worker.reduce([loss, *(value for value in scalars.values() if isinstance(value, Tensor)), *gradients])
+        if state.scale is not None:
+            state.scale.unscale(gradients)
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        _require_finite(loss, grad_norm, state, method, config)
+        finite = torch.isfinite(loss + grad_norm)
+        watch.add(_is_bad(state, loss, finite), loss, grad_norm, state.images // config.batch + 1, state.images)
+        watch.look()
         if config.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(trained, config.clip_norm, grad_norm)
-        state.optimiser.step()
         state.images += config.batch
-        _update_averages(state, method, progress, config)
-        yield StepRecord(state.images, loss, grad_norm, lr, scalars)
+        if not direct:
+            _advance(state, method, progress, config, watch.open & finite)
+        elif bool(finite):
+            _advance(state, method, progress, config)
+        if state.scale is not None:
+            grad_norm = torch.where(finite, grad_norm, 0.0)
+            scalars |= {"loss_scale": state.scale.scale.clone(), "skipped": (~finite).float()}
+        yield StepRecord(state.images, loss, grad_norm, lr, scalars, watch.settle)
+    watch.settle()
+
+
+def answers_at_once(device: torch.device) -> bool:
+    """Whether asking for a value keeps nobody from working."""
+    return device.type == "cpu"
 
 
 def _add_scalars(total: dict[str, Tensor | float], part: dict[str, Tensor | float], share: float) -> None:
@@ -118,18 +137,19 @@ def _add_scalars(total: dict[str, Tensor | float], part: dict[str, Tensor | floa
         total[name] = total.get(name, 0.0) + share * value.detach() if isinstance(value, Tensor) else value
 
 
-def _require_finite(loss: Tensor, grad_norm: Tensor, state: State, method: Method, config: TrainConfig) -> None:
-    if not bool(torch.isfinite(loss + grad_norm)):
-        step = state.images // config.batch + 1
-        raise NonFiniteError(
-            f"{type(method).__name__}: loss {float(loss):g} with gradient norm {float(grad_norm):g} at step {step} "
-            f"({state.images} images seen); the step was not taken. Try a lower train.lr or a train.clip_norm"
-        )
+def _is_bad(state: State, loss: Tensor, finite: Tensor) -> Tensor:
+    """Whether the run ends here, a bool (). In fp16 gradients may overflow: that step is skipped, at a lower scale."""
+    return ~finite if state.scale is None else ~torch.isfinite(loss) | state.scale.update(finite)
 
 
-def _update_averages(state: State, method: Method, progress: Progress, config: TrainConfig) -> None:
+def _advance(state: State, method: Method, progress: Progress, config: TrainConfig, go: Tensor | None = None) -> None:
+    """Optimiser, averages and target, together; with `go`, a bool () on the device, only where that holds."""
+    if go is None:
+        state.optimiser.step()
+    else:
+        gated_step(state.optimiser, go)
     parameters = state.parameters
     for name, averages in state.ema.items():
-        ema.update(averages, parameters, ema.decay(config.ema[name], state.images, config.batch))
+        ema.update(averages, parameters, ema.decay(config.ema[name], state.images, config.batch), go)
     if state.models.target is not None:
-        ema.update(state.models.target.net.parameters(), parameters, method.target_decay(progress))
+        ema.update(state.models.target.net.parameters(), parameters, method.target_decay(progress), go)

@@ -186,7 +186,7 @@ def test_values_that_do_not_go_together_end_a_trial_with_the_reason(root):
 
 
 def test_a_diverging_trial_ends_with_the_reason(root, monkeypatch):
-    from cmcore.train.steps import NonFiniteError
+    from cmcore.train.gate import NonFiniteError
 
     job = make_job(root, "schedule")
 

@@ -23,8 +23,8 @@ from cmcore.rng import Draws
 from cmcore.tracking.base import Null
 from cmcore.train import checkpoint
 from cmcore.train.checkpoint import CheckpointError
+from cmcore.train.gate import NonFiniteError
 from cmcore.train.session import CHECKPOINT, HISTORY
-from cmcore.train.steps import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
 

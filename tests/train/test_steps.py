@@ -13,10 +13,11 @@ from cmcore.config import ConfigError, read
 from cmcore.methods.base import Batch, LossOut
 from cmcore.rng import Draws
 from cmcore.train.ema import decay
+from cmcore.train.gate import NonFiniteError
 from cmcore.train.optim import learning_rate
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import load_state_tensors, state_tensors
-from cmcore.train.steps import NonFiniteError, Worker, row_slices, steps
+from cmcore.train.steps import Worker, row_slices, steps
 
 
 def rates(images: list[int], **options: Any) -> list[float]:
@@ -176,7 +177,8 @@ def test_bf16_keeps_weights_and_averages_in_fp32():
         ({"images": 10, "batch": 5, "lr_decay": "linear", "lr_ref_images": 10}, "lr_ref_images"),
         ({"images": 9, "batch": 5, "snapshots": -1}, "snapshots"),
         ({"images": 10, "batch": 5, "log_images": 0}, "log_images"),
-        ({"images": 10, "batch": 5, "precision": "fp16"}, "precision"),
+        ({"images": 10, "batch": 5, "precision": "fp8"}, "precision"),
+        ({"images": 10, "batch": 5, "cuda_graphs": True}, "cuda_graphs"),
         ({"images": 10, "batch": 5, "clip_norm": -1}, "clip_norm"),
         ({"batch": 5}, "images"),
     ],
