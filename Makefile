@@ -27,6 +27,11 @@ repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tabl
 use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digits
 	@$(BIN)/python -m stages.use "$(WORKLOAD)"
 
+.PHONY: plan
+plan: $(VENV)/.pipeline ## what a workload takes, before any compute: make plan WORKLOAD=cifar10 GPU=h100 GPUS=8 PRICE=2.5
+	@$(BIN)/python -m stages.cost --workload "$(WORKLOAD)" --gpu "$(GPU)" --gpus "$(GPUS)" --price "$(PRICE)" \
+		--efficiency "$(EFFICIENCY)"
+
 .PHONY: tune
 tune: $(VENV)/.pipeline ## run a search of the active workload: make tune NAME=ect_schedule
 	@test -n "$(NAME)" || { echo 'expected NAME=<an entry of tune in params.yaml>' >&2; exit 2; }
