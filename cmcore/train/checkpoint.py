@@ -49,7 +49,13 @@ def remove_partial(folder: Path) -> None:
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write named tensors and JSON data atomically. Equal content gives equal bytes."""
-    held = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    held: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        # The format has no two names for one memory, but every profile has the same buffers.
+        held[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
     write_atomic(path, to_bytes(held, {"meta": json.dumps(meta, sort_keys=True)}))
 
 
