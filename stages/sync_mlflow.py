@@ -16,6 +16,7 @@ from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
 from stages.common import Folders, Setup, load
 from stages.process import guarded
+from stages.sync_searches import search_replays
 from stages.track import track
 
 
@@ -97,6 +98,15 @@ def sync(setup: Setup) -> list[str]:
             params, points, files = replay.send(uri, experiment)
             sent = f"sent {points} points, {params} parameters and {files} files" if params + points + files else ""
             lines.append(f"{run.name} ({replay.tags['fingerprint']}): {sent or 'nothing was missing'}")
+    for mark, runs in search_replays(setup):
+        params, points, files = (
+            sum(column) for column in zip(*(run.send(uri, experiment) for run in runs), strict=True)
+        )
+        trials = f"of {len(runs) - 1} trials"
+        sent = (
+            f"sent {points} points, {params} parameters and {files} files {trials}" if params + points + files else ""
+        )
+        lines.append(f"tune/{mark}: {sent or f'nothing {trials} was missing'}")
     return lines or [f"{setup.project.workload}: no outputs and no reports to tell of; `make repro` makes them"]
 
 

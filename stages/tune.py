@@ -3,7 +3,7 @@
 from cmcore.assemble.search import Job, overrides, search_fingerprint
 from cmcore.assemble.training import Inputs
 from cmcore.assemble.trial import Trial
-from cmcore.config import ConfigError, flatten, join, plain
+from cmcore.config import ConfigError, join
 from cmcore.data.replacing import replacing
 from cmcore.edge.mlflow_search import SearchRecorder
 from cmcore.edge.ray_tune import search
@@ -44,6 +44,7 @@ def described(job: Job, trials: list[Trial], confirmed: list[dict[str, float]]) 
         ],
         best={"runs": {config.base: overrides(config, trials[0].values)}},
         confirmed=confirmed,
+        fingerprint=job.folder.name,
     )
 
 
@@ -51,11 +52,7 @@ def main(name: str) -> None:
     """Search, or continue the search, and write what it declares."""
     setup = load()
     job = job_of(setup, name)
-    params = {**flatten(plain(job.config)), "base": job.config.base}
-    recorder = SearchRecorder(
-        setup.tracking, workload=setup.project.workload, name=name, fingerprint=job.folder.name, params=params,
-        root=setup.folders.root,
-    )  # fmt: skip
+    recorder = SearchRecorder(setup.tracking, job, setup.folders.root)
     best, written = None, []
     try:
         with listener(f"tune {name}", "trial") as listen:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cmcore.config import flatten
+from cmcore.edge.mlflow_search import PARENT
 from cmcore.edge.mlflow_store import open_run
 from cmcore.edge.mlflow_tracker import KEY_LENGTH, PARAM_LENGTH, PARAMS_AT_ONCE, POINTS_AT_ONCE, metric_name
 
@@ -52,10 +53,14 @@ class Replay:
 
     Args:
         tags: what is known of the run, among it `run` and `fingerprint`, by which it is found.
+        parent: the run that this one stands below; it is sent first.
+        status: how the run ended; RUNNING leaves a run's state as it is.
     """
 
-    def __init__(self, tags: Mapping[str, str]) -> None:
+    def __init__(self, tags: Mapping[str, str], parent: "Replay | None" = None, status: str = "FINISHED") -> None:
         self.tags = dict(tags)
+        self.id = ""  # MLflow's, once it was sent
+        self._parent, self._status = parent, status
         self._moment = 0
         self._params: dict[str, str] = {}
         self._points: dict[_Point, int] = {}  # and the millisecond of each
@@ -94,8 +99,11 @@ class Replay:
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # it announces every new attempt
         if self._nonfinite:
             self.tags["nonfinite"] = ", ".join(self._nonfinite)[:KEY_LENGTH]
+        if self._parent is not None:
+            self.tags[PARENT] = self._parent.id
         try:
             client, run, _ = open_run(uri, experiment, self.tags["run"], self.tags, running=False)
+            self.id = run.info.run_id
             return self._complete(client, run)
         except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -117,8 +125,8 @@ class Replay:
         files = {path: to for path, to in self._files.items() if sizes.get((to, path.name)) != path.stat().st_size}
         for path, folder in files.items():
             client.log_artifact(name, str(path), folder or None)
-        if run.info.status != "FINISHED":
-            client.set_terminated(name, "FINISHED")
+        if self._status not in ("RUNNING", run.info.status):
+            client.set_terminated(name, self._status)
         return Sent(len(params), len(points), len(files))
 
 

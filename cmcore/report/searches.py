@@ -32,6 +32,7 @@ class Found:
     importance: Mapping[int, Mapping[str, float]]  # images seen -> parameter -> share of the variance
     trials: Sequence[Tried]  # the best first
     folder: Path
+    fingerprint: str = ""
 
     @property
     def paths(self) -> list[str]:
@@ -71,6 +72,7 @@ def _read(file: Path) -> Found:
                 for one in data["trials"]
             ],
             folder=file.parent,
+            fingerprint=str(data.get("fingerprint", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{file}: expected what a search writes, got {type(error).__name__}: {error}") from error

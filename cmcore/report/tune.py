@@ -57,6 +57,7 @@ class SearchReport:
     rows: Sequence[Row]
     best: Mapping[str, Any]  # changes to the parameter file
     confirmed: Sequence[Mapping[str, float]]  # per seed: before and after
+    fingerprint: str = ""  # names the search's folder
 
     @property
     def best_row(self) -> Row:
@@ -80,6 +81,7 @@ def _json(search: SearchReport) -> str:
     data = {
         "name": search.name,
         "base": search.base,
+        "fingerprint": search.fingerprint,
         "metric": search.metric,
         "best": search.best,
         "confirmed": [dict(one) for one in search.confirmed],

@@ -107,7 +107,7 @@ def test_a_search_goes_on_without_mlflow(root, caplog):
     job = make_job(root, "schedule")
     blocked = root / "file"
     blocked.write_text("no folder")
-    recorder = SearchRecorder(TrackingConfig(), workload="tiny", name="x", fingerprint="y", params={}, root=blocked)
+    recorder = SearchRecorder(TrackingConfig(), job, blocked)
     trial = Trial("a", {}, {1: 2.0})
     trial.save(trial_folder(job, "a"))
     recorder.record(trial, over=True)

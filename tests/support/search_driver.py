@@ -21,9 +21,7 @@ def say(done: int, total: int) -> None:
 def run_search(root: Path, name: str, **changes):
     """The search of `make_job`, tracked in `root`; its trials and what was confirmed."""
     job = make_job(root, name, **changes)
-    recorder = SearchRecorder(
-        TrackingConfig(), workload="tiny", name=name, fingerprint=job.folder.name, params={"base": "ect"}, root=root
-    )
+    recorder = SearchRecorder(TrackingConfig(), job, root)
     trials, confirmed = search(COMPUTE, job, record=recorder.record, on_progress=say)
     recorder.close(trials[0], [])
     return job, trials, confirmed
