@@ -9,6 +9,7 @@ whenever all runs have ended, their files must be those of the undisturbed train
 
 import argparse
 import hashlib
+import itertools
 import random
 import shutil
 import sys
@@ -41,6 +42,10 @@ PARAMS: dict[str, Any] = {
         "ect": {"method": "ect", "init": "edm"},
         "ict": {"method": "ict", "init": "random", "options": {"s0": 4, "s1": 16}},
     },
+    "eval": {
+        "samples": 64, "batch": 64, "teacher_steps": 3, "bootstrap": 2, "kid_subsets": 2, "kid_size": 16,
+        "endpoints": 16, "snapshot_samples": 64, "reference": {"images": 1024, "width": 4, "features": 8},
+    },
     "compute": {"backend": "ray", "threads": 1},
     "tracking": {"mlflow": False},
 }  # fmt: skip
@@ -48,7 +53,7 @@ PARAMS: dict[str, Any] = {
 TARGETS = [f"train@{run}" for run in RUNS]
 WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "repro": (("dvc", "repro", *TARGETS), {}),
-    "jobs": (("stages.parallel", "2", *RUNS), {}),
+    "jobs": (("stages.repro", "2"), {}),
     "workers": (("dvc", "repro", "train@ict"), {"workers": 2}),
 }
 PATIENCE = 240.0  # seconds that one attempt may take
@@ -126,8 +131,9 @@ def trained(folder: Path) -> dict[str, str]:
 
 
 def sealed(folder: Path) -> dict[str, str]:
-    """The results that DVC has."""
-    return digests((folder / "outputs").glob("*/runs/[!.]*"), folder)
+    """The results that DVC has, and what was measured of them."""
+    places = [(folder / "outputs").glob("*/runs/[!.]*"), (folder / "reports").glob("*/metrics")]
+    return digests(itertools.chain(*places), folder)
 
 
 def position(folder: Path) -> int:

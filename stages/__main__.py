@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from stages.ready import take
+from stages.ready import abandoned, take
 
 STAGES = ("prepare", "reference", "train", "evaluate", "tabulate", "tune")
 
@@ -16,6 +16,8 @@ def main(arguments: list[str]) -> None:
     """Run one stage, or take the results that wait for it."""
     if not arguments or arguments[0] not in STAGES:
         sys.exit(f"usage: python -m stages {{{','.join(STAGES)}}} [run]")
+    if abandoned():
+        sys.exit(f"{' '.join(arguments)}: `make repro` was killed")
     try:
         if take("@".join(arguments), Path.cwd()):
             return

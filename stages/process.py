@@ -13,6 +13,7 @@ from typing import NoReturn
 import psutil
 
 from cmcore.config import ConfigError
+from stages.ready import DRIVER
 
 GRACE = 15.0  # seconds for a clean end, once DVC is gone
 
@@ -24,7 +25,7 @@ def expected() -> tuple[type[Exception], ...]:
     from cmcore.edge.ray_session import ComputeError
     from cmcore.report.readers import ReportError
     from cmcore.train.checkpoint import CheckpointError
-    from cmcore.train.steps import NonFiniteError
+    from cmcore.train.gate import NonFiniteError
 
     return ConfigError, DataError, CheckpointError, NonFiniteError, ComputeError, ReportError, TrackingError
 
@@ -54,11 +55,14 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def callers() -> list[psutil.Process]:
-    """The processes whose death ends the stage: DVC, and a shell between DVC and us. Else our parent alone."""
-    parents = psutil.Process().parents()[:3]
+    """The processes whose death ends the stage: DVC, a shell between DVC and us, and `make repro` above it.
+
+    Without a DVC it is our parent alone.
+    """
+    parents = psutil.Process().parents()[:4]
     for place, parent in enumerate(parents):
         if any("dvc" in os.path.basename(part) for part in parent.cmdline()):
-            return parents[: place + 1]
+            return parents[: place + (2 if DRIVER in os.environ else 1)]
     return parents[:1]
 
 

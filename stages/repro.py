@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cmcore.assemble.project import require_files
 from cmcore.config import ConfigError
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from stages.common import Setup, load
 from stages.parallel import compute_all, is_ahead
 from stages.plan import STARTING, Speeds, changed_stages, words
+from stages.ready import DRIVER
 
 LAST = "tabulate"  # what `make repro` is about
 RUNNING = re.compile(r"^Running stage '(?P<stage>.+)':$")
@@ -165,6 +167,7 @@ def main(wanted: str = "auto") -> int:
         compute = setup.compute
         ours = compute.backend == "ray" and not (os.environ.get("RAY_ADDRESS") or compute.address)
         jobs = jobs_at_once(wanted, setup, ours)
+        require_files(setup.project.runs.values())
     except ConfigError as error:
         print(f"params.yaml: {error}" if error.path != "JOBS" else error, file=sys.stderr)
         return 2
@@ -173,7 +176,8 @@ def main(wanted: str = "auto") -> int:
     print(f"{setup.project.workload}: {count} stages to run" + (f": {', '.join(todo)}" if todo else ""), flush=True)
     try:
         with connection(compute, jobs) if compute.backend == "ray" and todo else contextlib.nullcontext() as session:
-            code = run(todo, setup, jobs, {SHARED: session.address} if session and session.own else {})
+            shared = {SHARED: session.address} if session and session.own else {}
+            code = run(todo, setup, jobs, {DRIVER: str(os.getpid()), **shared})
     except ComputeError as error:
         print(error, file=sys.stderr)
         code = 1
