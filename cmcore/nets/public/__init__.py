@@ -1,0 +1,1 @@
+"""Networks that others have published: one file per family says which of ours they are, and renames their tensors."""
