@@ -1,6 +1,6 @@
 """params.yaml as typed values, checked as a whole before any compute."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,12 +168,8 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     )
     _check_level(entry.sample.two_step, sections.diffusion, join(path, "sample.two_step"))
     train = read(TrainConfig, merge(sections.train, entry.train), join(path, "train"))
-    if needs_lpips(method_config) and not Path(train.lpips_weights).is_file():
-        raise ConfigError(
-            join(path, "options.distance"),
-            f"lpips needs torchvision's VGG-16 weights; expected train.lpips_weights to name their file, got "
-            f"{train.lpips_weights!r}; or choose pseudo_huber, l2 or l1",
-        )
+    if needs_lpips(method_config) and not train.lpips_weights:
+        raise _no_lpips(name, train)
     net = _net(_net_section(sections.net, entry.net), join(path, "net"))
     _check_augment(train, net, path)
     return Run(
@@ -230,6 +226,21 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
 def needs_lpips(method_config: Any) -> bool:
     """Whether a method's loss asks for the LPIPS network, whose weights do not come with the project."""
     return getattr(method_config, "distance", "") == "lpips"
+
+
+def _no_lpips(name: str, train: TrainConfig) -> ConfigError:
+    return ConfigError(
+        join(join("runs", name), "options.distance"),
+        f"lpips needs torchvision's VGG-16 weights; expected train.lpips_weights to name their file, got "
+        f"{train.lpips_weights!r}; or choose pseudo_huber, l2 or l1",
+    )
+
+
+def require_files(runs: Iterable[Run]) -> None:
+    """A ConfigError where runs that are about to be trained name a file that is not there."""
+    for run in runs:
+        if needs_lpips(run.method_config) and not Path(run.train.lpips_weights).is_file():
+            raise _no_lpips(run.name, run.train)
 
 
 def build_method(run: Run) -> Any:
