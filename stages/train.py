@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.preview import previewer
-from cmcore.assemble.project import Run, needs_lpips
+from cmcore.assemble.project import Run, needs_lpips, require_files
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, train_run, work_folder
 from cmcore.consistency import distances
 from cmcore.data.images import ImageData
@@ -56,6 +56,7 @@ def reads(setup: Setup, name: str) -> list[Path]:
 def make(setup: Setup, name: str, find: Find) -> Results:
     """Train the run."""
     run, folders = setup.project.run(name), setup.folders
+    require_files([run])
     final = train(setup, run, Inputs(find(folders.data), find(folders.weights(run.init))))
     return {folders.runs / name: final}
 
