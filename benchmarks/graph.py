@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from cmcore.assemble.project import RANDOM, Project
+from cmcore.assemble.project import Project
 from stages.common import load
-from stages.parallel import chains
-from stages.plan import Speeds
+from stages.parallel import chains, is_ahead, stage_needs
+from stages.plan import SEALING, Speeds
 
 Needs = Mapping[str, Iterable[str]]
 
@@ -67,26 +67,30 @@ def critical_path(seconds: Mapping[str, float], needs: Needs) -> float:
 
 def pipeline(project: Project, copies: int = 1) -> dict[str, list[str]]:
     """The stages of dvc.yaml and what each needs, with `copies` of all runs: a study over as many seeds."""
-    needs: dict[str, list[str]] = {"prepare": [], "reference": ["prepare"]}
+    needs: dict[str, list[str]] = {"prepare": []}
     for copy in range(copies):
-        for name, run in project.runs.items():
-            teacher = [] if run.init == RANDOM else [f"train@{run.init}#{copy}"]
-            needs[f"train@{name}#{copy}"] = ["prepare", *teacher]
-            needs[f"evaluate@{name}#{copy}"] = ["reference", f"train@{name}#{copy}", *teacher]
+        names = {stage: stage if stage == "reference" else f"{stage}#{copy}" for stage in stage_needs(project)}
+        for stage, before in stage_needs(project).items():
+            needs[names[stage]] = ["prepare", *(names[other] for other in before)]
     needs["tabulate"] = [stage for stage in needs if stage.startswith("evaluate@")]
     return needs
 
 
 def durations(project: Project, stages: Iterable[str], speeds: Speeds) -> dict[str, float]:
-    """Seconds of every stage."""
-    return {stage: speeds.expected(stage.partition("#")[0], project) for stage in stages}
+    """Seconds of every stage: of its work alone where it is done ahead of DVC, else in a process of its own."""
+    names = {stage: stage.partition("#")[0] for stage in stages}
+    return {
+        stage: speeds.work(name, project) if is_ahead(name) else speeds.expected(name, project)
+        for stage, name in names.items()
+    }
 
 
-def only_training(seconds: Mapping[str, float], needs: Needs, nodes: int) -> float:
-    """The makespan of `make repro JOBS=nodes`: training runs are scheduled, all other stages run one by one."""
-    trained = {stage: time for stage, time in seconds.items() if stage.startswith("train@")}
-    inner = {stage: [other for other in needs[stage] if other in trained] for stage in trained}
-    return sum(seconds.values()) - sum(trained.values()) + makespan(schedule(trained, inner, nodes))
+def repro(seconds: Mapping[str, float], needs: Needs, jobs: int) -> float:
+    """How long `make repro JOBS=jobs` takes: most work is scheduled, then DVC takes the results one by one."""
+    ahead = {stage: time for stage, time in seconds.items() if is_ahead(stage)}
+    inner = {stage: [other for other in needs[stage] if other in ahead] for stage in ahead}
+    alone = sum(seconds.values()) - sum(ahead.values())
+    return alone + makespan(schedule(ahead, inner, jobs)) + SEALING * len(ahead)
 
 
 def rows(seconds: Mapping[str, float], needs: Needs, nodes: Iterable[int]) -> list[list[str]]:
@@ -97,7 +101,7 @@ def rows(seconds: Mapping[str, float], needs: Needs, nodes: Iterable[int]) -> li
         span = makespan(schedule(seconds, needs, count))
         table.append([
             f"{count}", f"{span:.0f}", f"{span / path:.2f}", f"{total / span:.1f}", f"{total / span / count:.0%}",
-            f"{only_training(seconds, needs, count):.0f}",
+            f"{repro(seconds, needs, count):.0f}",
         ])  # fmt: skip
     return table
 

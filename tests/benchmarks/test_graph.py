@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import tiny_project
 
-from benchmarks.graph import critical_path, durations, makespan, only_training, pipeline, schedule
-from stages.plan import Speeds
+from benchmarks.graph import critical_path, durations, makespan, pipeline, repro, schedule
+from stages.plan import SEALING, Speeds
 
 DIAMOND = ({"a": 1.0, "b": 2.0, "c": 4.0, "d": 1.0}, {"b": ["a"], "c": ["a"], "d": ["b", "c"]})
 
@@ -55,7 +55,8 @@ def test_the_pipeline_has_the_stages_and_edges_of_dvc(tmp_path):
     assert len(needs) == 3 + 2 * 2 * len(project.runs)
     assert needs["train@ect#1"] == ["prepare", "train@edm#1"]
     assert needs["train@ict#0"] == ["prepare"]
-    assert set(needs["evaluate@ect#0"]) == {"reference", "train@ect#0", "train@edm#0"}
+    assert set(needs["evaluate@ect#0"]) == {"prepare", "reference", "train@ect#0", "train@edm#0"}
     seconds = durations(project, needs, Speeds.read(tmp_path / "none.json"))
-    assert only_training(seconds, needs, 1) == pytest.approx(sum(seconds.values()))
-    assert critical_path(seconds, needs) <= only_training(seconds, needs, 64) < sum(seconds.values())
+    sealing = SEALING * (len(needs) - 2)
+    assert repro(seconds, needs, 1) == pytest.approx(sum(seconds.values()) + sealing)
+    assert repro(seconds, needs, 64) == pytest.approx(critical_path(seconds, needs) + sealing)

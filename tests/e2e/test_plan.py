@@ -28,7 +28,8 @@ def test_what_depends_on_a_change_is_planned(status, expected):
 def test_estimates_follow_what_was_measured_and_survive_a_restart(tmp_path):
     speeds = Speeds.read(tmp_path / "speeds.json")
     assert speeds.expected("train@ect", TINY) == pytest.approx(STARTING + GUESS["train"] * 2048)
-    speeds.learn("train@ect", TINY, STARTING + 100)
+    speeds.learn("train@ect", TINY, 100.0)
+    assert speeds.work("train@ect", TINY) == pytest.approx(100)
     again = Speeds.read(tmp_path / "speeds.json")
     assert again.expected("train@ect", TINY) == pytest.approx(STARTING + 100)
     assert again.expected("train@edm", TINY) == pytest.approx(STARTING + 100)
