@@ -7,7 +7,7 @@ from typing import Any
 
 from cmcore.assemble.project import Run, resolved
 from cmcore.assemble.training import SUMMARY, WEIGHTS, Inputs, fingerprint
-from cmcore.data.images import ImageData
+from cmcore.data.images import open_data
 from cmcore.edge.mlflow_replay import Replay, TrackingError
 from cmcore.edge.mlflow_store import store_uri
 from cmcore.evaluate.records import from_json
@@ -44,7 +44,7 @@ def trained(run: Run, folders: Folders) -> Replay | None:
     tags = {"workload": folders.workload, "method": summary["method"], "fingerprint": mark, "run": run.name}
     replay, values = Replay(tags), parameters(run, folders, summary, header)
     if "method_config" in values:
-        replay.tags["data_digest"] = ImageData.open(folders.data).digest[:16]
+        replay.tags["data_digest"] = open_data(folders.data).digest[:16]
     replay.params(values)
     replay.written_with(folder / HISTORY)
     for row in jsonl.read(folder / HISTORY):

@@ -7,7 +7,7 @@ from cmcore.assemble.preview import previewer
 from cmcore.assemble.project import Run, needs_lpips, require_files
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, train_run, work_folder
 from cmcore.consistency import distances
-from cmcore.data.images import ImageData
+from cmcore.data.images import ImageData, open_data
 from cmcore.edge.lpips import load_lpips
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.ray_train import execute_together
@@ -24,8 +24,10 @@ def job(compute: ComputeConfig, run: Run, inputs: Inputs, folder: Path, emit: Em
     device = pick_device(compute)
     if needs_lpips(run.method_config):
         distances.provide("lpips", load_lpips(run.train.lpips_weights, device=device))
-    shape = ModelShape.of(ImageData.open(inputs.data), run.conditional)
-    preview = previewer(run, shape.channels, shape.resolution, shape.classes, device=device)
+    data = open_data(inputs.data)
+    shape = ModelShape.of(data, run.conditional)
+    images = isinstance(data, ImageData)  # latents show nothing
+    preview = previewer(run, shape.channels, shape.resolution, shape.classes, device=device) if images else None
     return train_run(
         run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit), preview=preview, device=device,
         worker=worker,

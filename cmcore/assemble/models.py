@@ -10,7 +10,7 @@ from torch import Tensor
 from cmcore import plugins
 from cmcore.assemble.project import RANDOM, NetChoice, Run, build_method
 from cmcore.config import plain, read
-from cmcore.data.images import ImageData
+from cmcore.data.images import Prepared
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.rng import derive_seed
@@ -28,7 +28,7 @@ class ModelShape:
     classes: int  # 0 for an unconditional network
 
     @classmethod
-    def of(cls, data: ImageData, conditional: bool) -> "ModelShape":
+    def of(cls, data: Prepared, conditional: bool) -> "ModelShape":
         """The shape for a data set; a ValueError where a conditional network meets images without labels."""
         if conditional and data.classes < 2:
             raise ValueError("conditional: expected images with class labels, got a data set without; set it to false")

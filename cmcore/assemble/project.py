@@ -121,6 +121,8 @@ def parse_project(data: Mapping[str, Any]) -> Project:
     for index, level in enumerate(sections.eval.scan):
         _check_level(level, sections.diffusion, f"eval.scan[{index}]")
     runs = {name: _resolve(sections, name, entry) for name, entry in sections.runs.items()}
+    if sections.data.source == "latents":
+        _check_latents(runs.values())
     for run in runs.values():
         _check_init(runs, run)
     project = Project(sections=sections, runs=runs)
@@ -193,6 +195,25 @@ def _check_augment(train: TrainConfig, net: NetChoice, path: str) -> None:
             join(path, "train.augment"),
             f"needs a network that is told of it: expected {join(path, 'net.augment_dim')} to be {AUGMENT_DIM}, got {dim}; "
             f"or expected 0, got {train.augment}",
+        )
+
+
+def _check_latents(runs: Iterable[Run]) -> None:
+    """The latent of a distorted image is not the distorted latent."""
+    for run in runs:
+        for key in ("flip", "augment"):
+            if value := getattr(run.train, key):
+                path = join(join("runs", run.name), f"train.{key}")
+                raise ConfigError(path, f"expected {type(value)()} for data.source = latents, got {value}")
+
+
+def require_images(project: Project) -> None:
+    """Where it is about more than training, a ConfigError for latents: no decoder makes images of them here."""
+    if project.sections.data.source == "latents":
+        raise ConfigError(
+            "data.source",
+            "latents can be trained on, with `dvc repro train@<run>`; to measure and to show samples they would have to "
+            "be decoded, and there is no decoder here; expected images",
         )
 
 

@@ -17,7 +17,7 @@ from cmcore.assemble.project import RANDOM, Run, build_method, needs_lpips, reso
 from cmcore.closure import source_digest
 from cmcore.config import digest
 from cmcore.data.augment import augment, flip
-from cmcore.data.images import ImageData
+from cmcore.data.images import Prepared, open_data
 from cmcore.data.order import indices
 from cmcore.diffusion.precond import Condition, Denoiser
 from cmcore.methods.base import Batch
@@ -52,7 +52,7 @@ def fingerprint(run: Run, inputs: Inputs) -> str:
     if needs_lpips(run.method_config):
         files.append(Path(config["train"].pop("lpips_weights")))
     read = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    return digest([config, source_digest(roots), ImageData.open(inputs.data).digest, *read])
+    return digest([config, source_digest(roots), open_data(inputs.data).digest, *read])
 
 
 def work_folder(root: Path, workload: str, run: Run, inputs: Inputs) -> Path:
@@ -96,7 +96,7 @@ def train_run(
         on_progress(run.train.total, run.train.total)
         return folder / FINAL
     mark = fingerprint(run, inputs)
-    data, method = ImageData.open(inputs.data), build_method(run)
+    data, method = open_data(inputs.data), build_method(run)
     shape = ModelShape.of(data, run.conditional)
     choose_matrix_units(run.train.precision)
     student, teacher = _networks(run, inputs, shape, method, device)
@@ -152,7 +152,7 @@ def _networks(
     return student, source.denoiser if method.needs.teacher else None
 
 
-def image_batches(data: ImageData, run: Run, device: str) -> Callable[[Draws], Batch]:
+def image_batches(data: Prepared, run: Run, device: str) -> Callable[[Draws], Batch]:
     """Training images by address: the same images for the same number of images seen, whoever asks."""
 
     def batches(draws: Draws) -> Batch:

@@ -4,6 +4,7 @@ Names are checked although nothing is unpacked: an archive with absolute or pare
 to hold images. Hidden files and `__MACOSX` are litter of operating systems and passed over; all else must be images.
 """
 
+import os
 import stat
 import tarfile
 import zipfile
@@ -51,14 +52,23 @@ def _litter(name: PurePosixPath) -> bool:
 
 def _folder(root: Path) -> Iterator[Entry]:
     base = root.resolve()
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(base)):
-            raise DataError(f"{path}: is a link to a folder or to a place outside {root}; copy the files instead")
-        if path.is_file():
-            yield Entry(name, _reader(path))
-        elif not path.is_dir():
-            raise DataError(f"{path}: expected a plain file")
+    for prefix, found in _walk(root, ""):
+        if found.is_symlink() and (found.is_dir() or not Path(found.path).resolve().is_relative_to(base)):
+            raise DataError(f"{found.path}: is a link to a folder or to a place outside {root}; copy the files instead")
+        if not found.is_file():
+            raise DataError(f"{found.path}: expected a plain file")
+        yield Entry(prefix + found.name, _reader(Path(found.path)))
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What is in a folder and below it but folders, by name, with what precedes the name in its path."""
+    with os.scandir(folder) as listing:
+        listed = sorted(listing, key=lambda found: found.name)
+    for found in listed:
+        if found.is_dir(follow_symlinks=False):
+            yield from _walk(Path(found.path), f"{prefix}{found.name}/")
+        else:
+            yield prefix, found
 
 
 def _reader(path: Path) -> Callable[[], bytes]:

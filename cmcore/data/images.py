@@ -1,4 +1,4 @@
-"""A prepared data set: a memory map of uint8 images, their labels and the manifest."""
+"""A prepared data set: a memory map of what is stored of every image, the labels and the manifest."""
 
 import json
 from collections.abc import Sequence
@@ -11,44 +11,30 @@ import torch
 from torch import Tensor
 
 from cmcore.data.errors import DataError
+from cmcore.data.posterior import sample
+from cmcore.data.rows import take
+from cmcore.rng import Draws
+from cmcore.tensors import to_float
+
+ARRAYS = {"images": "images.npy", "latents": "latents.npy"}
+DTYPES = {"images": (np.dtype(np.uint8),), "latents": (np.dtype(np.float32), np.dtype(np.float16))}
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """What `prepare` wrote. The images stay on disk until they are asked for."""
+class Prepared:
+    """What `prepare` wrote. It stays on disk until it is asked for."""
 
-    images: np.ndarray  # uint8 (N, C, H, W), memory-mapped
+    images: np.ndarray  # (N, ...), memory-mapped: as it is stored
     labels: np.ndarray  # int64 (N,)
     manifest: dict[str, Any]
-
-    @classmethod
-    def open(cls, folder: str | Path) -> Self:
-        """Open a prepared folder.
-
-        Raises:
-            DataError: a file is missing or damaged, or they do not belong together.
-        """
-        folder = Path(folder)
-        try:
-            images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-            labels = np.load(folder / "labels.npy", allow_pickle=False)
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            expected = (manifest["count"], *manifest["shape"])
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: is not a prepared data set ({error!r}); run the prepare stage") from error
-        if images.shape != expected or images.dtype != np.uint8:
-            raise DataError(f"{folder}/images.npy: expected uint8 {expected}, got {images.dtype} {images.shape}")
-        if labels.shape != expected[:1] or labels.dtype != np.int64:
-            raise DataError(f"{folder}/labels.npy: expected int64 {expected[:1]}, got {labels.dtype} {labels.shape}")
-        return cls(images, labels, manifest)
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.images.shape[1:]
+        """(C, H, W) of what a network sees."""
+        return tuple(self.manifest["shape"])
 
     @property
     def classes(self) -> int:
@@ -57,10 +43,69 @@ class ImageData:
 
     @property
     def digest(self) -> str:
-        """sha256 of the images and labels, as it was when they were prepared."""
+        """sha256 of array and labels, as it was when they were prepared."""
         return self.manifest["sha256"]
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images uint8 (B, C, H, W) and labels int64 (B,), copied into memory."""
+        """What is stored of some images, (B, ...), and their labels int64 (B,), copied into memory."""
         index = np.asarray(indices, np.int64)
-        return torch.from_numpy(np.array(self.images[index])), torch.from_numpy(self.labels[index])
+        return torch.from_numpy(take(self.images, index)), torch.from_numpy(self.labels[index])
+
+    def decoded(self, stored: Tensor, draws: Draws) -> Tensor:
+        """What a network sees of a batch: float32 (B, C, H, W), on the device where `stored` is."""
+        raise NotImplementedError
+
+
+class ImageData(Prepared):
+    """Images, uint8 (N, C, H, W)."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Open a prepared folder of images; latents are refused, as they show nothing without a decoder.
+
+        Raises:
+            DataError: a file is missing or damaged, or they do not belong together.
+        """
+        data = open_data(folder)
+        if not isinstance(data, cls):
+            raise DataError(
+                f"{folder}: holds latents, and what is asked for needs images; only training works without a decoder"
+            )
+        return data
+
+    def decoded(self, stored: Tensor, draws: Draws) -> Tensor:
+        """Pixels in [-1, 1]."""
+        del draws
+        return to_float(stored)
+
+
+class LatentData(Prepared):
+    """Means and deviations of latents, (N, 2C, H, W) float32 or float16."""
+
+    def decoded(self, stored: Tensor, draws: Draws) -> Tensor:
+        """A draw from every posterior, normalised."""
+        return sample(stored, draws, self.manifest)
+
+
+def open_data(folder: str | Path) -> ImageData | LatentData:
+    """Open a prepared folder, whatever it holds.
+
+    Raises:
+        DataError: a file is missing or damaged, or they do not belong together.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        kind = manifest.get("kind", "images")
+        images = np.load(folder / ARRAYS[kind], mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        count, channels, *size = manifest["count"], *manifest["shape"]
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder}: is not a prepared data set ({error!r}); run the prepare stage") from error
+    expected = (count, channels if kind == "images" else 2 * channels, *size)
+    if images.shape != expected or images.dtype not in DTYPES[kind]:
+        wanted = " or ".join(map(str, DTYPES[kind]))
+        raise DataError(f"{folder}/{ARRAYS[kind]}: expected {wanted} {expected}, got {images.dtype} {images.shape}")
+    if labels.shape != expected[:1] or labels.dtype != np.int64:
+        raise DataError(f"{folder}/labels.npy: expected int64 {expected[:1]}, got {labels.dtype} {labels.shape}")
+    return (ImageData if kind == "images" else LatentData)(images, labels, manifest)

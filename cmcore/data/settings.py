@@ -31,9 +31,7 @@ class DataConfig:
     channels: int = 1
     sha256: str = ""  # of the file at `path`, checked where given; CIFAR-10's is known
     download: bool = False  # fetch CIFAR-10 if it is not there
-    resize: Literal["lanczos", "adm"] = (
-        "lanczos"  # how images shrink; "adm" as the papers make ImageNet 64
-    )
+    resize: Literal["lanczos", "adm"] = "lanczos"  # how images shrink; "adm" as the papers make ImageNet 64
     precision: Literal["float32", "float16"] = "float32"  # in which latents are stored; float16 is half the size
     classes: int = 0  # how many there must be, 0 for any number; lets `make plan` do without the data
 

@@ -1,46 +1,53 @@
-"""Where images come from: every kind of source behind one shape, `Source`.
-
-Rows are in the sorted order of the names, whatever order the disk or the archive has, so a data set has one digest.
-"""
+"""Which kinds of source there are, and the two that come as arrays."""
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cmcore.data.arrays import read_arrays
-from cmcore.data.decode import decode, fit
+from cmcore.data.cifar10 import BYTES, SHA256, URL, cifar10
+from cmcore.data.decode import fit
+from cmcore.data.download import Progress, download
 from cmcore.data.errors import DataError
-from cmcore.data.files import entries
+from cmcore.data.latents import latents
+from cmcore.data.pictures import pictures
 from cmcore.data.settings import DataConfig
+from cmcore.data.source import Block, Source, numbered
+
+KINDS = {"folder": "folder", "cifar10": "file", "archive": "file", "array": "file", "latents": "folder or file"}
+SOME = 1024  # images that are resized at a time
 
 
-class Source(NamedTuple):
-    """A data set that has been listed, not yet decoded."""
-
-    labels: np.ndarray  # (count,) int64; zeros where there are no classes
-    class_names: tuple[str, ...]
-    images: Callable[[], Iterator[tuple[int, np.ndarray]]]  # (row, uint8 (C, H, W)), every row once, in any order
-
-
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
     """List the images of a source.
+
+    Args:
+        config: which.
+        progress: told (bytes, bytes in all) of a download.
 
     Raises:
         DataError: the source is missing, damaged, empty, or not what its checksum says.
     """
     if config.source == "digits":
         return _digits()
-    path = Path(config.path)
-    if not (path.is_dir() if config.source == "folder" else path.is_file()):
-        kind = "folder" if config.source == "folder" else "file"
-        raise DataError(f"{path}: expected a {kind}, but there is none; see `data.path` in the parameters")
-    if config.sha256:
-        _check_sha256(path, config.sha256)
-    return _array(path, config) if config.source == "array" else _files(path, config)
+    path, sha256 = Path(config.place), config.sha256
+    if config.source == "cifar10":
+        sha256 = sha256 or SHA256
+        if config.download:
+            download(URL, path, sha256, BYTES, progress)
+    kind = KINDS[config.source]
+    if not (("folder" in kind and path.is_dir()) or ("file" in kind and path.is_file())):
+        hint = f"; it comes from {URL}, by hand or with `data.download: true`" if config.source == "cifar10" else ""
+        raise DataError(f"{path}: expected a {kind}, but there is none; see `data.path` in the parameters{hint}")
+    if sha256 and path.is_dir():
+        raise DataError(f"{path}: expected a file, as data.sha256 is given, got a folder")
+    if sha256:
+        _check_sha256(path, sha256)
+    readers = {"array": _array, "cifar10": cifar10, "latents": latents}
+    return readers.get(config.source, pictures)(config)
 
 
 def _check_sha256(path: Path, expected: str) -> None:
@@ -58,59 +65,16 @@ def _digits() -> Source:
     digits: Any = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # pixel values are 0..16
     names = tuple(str(name) for name in digits.target_names)
-    return Source(digits.target.astype(np.int64), names, lambda: iter(enumerate(images)))
+    return Source(digits.target.astype(np.int64), names, lambda: iter([Block(range(len(images)), images)]))
 
 
-def _array(path: Path, config: DataConfig) -> Source:
-    images, labels = read_arrays(path, config.channels)
-    names = tuple(str(k) for k in range(int(labels.max()) + 1)) if labels is not None else ()
+def _array(config: DataConfig) -> Source:
+    images, labels = read_arrays(Path(config.place), config.channels)
 
-    def rows() -> Iterator[tuple[int, np.ndarray]]:
-        for row, image in enumerate(images):
-            yield row, fit(image, config.resolution)
+    def blocks() -> Iterator[Block]:
+        for start in range(0, len(images), SOME):
+            some = [fit(image, config.resolution, config.resize) for image in images[start : start + SOME]]
+            yield Block(range(start, start + len(some)), np.stack(some))
 
-    return Source(np.zeros(len(images), np.int64) if labels is None else labels, names, rows)
-
-
-def _files(path: Path, config: DataConfig) -> Source:
-    names = sorted(entry.name for entry in entries(path, config.subfolder))
-    if not names:
-        raise DataError(f"{path}: expected images below {config.subfolder or 'it'!r}, but there is no file")
-    for first, second in itertools.pairwise(names):
-        if first == second:
-            raise DataError(f"{path}: {first} stands twice in it")
-    row_of = {name: row for row, name in enumerate(names)}
-    labels, class_names = classes_of(names, str(path))
-
-    def rows() -> Iterator[tuple[int, np.ndarray]]:
-        for entry in entries(path, config.subfolder):
-            image = decode(entry.read(), config.channels, name=f"{path}: {entry.name}")
-            if entry.name not in row_of:
-                raise DataError(f"{path}: {entry.name} appeared while the images were being read")
-            yield row_of[entry.name], fit(image, config.resolution)
-
-    return Source(labels, class_names, rows)
-
-
-def classes_of(names: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels (N,) and class names from paths: the class is the folder below the folder that all images share.
-
-    Images without class folders get label 0 and no class names.
-
-    Raises:
-        DataError: some images lie in class folders and some beside them.
-    """
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
-    depth = 0
-    while all(len(f) > depth and f[depth] == folders[0][depth] for f in folders):
-        depth += 1
-    bare = [name for name, folder in zip(names, folders, strict=True) if len(folder) == depth]
-    if len(bare) == len(names):
-        return np.zeros(len(names), np.int64), ()
-    if bare:
-        raise DataError(
-            f"{where}: {bare[0]} lies beside the class folders; expected all images in them, or no such folder"
-        )
-    found = sorted({folder[depth] for folder in folders})
-    index = {name: k for k, name in enumerate(found)}
-    return np.array([index[folder[depth]] for folder in folders], np.int64), tuple(found)
+    names = () if labels is None else numbered(labels)
+    return Source(np.zeros(len(images), np.int64) if labels is None else labels, names, blocks)
