@@ -32,6 +32,17 @@ def reporter(emit: Emit, pause: float = 0.2) -> Callable[[int, int], None]:
     return report
 
 
+def added(listen: Emit, jobs: int) -> Callable[[int, Any], None]:
+    """For a driver of several jobs: listens to each by its number, and passes on how far they are together."""
+    each = [Done(0, 0)] * jobs
+
+    def hear(job: int, event: Any) -> None:
+        each[job] = event
+        listen(Done(sum(one.done for one in each), sum(one.total for one in each)))
+
+    return hear
+
+
 @contextmanager
 def listener(title: str, unit: str, tracker: Tracker | None = None) -> Iterator[Emit]:
     """For a driver: takes what a job emits, shows how far it is and passes on what is meant for the tracker."""

@@ -7,7 +7,7 @@ from cmcore.data.replacing import replacing
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.reference import reference, store_features
+from cmcore.evaluate.reference import reference, store_features, store_published
 from cmcore.evaluate.settings import EvalConfig
 from stages.common import Setup, load
 from stages.progress import Emit, listener
@@ -19,12 +19,14 @@ INCEPTION = "inception"  # folder of the Inception reference, where its weights 
 def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, out: Path, emit: Emit) -> None:
     """Train the extractor and store the reference; with Inception weights, store theirs as well."""
     del emit
-    images = ImageData.open(data)
+    images, device = ImageData.open(data), pick_device(compute)
+    inception = load_inception(config.inception, device).extractor
     with replacing(out) as folder:
-        reference(images, config, workload, folder)
-        inception = load_inception(config.inception, pick_device(compute)).extractor
-        if inception is not None:
-            store_features(images, inception, config, folder / INCEPTION)
+        reference(images, config, workload, folder, device)
+        if inception is not None and config.reference_npz:
+            store_published(Path(config.reference_npz), inception.dim, folder / INCEPTION)
+        elif inception is not None:
+            store_features(images, inception, config, folder / INCEPTION, device)
 
 
 def reads(setup: Setup, name: str) -> list[Path]:

@@ -1,30 +1,27 @@
 """Evaluation of one run: samples at every number of function evaluations, measured against the references."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from cmcore.assemble.models import LoadedModel, load_model
-from cmcore.assemble.project import RANDOM, Run, build_method
-from cmcore.assemble.training import SNAPSHOTS, SUMMARY, WEIGHTS
-from cmcore.diffusion.grids import karras_grid, with_zero
+from cmcore.assemble.passes import Pass, Worker, passes
+from cmcore.assemble.project import RANDOM, Run
+from cmcore.assemble.training import SUMMARY, WEIGHTS
+from cmcore.closure import source_digest
+from cmcore.config import digest
 from cmcore.evaluate.endpoints import endpoint_rmse
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, Provenance, Source, to_json
 from cmcore.evaluate.settings import EvalConfig
-from cmcore.evaluate.suite import Reference, evaluate_samples, record
-from cmcore.rng import NoiseSource
+from cmcore.evaluate.suite import Reference, measure, record
 from cmcore.sample.base import Sampler
 from cmcore.sample.fewstep import Multistep
-from cmcore.sample.solvers import Heun
-from cmcore.sample.stream import generate, uniform_labels
-
-SHOWN = 64  # images of every sampler that are kept for the figures
+from cmcore.train import checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,184 +30,142 @@ class Outcome:
 
     metrics: dict[str, Any]
     samples: dict[str, np.ndarray]
+    store: Path  # the shards; once the outcome is in a safe place, nobody needs them
 
 
-def teacher_sampler(model: LoadedModel, steps: int) -> Heun:
-    """EDM's deterministic sampler with `steps` Heun steps: NFE = 2 steps - 1 (arXiv 2206.00364, Alg. 1)."""
-    d = model.diffusion
-    return Heun(with_zero(karras_grid(steps, d.sigma_min, d.sigma_max, d.rho)))
+@dataclass(frozen=True)
+class Share:
+    """Which shards one of several workers does: every `of`-th, from the one with its own number on."""
+
+    worker: int = 0
+    of: int = 1
 
 
-def samplers(run: Run, model: LoadedModel, config: EvalConfig) -> list[Sampler]:
-    """The samplers behind the tables: the ODE solver for a diffusion model, one and two steps for the others."""
-    if not build_method(run).few_step:
-        return [teacher_sampler(model, config.teacher_steps)]
-    high, low = model.diffusion.sigma_max, model.diffusion.sigma_min
-    return [Multistep((high,), low), Multistep((high, run.sample.two_step), low)]
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and against what."""
+
+    run: Run
+    workload: str
+    config: EvalConfig
+    references: Sequence[Reference]  # real images under one or more extractors; the first judges scans and snapshots
+    folder: Path  # the run's results (of `train_run`)
+    teacher: Path | None  # weight file of the run it starts from, for the end-point error; None: it has none
+    work: Path  # where finished shards lie, in folders named by their fingerprint
+    device: str = "cpu"
+
+    @cached_property
+    def passes(self) -> list[Pass]:
+        """All that is sampled."""
+        return passes(self.run, self.config, self.folder, self.teacher, len(self.references))
+
+    @cached_property
+    def store(self) -> Path:
+        """The folder of this evaluation's shards: another one for other weights, settings, extractors or code."""
+        files = dict.fromkeys(path for one in self.passes for path in (one.weights, one.teacher) if path)
+        found = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+        extractors = [reference.extractor.digest for reference in self.references]
+        code = source_digest(["cmcore.assemble.evaluation", f"cmcore.nets.{self.run.net.kind}"])
+        samplers = [f"{one.name} {one.sampler.name} {one.sampler.nfe} {_levels(one.sampler)}" for one in self.passes]
+        return self.work / f"{self.run.name}-{digest([self.config, found, extractors, code, samplers])}"
+
+    @cached_property
+    def worker(self) -> Worker:
+        """Does its shards."""
+        extractors = [reference.extractor for reference in self.references]
+        return Worker(self.store, self.config, extractors, self.device)
 
 
-def evaluate_run(
-    run: Run,
-    workload: str,
-    config: EvalConfig,
-    references: Sequence[Reference],
-    folder: Path,
-    teacher: Path | None,
-    *,
-    fid_absent: str,
-    on_progress: Callable[[int, int], None],
-    device: str = "cpu",
-) -> Outcome:
-    """Evaluate the results in `folder` (of `train_run`).
+def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int], None]) -> None:
+    """Sample and measure a share of the shards that are not finished; told (images done, images in the share)."""
+    worker = evaluation.worker
+    units = worker.units(evaluation.passes)[share.worker :: share.of]
+    done, total = 0, sum(unit.span.stop - unit.span.start for unit in units)
+
+    def on_images(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(done, total)
+
+    for unit in units:
+        worker.do(unit, on_images)
+
+
+def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callable[[int, int], None]) -> Outcome:
+    """Do what is left of the shards, and measure.
 
     Args:
-        run: the resolved run.
-        workload: its name, for the records.
-        config: what to measure.
-        references: real images under one or more extractors; the first one also judges scans and snapshots.
-        folder: the run's results.
-        teacher: weight file of the run it starts from, for the end-point error; None for a run from random weights.
+        evaluation: of what, against what.
         fid_absent: why there is no Inception reference, empty if there is one.
         on_progress: called with (images generated, total).
-        device: torch device.
 
     Returns:
-        The records and a few images of every sampler.
+        The records and a few images of every sampler. They are the same, bit for bit, whoever did the shards.
     """
-    model = load_model(folder / WEIGHTS, device=device)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    few_step = build_method(run).few_step
-    snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
-    scan = config.scan if few_step else ()
-    distil = teacher is not None and few_step
-    count = _Counter(
-        on_progress,
-        config.samples * (2 if few_step else 1) + config.scan_samples * len(scan)
-        + config.snapshot_samples * len(snapshots) + config.endpoints * distil,
-    )  # fmt: skip
-
-    def measured(
-        sampler: Sampler, loaded: LoadedModel, samples: int, against: Sequence[Reference]
-    ) -> list[MetricRecord]:
-        source = _source(run, workload, loaded, sampler, config.seed)
-        return evaluate_samples(count(_stream(sampler, loaded, samples, config, device)), against, source, config)
-
-    records: list[MetricRecord] = []
-    shown: dict[str, np.ndarray] = {}
-    for sampler in samplers(run, model, config):
-        records += measured(sampler, model, config.samples, references)
-        shown[f"nfe_{sampler.nfe}"] = _images(_stream(sampler, model, SHOWN, config, device))
-    if distil and teacher is not None:
-        source_model = load_model(teacher, device=device)
-        one_step, truth = samplers(run, model, config)[0], teacher_sampler(source_model, config.teacher_steps)
-        records.append(_endpoint_record(run, workload, config, model, source_model, one_step, truth, device))
-        shown["endpoints"] = _images(_stream(truth, source_model, SHOWN, config, device))
-        count.add(config.endpoints)
-    high, low = model.diffusion.sigma_max, model.diffusion.sigma_min
-    scanned = [
-        one
-        for level in scan
-        for one in measured(Multistep((high, level), low), model, config.scan_samples, references[:1])
-    ]
-    on_the_way: list[MetricRecord] = []
-    for path in snapshots:
-        early = load_model(path, device=device)
-        on_the_way += measured(samplers(run, early, config)[0], early, config.snapshot_samples, references[:1])
+    draw(evaluation, Share(), on_progress)
+    run = evaluation.run
+    summary = json.loads((evaluation.folder / SUMMARY).read_text(encoding="utf-8"))
+    lists: dict[str, list[MetricRecord]] = {"records": [], "scan": [], "snapshots": []}
+    for one in evaluation.passes:
+        lists[one.place] += _records(evaluation, one)
+    absent = sorted({reference.absent for reference in evaluation.references} - {""})
     metrics = {
-        "workload": workload,
+        "workload": evaluation.workload,
         "run": run.name,
         "method": run.method,
         "init": run.init,
         "parameters": summary["parameters"],
         "images": summary["images"],
-        "ema": model.profile,
+        "ema": _described(evaluation.folder / WEIGHTS)["eval_ema"],
         "seed": summary["seed"],
         "conditional": run.conditional,
         "fid_absent": fid_absent,
-        "records": [to_json(one) for one in records],
-        "scan": [to_json(one) for one in scanned],
-        "snapshots": [to_json(one) for one in on_the_way],
+        **({"left_out": "; ".join(absent)} if absent else {}),
+        **{name: [to_json(found) for found in records] for name, records in lists.items()},
     }
-    return Outcome(metrics, shown)
+    shown = {one.name: evaluation.worker.shown(one) for one in evaluation.passes if one.shown}
+    return Outcome(metrics, shown, evaluation.store)
 
 
-class _Counter:
-    """Counts generated images on their way through."""
-
-    def __init__(self, on_progress: Callable[[int, int], None], total: int) -> None:
-        self._done, self._total, self._on_progress = 0, total, on_progress
-
-    def add(self, images: int) -> None:
-        self._done += images
-        self._on_progress(self._done, self._total)
-
-    def __call__(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        for batch in batches:
-            yield batch
-            self.add(len(batch))
-
-
-def _stream(sampler: Sampler, model: LoadedModel, samples: int, config: EvalConfig, device: str) -> Iterator[Tensor]:
-    shape = (model.shape.channels, model.shape.resolution, model.shape.resolution)
-    return generate(
-        sampler,
-        model.denoiser,
-        shape,
-        range(samples),
-        seed=config.seed,
-        batch=config.batch,
-        classes=model.shape.classes,
-        device=device,
-    )
-
-
-def _images(batches: Iterator[Tensor]) -> np.ndarray:
-    return torch.cat(list(batches)).cpu().numpy()
-
-
-def _source(run: Run, workload: str, model: LoadedModel, sampler: Sampler, seed: int) -> Source:
-    return Source(
-        workload=workload,
-        run=run.name,
-        method=run.method,
-        fingerprint=model.meta["fingerprint"],
-        sampler=sampler.name,
-        nfe=sampler.nfe,
-        ema=model.profile,
-        images=model.meta["images"],
-        seed=seed,
-        levels=sampler.levels if isinstance(sampler, Multistep) else (),
-    )
-
-
-def _endpoint_record(
-    run: Run,
-    workload: str,
-    config: EvalConfig,
-    model: LoadedModel,
-    teacher: LoadedModel,
-    one_step: Sampler,
-    truth: Sampler,
-    device: str,
-) -> MetricRecord:
-    """RMSE in [-1, 1] of one-step samples to the teacher's probability-flow end points from the same noise."""
-    shape = (model.shape.channels, model.shape.resolution, model.shape.resolution)
-    ours, theirs = [], []
-    for start in range(0, config.endpoints, config.batch):
-        part = range(start, min(start + config.batch, config.endpoints))
-        labels = uniform_labels(part, config.seed, model.shape.classes)
-        labels = labels if labels is None else labels.to(device)
-        ours.append(one_step(model.denoiser, shape, NoiseSource(config.seed, part, device), labels))
-        theirs.append(truth(teacher.denoiser, shape, NoiseSource(config.seed, part, device), labels))
+def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
+    config, worker, source = evaluation.config, evaluation.worker, _source(evaluation, one)
+    if one.teacher is None:
+        firsts = [index * one.samples for index in range(one.ranges)]
+        judges = evaluation.references[: one.judges]
+        return measure(worker.parts(one), judges, source, config, firsts, evaluation.device)
     provenance = Provenance(
-        **vars(_source(run, workload, model, one_step, config.seed)),
+        **vars(source),
         extractor=NO_EXTRACTOR,
         extractor_digest=NO_EXTRACTOR,
-        reference_digest=teacher.meta["fingerprint"],
-        reference_count=config.endpoints,
-        samples=config.endpoints,
+        reference_digest=_described(one.teacher)["fingerprint"],
+        reference_count=one.samples,
+        samples=one.samples,
     )
-    return record("endpoint_rmse", endpoint_rmse(torch.cat(ours), torch.cat(theirs)), provenance)
+    return [record("endpoint_rmse", endpoint_rmse(worker.errors(one)), provenance)]
+
+
+def _source(evaluation: Evaluation, one: Pass) -> Source:
+    meta = _described(one.weights)
+    return Source(
+        workload=evaluation.workload,
+        run=evaluation.run.name,
+        method=evaluation.run.method,
+        fingerprint=meta["fingerprint"],
+        sampler=one.sampler.name,
+        nfe=one.sampler.nfe,
+        ema=meta["eval_ema"],
+        images=meta["images"],
+        seed=evaluation.config.seed,
+        levels=_levels(one.sampler),
+    )
+
+
+def _described(weights: Path) -> dict[str, Any]:
+    return checkpoint.load(weights, "no tensor has this name")[1]
+
+
+def _levels(sampler: Sampler) -> tuple[float, ...]:
+    return sampler.levels if isinstance(sampler, Multistep) else ()
 
 
 def teacher_of(run: Run, runs_folder: Path) -> Path | None:

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import torch
 
-from cmcore.assemble.project import Run, build_method
+from cmcore.assemble.project import Run
+from cmcore.assemble.samplers import quickest_sampler
 from cmcore.data.png import to_png
-from cmcore.diffusion.grids import karras_grid, with_zero
 from cmcore.diffusion.precond import Denoiser
-from cmcore.sample.base import Sampler
-from cmcore.sample.fewstep import Multistep
-from cmcore.sample.solvers import Heun
 from cmcore.sample.stream import generate
 from cmcore.train.checkpoint import write_atomic
 
@@ -23,11 +20,7 @@ def previewer(
     run: Run, channels: int, resolution: int, classes: int, *, columns: int = 8, device: str = "cpu"
 ) -> Callable[[Denoiser, Path], None]:
     """A function that draws columns^2 samples of a denoiser into a PNG file: always from the same noise and labels."""
-    d = run.diffusion
-    if build_method(run).few_step:
-        sampler: Sampler = Multistep((d.sigma_max,), d.sigma_min)
-    else:
-        sampler = Heun(with_zero(karras_grid(STEPS, d.sigma_min, d.sigma_max, d.rho)))
+    sampler = quickest_sampler(run, run.diffusion, STEPS)
 
     def draw(denoiser: Denoiser, path: Path) -> None:
         shape = (channels, resolution, resolution)

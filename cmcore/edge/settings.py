@@ -17,7 +17,7 @@ class ComputeConfig:
     address: str = ""  # of a Ray cluster; the variable RAY_ADDRESS has precedence; empty: a local Ray of our own
     threads: int = 2  # of torch, in every job: the number of threads changes the last bits of a result
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    workers: int = 1  # data-parallel processes of one training run, each with `threads` threads
+    workers: int = 1  # processes of one training run, or of one evaluation, each with `threads` threads
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "threads", "at least 1", self.threads)

@@ -126,14 +126,17 @@ def store_published(path: Path, dim: int, out: Path) -> None:
     _write_json(out / "published.json", {"file": path.name, "digest": found, "absent": why})
 
 
-def load_reference(folder: Path, extractor: FeatureExtractor | None = None, digest: str = "") -> Reference:
+def load_reference(
+    folder: Path, extractor: FeatureExtractor | None = None, digest: str = "", device: torch.device | str = "cpu"
+) -> Reference:
     """Read back what `reference` wrote; with an extractor, what `store_features` or `store_published` wrote.
 
-    Features stay on disk until they are asked for. `digest` is that of the images.
+    Features stay on disk until they are asked for. `digest` is that of the images; an extractor that is read goes to
+    the device.
     """
     moments = Moments.load(folder / "moments.npz")
     if extractor is None:
-        extractor = NetworkExtractor.load(folder / "extractor.safetensors")
+        extractor = NetworkExtractor.load(folder / "extractor.safetensors").to(device)
         described = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
         named, digest = described["extractor"]["name"], described["data"]["digest"]
         if extractor.name != named:

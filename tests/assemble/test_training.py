@@ -12,15 +12,12 @@ from every_run import every_run, make_inputs
 from tiny_runs import PARAMS, tiny_project
 
 from cmcore.assemble import training
-from cmcore.assemble.evaluation import Outcome, _endpoint_record, evaluate_run, samplers, teacher_of, teacher_sampler
 from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model, save_random
 from cmcore.assemble.preview import previewer
 from cmcore.assemble.project import Run, parse_project
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS, Inputs, fingerprint, train_run, work_folder
 from cmcore.config import merge
 from cmcore.data.images import ImageData
-from cmcore.evaluate.reference import reference
-from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.rng import Draws
 from cmcore.tensors import to_float
 from cmcore.tracking.base import Null
@@ -200,79 +197,6 @@ def test_labels_belong_to_their_images(inputs: dict[str, Inputs]):
     for x, label in zip(batch.x, batch.labels, strict=True):
         rows = (images == x).flatten(1).all(1).nonzero().flatten().tolist()
         assert int(label) in {int(data.labels[row]) for row in rows}
-
-
-@pytest.fixture(scope="module")
-def evaluated(trained: tuple[Run, Path], inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFactory):
-    classifier = ClassifierConfig(width=4, features=8, images=300, batch=50)
-    config = EvalConfig(
-        samples=60, batch=30, teacher_steps=3, bootstrap=2, kid_subsets=2, kid_size=20, score_splits=2, endpoints=20,
-        scan=(0.5, 2.0), scan_samples=30, snapshot_samples=30, reference=classifier,
-    )  # fmt: skip
-    ref = reference(ImageData.open(inputs["ect"].data), config, "tiny", tmp_path_factory.mktemp("reference"))
-    run, final = trained
-    said: list[tuple[int, int]] = []
-
-    def evaluate(run: Run, folder: Path, teacher: Path | None) -> Outcome:
-        return evaluate_run(
-            run,
-            "tiny",
-            config,
-            [ref],
-            folder,
-            teacher,
-            fid_absent="no weights",
-            on_progress=lambda *at: said.append(at),
-        )
-
-    edm = inputs["ect"].init
-    outcomes = [evaluate(run, final, edm), evaluate(every_run().run("edm"), edm.parent, None)]
-    return config, ref, outcomes, said
-
-
-def test_an_evaluation_has_every_number_with_its_provenance(evaluated: Any, trained: tuple[Run, Path]):
-    config, ref, (outcome, teacher), said = evaluated
-    metrics, run = outcome.metrics, trained[0]
-    print_ = load_model(trained[1] / WEIGHTS).meta["fingerprint"]
-    by_nfe = {nfe: {r["metric"] for r in metrics["records"] if r["provenance"]["nfe"] == nfe} for nfe in (1, 2)}
-    assert {"fd", "kid", "precision", "recall", "score"} <= {m.split("_")[0] for m in by_nfe[2]}
-    assert by_nfe[1] - by_nfe[2] == {"endpoint_rmse"}
-    for record in metrics["records"]:
-        p = record["provenance"]
-        assert (p["run"], p["method"], p["fingerprint"], p["ema"]) == ("ect", "ect", print_, "ema")
-        assert (p["images"], p["seed"]) == (run.train.total, config.seed)
-        if record["metric"] != "endpoint_rmse":
-            assert (p["extractor"], p["reference_digest"], p["samples"]) == (ref.extractor.name, ref.digest, 60)
-            assert p["levels"] == ([20.0] if p["nfe"] == 1 else [20.0, run.sample.two_step])
-    assert {r["provenance"]["levels"][1] for r in metrics["scan"]} == {0.5, 2.0}
-    assert sorted({r["provenance"]["images"] for r in metrics["snapshots"]}) == [384, 704, 1024]
-    assert {r["provenance"]["nfe"] for r in teacher.metrics["records"]} == {2 * config.teacher_steps - 1}
-    assert teacher.metrics["scan"] == []
-    assert outcome.metrics["fid_absent"] == "no weights"
-    assert {name: images.shape for name, images in outcome.samples.items()} == dict.fromkeys(
-        ["nfe_1", "nfe_2", "endpoints"], (64, 1, 8, 8)
-    )
-    json.dumps(metrics)
-    totals = [2 * 60 + 2 * 30 + 3 * 30 + 20, 60 + 3 * 30]
-    assert [now for now in said if now[0] == now[1]] == [(total, total) for total in totals]
-
-
-def test_the_endpoint_error_is_zero_for_a_student_that_is_its_teachers_solver(inputs: dict[str, Inputs]):
-    model = load_model(inputs["ect"].init)
-    config = EvalConfig(samples=600, endpoints=30, batch=20, teacher_steps=3)
-    truth = teacher_sampler(model, 3)
-    run = every_run().run("ect")
-    same = _endpoint_record(run, "tiny", config, model, model, truth, truth, "cpu")
-    one = samplers(run, model, config)[0]
-    other = _endpoint_record(run, "tiny", config, model, model, one, truth, "cpu")
-    assert same.value == 0
-    assert other.value > 0.05
-
-
-def test_the_teacher_of_a_run_is_the_file_of_its_init(tmp_path: Path):
-    project = every_run()
-    assert teacher_of(project.run("ect"), tmp_path) == tmp_path / "edm" / WEIGHTS
-    assert teacher_of(project.run("ict"), tmp_path) is None
 
 
 def test_a_preview_draws_the_same_picture_for_the_same_weights(trained: tuple[Run, Path], tmp_path: Path):

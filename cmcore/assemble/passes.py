@@ -1,0 +1,181 @@
+"""What an evaluation samples, cut into shards by number: any worker does any shard, and a finished one is a file."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmcore.assemble.models import LoadedModel, load_model
+from cmcore.assemble.project import Run, build_method
+from cmcore.assemble.samplers import few_step_sampler, ode_sampler, quickest_sampler, samplers
+from cmcore.assemble.training import SNAPSHOTS, WEIGHTS
+from cmcore.evaluate.collect import Part, Span, collect, joined, spans
+from cmcore.evaluate.endpoints import squared_errors
+from cmcore.evaluate.features import FeatureExtractor
+from cmcore.evaluate.moments import Moments
+from cmcore.evaluate.settings import EvalConfig
+from cmcore.rng import NoiseSource
+from cmcore.sample.base import Sampler
+from cmcore.sample.stream import generate, uniform_labels
+from cmcore.tensors import to_uint8
+from cmcore.train import checkpoint
+
+SHOWN = 64  # images of every sampler that are kept for the figures
+ENDPOINTS = "endpoints"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Samples of one model from one sampler."""
+
+    name: str  # of the folder of its shards
+    weights: Path
+    sampler: Sampler
+    samples: int  # in every range
+    place: Literal["records", "scan", "snapshots"] = "records"  # where its records stand
+    ranges: int = 1
+    judges: int = 1  # how many of the extractors see them, from the first on
+    shown: int = 0  # images that are kept
+    teacher: Path | None = None  # its end points are what the samples are compared with, instead of features
+
+
+class Unit(NamedTuple):
+    """A shard of a pass."""
+
+    of: Pass
+    span: Span
+
+
+def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, judges: int) -> list[Pass]:
+    """All that is sampled of the results in `folder`: the final weights, then scans, then the weights on the way."""
+    final, d, few_step = folder / WEIGHTS, run.diffusion, build_method(run).few_step
+    found = [
+        Pass(f"nfe_{s.nfe}", final, s, config.samples, ranges=config.seed_ranges, judges=judges, shown=SHOWN)
+        for s in samplers(run, d, config.teacher_steps)
+    ]
+    if teacher is not None and few_step:
+        found.append(Pass(ENDPOINTS, final, few_step_sampler(d), config.endpoints, shown=SHOWN, teacher=teacher))
+    found += [
+        Pass(f"scan_{level:g}", final, few_step_sampler(d, level), config.scan_samples, "scan")
+        for level in (config.scan if few_step else ())
+    ]
+    quickest = quickest_sampler(run, d, config.teacher_steps)
+    snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
+    return found + [
+        Pass(f"snapshot_{path.stem}", path, quickest, config.snapshot_samples, "snapshots") for path in snapshots
+    ]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Does shards. Its results lie in `store`, and depend on neither who did them nor when."""
+
+    store: Path
+    config: EvalConfig
+    extractors: Sequence[FeatureExtractor]
+    device: str = "cpu"
+
+    def units(self, wanted: Sequence[Pass]) -> list[Unit]:
+        """All shards of some passes."""
+        each = self.config.shard
+        return [
+            Unit(one, span)
+            for one in wanted
+            for r in range(one.ranges)
+            for span in spans(one.samples, each, r * one.samples)
+        ]
+
+    def path(self, unit: Unit) -> Path:
+        """Where a finished shard is."""
+        return self.store / unit.of.name / f"{unit.span.start:09d}.safetensors"
+
+    def do(self, unit: Unit, on_images: Callable[[int], None]) -> None:
+        """Sample and measure a shard, unless it is there; told every number of images that is done."""
+        if self.path(unit).exists():
+            on_images(unit.span.stop - unit.span.start)
+            return
+        self.path(unit).parent.mkdir(parents=True, exist_ok=True)
+        tensors = self._compared(unit, on_images) if unit.of.teacher else self._measured(unit, on_images)
+        checkpoint.save(self.path(unit), tensors, {"start": unit.span.start, "stop": unit.span.stop})
+
+    def parts(self, one: Pass) -> list[list[Part]]:
+        """What is kept of a pass whose shards are finished: for every range, a part for every extractor."""
+        units = self.units([one])
+        per_range = len(units) // one.ranges
+        return [
+            [
+                joined([self._part(unit, judge) for unit in units[at : at + per_range]], self.config.kept)
+                for judge in range(one.judges)
+            ]
+            for at in range(0, len(units), per_range)
+        ]
+
+    def shown(self, one: Pass) -> np.ndarray:
+        """The first images of a pass, uint8 (K, C, H, W)."""
+        return checkpoint.load(self.path(self.units([one])[0]), "shown")[0][""].numpy()
+
+    def errors(self, one: Pass) -> Tensor:
+        """The squared errors of a pass that is compared with a teacher, one per image."""
+        return torch.cat([checkpoint.load(self.path(unit), "errors")[0][""] for unit in self.units([one])])
+
+    def _part(self, unit: Unit, judge: int) -> Part:
+        named, meta = checkpoint.load(self.path(unit), f"{judge}/")
+        moments = Moments(meta["stop"] - meta["start"], named["mean"], named["cov"])
+        return Part(moments, named["features"])
+
+    def _measured(self, unit: Unit, on_images: Callable[[int], None]) -> dict[str, Tensor]:
+        one, (start, stop) = unit
+        model, offset = self._model(one.weights), start % one.samples
+        first: list[Tensor] = []
+
+        def watched(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+            for batch in batches:
+                if start == 0 and sum(map(len, first)) < one.shown:
+                    first.append(batch[: one.shown - sum(map(len, first))].cpu())
+                yield batch
+                on_images(len(batch))
+
+        batches = generate(
+            one.sampler, model.denoiser, _shape(model), range(start, stop), seed=self.config.seed,
+            batch=self.config.batch, classes=model.shape.classes, device=self.device,
+        )  # fmt: skip
+        keep = max(0, self.config.kept - offset)
+        extractors = self.extractors[: one.judges]
+        parts = collect(watched(batches), extractors, shard=self.config.shard, keep=keep, device=self.device)
+        tensors = {"shown": torch.cat(first)} if first else {}
+        for judge, part in enumerate(parts):
+            tensors |= {f"{judge}/mean": part.moments.mean, f"{judge}/cov": part.moments.cov}
+            tensors[f"{judge}/features"] = part.features
+        return tensors
+
+    def _compared(self, unit: Unit, on_images: Callable[[int], None]) -> dict[str, Tensor]:
+        """Errors to the teacher's probability-flow end points from the same noise."""
+        one, (start, stop) = unit
+        assert one.teacher is not None
+        model, teacher = self._model(one.weights), self._model(one.teacher)
+        truth, seed = ode_sampler(teacher.diffusion, self.config.teacher_steps), self.config.seed
+        errors, first = [], []
+        for at in range(start, stop, self.config.batch):
+            rows = range(at, min(at + self.config.batch, stop))
+            labels = uniform_labels(rows, seed, model.shape.classes)
+            labels = labels if labels is None else labels.to(self.device)
+            ours = one.sampler(model.denoiser, _shape(model), NoiseSource(seed, rows, self.device), labels)
+            theirs = truth(teacher.denoiser, _shape(model), NoiseSource(seed, rows, self.device), labels)
+            errors.append(squared_errors(ours, theirs).cpu())
+            if at < one.shown:
+                first.append(to_uint8(theirs[: one.shown - at]).cpu())
+            on_images(len(rows))
+        return {"errors": torch.cat(errors), **({"shown": torch.cat(first)} if first else {})}
+
+    @cached_property
+    def _model(self) -> Callable[[Path], LoadedModel]:
+        return lru_cache(maxsize=2)(lambda path: load_model(path, device=self.device))
+
+
+def _shape(model: LoadedModel) -> tuple[int, int, int]:
+    return model.shape.channels, model.shape.resolution, model.shape.resolution

@@ -1,0 +1,51 @@
+"""The jobs of an evaluation: each worker samples a share of the images, then one measures them all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmcore.assemble.evaluation import Evaluation, Outcome, Share, draw, evaluate_run
+from cmcore.assemble.project import Run
+from cmcore.edge.inception import load_inception
+from cmcore.edge.ray_each import execute_each
+from cmcore.edge.ray_run import execute, pick_device
+from cmcore.edge.settings import ComputeConfig
+from cmcore.evaluate.reference import load_reference
+from cmcore.evaluate.settings import EvalConfig
+from stages.progress import Emit, added, reporter
+from stages.reference import INCEPTION
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an evaluation reads."""
+
+    reference: Path  # folder
+    results: Path  # folder of the run
+    teacher: Path | None  # weight file of the run that it starts from
+    work: Path  # for the shards
+
+
+def job(
+    compute: ComputeConfig, run: Run, workload: str, config: EvalConfig, inputs: Inputs, share: Share | None, emit: Emit
+) -> Outcome | None:
+    """Sample a share of the images; without one, all that are left, and measure them."""
+    device = pick_device(compute)
+    references = [load_reference(inputs.reference, device=device)]
+    inception, why_not = load_inception(config.inception, device)
+    if inception is not None:
+        references.append(load_reference(inputs.reference / INCEPTION, inception, references[0].digest))
+    whole = Evaluation(run, workload, config, references, inputs.results, inputs.teacher, inputs.work, device)
+    if share is not None:
+        return draw(whole, share, reporter(emit))
+    return evaluate_run(whole, fid_absent=why_not, on_progress=reporter(emit))
+
+
+def evaluate(
+    compute: ComputeConfig, run: Run, workload: str, config: EvalConfig, inputs: Inputs, listen: Emit
+) -> Outcome:
+    """Evaluate the run with all workers. Shards that were finished before a kill are not done again."""
+    known = (compute, run, workload, config, inputs)
+    if compute.workers > 1:
+        shares = [(*known, Share(worker, compute.workers)) for worker in range(compute.workers)]
+        execute_each(compute, job, shares, added(listen, len(shares)))
+    return execute(compute, job, *known, None, progress=listen)
