@@ -17,12 +17,12 @@ from cmcore.assemble.project import RANDOM, Run, build_method, needs_lpips, reso
 from cmcore.closure import source_digest
 from cmcore.config import digest
 from cmcore.data.augment import augment, flip
+from cmcore.data.feed import feed
 from cmcore.data.images import Prepared, open_data
 from cmcore.data.order import indices
 from cmcore.diffusion.precond import Condition, Denoiser
 from cmcore.methods.base import Batch
 from cmcore.rng import Draws
-from cmcore.tensors import to_float
 from cmcore.tracking.base import Tracker
 from cmcore.train import checkpoint
 from cmcore.train.precision import choose_matrix_units
@@ -155,11 +155,12 @@ def _networks(
 def image_batches(data: Prepared, run: Run, device: str) -> Callable[[Draws], Batch]:
     """Training images by address: the same images for the same number of images seen, whoever asks."""
 
+    stored = feed(data, device)
+
     def batches(draws: Draws) -> Batch:
-        rows = indices(len(data), draws.images, draws.batch, run.train.seed)[draws.rows]
-        images, labels = data.batch(rows)
-        x = to_float(images.to(device))
-        told = labels.to(device) if run.conditional else None
+        images, labels = stored(indices(len(data), draws.images, draws.batch, run.train.seed)[draws.rows])
+        x = data.decoded(images, draws)
+        told = labels if run.conditional else None
         if run.train.augment:
             x, distortion = augment(x, draws, run.train.augment)
             return Batch(x, Condition(told, distortion))

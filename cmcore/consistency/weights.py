@@ -32,6 +32,7 @@ class AdaptiveWeight(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        """t (B,) in [0, pi/2] -> w (B,) float32."""
+        """t (B,) in [0, pi/2] -> w (B,) float32, under any autocast: the loss has exp(w)."""
         phase = t.to(torch.float32)[:, None] * self.get_buffer("frequencies")
-        return self.linear(torch.cat([phase.cos(), phase.sin()], dim=1)).squeeze(1)
+        with torch.autocast(t.device.type, enabled=False):
+            return self.linear(torch.cat([phase.cos(), phase.sin()], dim=1)).squeeze(1)

@@ -1,0 +1,39 @@
+"""Batches of a prepared data set on a device, without keeping the device waiting."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmcore.data.images import ImageData
+
+RESIDENT = 0.2  # the share of a device's free memory that a data set may take to stay there
+Feed = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+"""Rows (B,) of the data set -> uint8 images (B, C, H, W) and int64 labels (B,), on the device."""
+
+
+def feed(data: ImageData, device: torch.device | str) -> Feed:
+    """Batches by row: from the device's own memory where the images fit, else copied there beside its work."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return data.batch
+    if data.images.nbytes <= RESIDENT * torch.cuda.mem_get_info(device)[0]:
+        return resident(data, device)
+    return lambda rows: (*(_sent(part, device) for part in data.batch(rows)),)
+
+
+def resident(data: ImageData, device: torch.device) -> Feed:
+    """Batches of a data set that is copied to the device once, whole."""
+    images, labels = (torch.from_numpy(np.array(part)).to(device) for part in (data.images, data.labels))
+
+    def batch(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        index = _sent(torch.from_numpy(np.asarray(rows, np.int64)), device)
+        return images[index], labels[index]
+
+    return batch
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. From pinned memory the copy goes on while this process does."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
