@@ -1,0 +1,253 @@
+"""Every method trains EDM2's network: forced weight normalisation, uncertainty, labels, dropout, resume to the bit."""
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import DIFFUSION, make_config, make_method, make_train
+from tiny_runs import PARAMS, tiny_inputs
+from torch import Tensor, nn
+
+from cmcore import plugins
+from cmcore.assemble.models import load_model
+from cmcore.assemble.project import parse_project
+from cmcore.assemble.training import WEIGHTS, Inputs, train_run
+from cmcore.config import ConfigError, merge
+from cmcore.consistency import weights
+from cmcore.diffusion.magnitude import MPConv
+from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.uncertainty import UNCERTAINTY_HEAD, Uncertainty
+from cmcore.methods.base import Batch, Method, Progress
+from cmcore.nets import edm2
+from cmcore.rng import Draws
+from cmcore.sample.fewstep import Multistep
+from cmcore.sample.stream import generate
+from cmcore.tracking.base import Null
+from cmcore.train.settings import EmaConfig, TrainConfig
+from cmcore.train.state import State, load_state_tensors, new_state, state_tensors
+from cmcore.train.steps import steps
+
+SHAPE, CLASSES = (2, 8, 8), 3
+NET = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,), "head_channels": 4}
+# sCM's form of the network goes with its methods.
+TRIG = {"c_noise": "trig", "embedding": "positional", "modulation": "double"}
+RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "edm": ({}, {}),
+    "edm-uncertain": ({"uncertainty": True}, {}),
+    "cd": ({"N": 8, "mu": 0.5}, {}),
+    "ct": ({"s1": 10}, {}),
+    "ict": ({"s1": 20}, {}),
+    "ect": ({"q": 4.0, "stages": 4, "huber_c": 0.06, "weighting": "edm"}, {}),
+    "sct": ({"warmup_images": 16}, {}),
+    "sct-trig": ({"warmup_images": 16}, TRIG),
+    "scd": ({"warmup_images": 16}, {}),
+    "scd-trig": ({"warmup_images": 16}, TRIG),
+}
+
+
+def denoiser(method: Method, fields: dict[str, Any], seed: int = 0) -> Denoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = edm2.Config(**{**NET, "dropout": 0.2, "dropout_resolution": 4, **fields})
+        net = edm2.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=CLASSES)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(0.0 if parameter.ndim else 0.3)  # the gains, which start at zero
+    epsilon = DIFFUSION.sigma_min if method.boundary else 0.0
+    return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=epsilon, coordinate=config.c_noise)
+
+
+def start(run: str, **train: Any) -> tuple[Method, State, TrainConfig]:
+    options, fields = RUNS[run]
+    method = make_method(run.split("-")[0], **options)
+    ema = {"wide": EmaConfig(power_std=0.1)}
+    config = make_train(**{"images": 8 * 6, "batch": 8, "lr": 1e-2, "ema": ema, "eval_ema": "wide", **train})
+    teacher = denoiser(method, fields, seed=1) if method.needs.teacher else None
+    return method, new_state(method, denoiser(method, fields), teacher, config), config
+
+
+def batches(draws: Draws) -> Batch:
+    labels = (draws.uniform(stream="label") * CLASSES).long()
+    return Batch(0.2 * draws.normal(SHAPE, stream="data") + labels[:, None, None, None] * 0.3 - 0.3, labels)
+
+
+def layers(module: nn.Module) -> list[MPConv]:
+    return [layer for layer in module.modules() if isinstance(layer, MPConv)]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_method_trains_it_and_a_resumed_run_has_the_same_bits(run: str):
+    method, state, config = start(run)
+    first = copy.deepcopy(state.models.student.net.state_dict())
+    records = [next(it) for it in [steps(state, method, batches, config)] for _ in range(6)]
+    assert all(record.loss.isfinite() for record in records)
+    moved = [k for k, v in state.models.student.net.state_dict().items() if not torch.equal(v, first[k])]
+    assert {*moved} == {name for name, _ in state.models.student.net.named_parameters()}
+
+    method, part, _ = start(run)
+    stepping = steps(part, method, batches, config)
+    for _ in range(3):
+        next(stepping)
+    saved = {name: tensor.clone() for name, tensor in state_tensors(part).items()}
+    method, resumed, _ = start(run)
+    load_state_tensors(resumed, saved, part.images)
+    later = list(steps(resumed, method, batches, config))
+    assert [float(record.loss) for record in later] == [float(record.loss) for record in records[3:]]
+    ours, theirs = state_tensors(state), state_tensors(resumed)
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("run", ["edm-uncertain", "sct-trig"])
+def test_every_step_meets_weights_of_unit_length(run: str):
+    # Steps that go far lengthen the weights, as they are orthogonal to them.
+    method, state, config = start(run, optimiser="adam", lr=0.3)
+    met: list[Tensor] = []
+    roots = (state.models.student, state.models.heads)
+
+    def watched(draws: Draws) -> Batch:
+        met.extend(layer.weight.detach().flatten(1).square().mean(1) for root in roots for layer in layers(root))
+        return batches(draws)
+
+    for record in steps(state, method, watched, config):
+        assert record.images
+    torch.testing.assert_close(torch.cat(met), torch.ones(sum(map(len, met))), rtol=1e-3, atol=0)
+    # After the optimiser and before the next step they are longer, and this is what averages see.
+    after = torch.cat([layer.weight.detach().flatten(1).square().mean(1) for layer in layers(state.models.student)])
+    assert after.mean() > 1.03
+
+
+def test_gradient_accumulation_changes_nothing():
+    method, whole, config = start("ect")
+    records = list(steps(whole, method, batches, config))
+    # Dropout differs between slices, so none here.
+    method, whole, _ = start("ect")
+    method, parts, _ = start("ect")
+    for state in (whole, parts):
+        for module in state.models.student.modules():
+            if hasattr(module, "dropout"):
+                module.dropout = 0.0
+    a = next(steps(whole, method, batches, config))
+    b = next(steps(parts, method, batches, replace(config, micro_batch=3)))
+    assert float(a.loss) == pytest.approx(float(b.loss), rel=1e-5)
+    assert len(records) == 6
+
+
+def test_the_uncertain_loss_by_hand():
+    method, state, _ = start("edm-uncertain")
+    models, draws = state.models, Draws(3, 0, 8)
+    models.student.eval()
+    out = method.loss(models, batches(draws), Progress(0, 80, 8), draws)
+    sigma = (-1.2 + 1.2 * draws.normal(stream="level", dtype=torch.float64)).exp()
+    plain = make_method("edm").loss(models, batches(draws), Progress(0, 80, 8), draws)
+    u = models.heads[UNCERTAINTY_HEAD](sigma)
+    assert u.shape == (8,)
+    assert u.dtype == torch.float32
+    torch.testing.assert_close(out.loss, plain.loss / u.exp() + u)
+    torch.testing.assert_close(torch.as_tensor(out.scalars["uncertainty"]), u.detach().mean())
+
+
+def test_the_best_uncertainty_is_the_logarithm_of_the_weighted_error():
+    L = torch.tensor([0.01, 1.0, 30.0], dtype=torch.float64)
+    u = L.log().requires_grad_()
+    (L / u.exp() + u).sum().backward()
+    torch.testing.assert_close(u.grad, torch.zeros_like(u.grad))
+    # There, every level's gradient with respect to the network's error is of the same relative size.
+    assert torch.allclose(L * (1 / u.exp()), torch.ones_like(L))
+
+
+def test_the_uncertainty_equals_the_public_implementation():
+    head = Uncertainty()
+    number = torch.arange(1, 129, dtype=torch.float64)
+    wave = [torch.sin(0.37 * number * (1 + 0.01 * k) + k) for k in range(4)]
+    head = head.double()
+    with torch.no_grad():
+        head.features.freqs.copy_(wave[1] * 5)
+        head.features.phases.copy_(wave[2])
+        head.linear.weight.copy_(wave[3][None])
+    u = head(torch.tensor([0.02, 0.5, 7.0], dtype=torch.float64)).tolist()
+    assert u == pytest.approx([0.1314430238384855, -0.20314449093421744, -0.29794819533342254], rel=1e-9)
+
+
+def test_the_head_is_the_same_in_every_run_and_asked_for_only_by_name():
+    torch.manual_seed(0)
+    first = Uncertainty().state_dict()
+    torch.manual_seed(1)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in Uncertainty().state_dict().items())
+    assert make_method("edm").needs.heads == {}
+    assert set(make_method("edm", uncertainty=True).needs.heads) == {UNCERTAINTY_HEAD}
+    assert plugins.load("cmcore.methods", "edm").Config() == make_config("edm", uncertainty=False)
+
+
+def test_the_uncertainty_learns_the_size_of_the_error():
+    head = Uncertainty().double()
+    sigma = torch.linspace(-3, 2, 64, dtype=torch.float64).exp()
+    L = weights.edm(sigma, 0.5) * sigma**2 * 0.3
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(300):
+        optimiser.zero_grad()
+        u = head(sigma)
+        (L / u.exp() + u).mean().backward()
+        optimiser.step()
+    # One layer of unit weights has a bounded range; the sizes are in it.
+    assert (head(sigma) - L.log()).abs().max() < 0.25
+
+
+EDM2_RUNS = merge(
+    PARAMS,
+    {
+        "net": {"kind": "edm2", **{k: list(v) if isinstance(v, tuple) else v for k, v in NET.items()}},
+        "conditional": True,
+        "train": {
+            "images": 128, "batch": 16, "optimiser": "adam", "betas": [0.9, 0.99],
+            "lr": 0.01, "lr_decay": "inverse_sqrt", "lr_ref_images": 64, "log_images": 64, "snapshots": 1,
+            "ema": {"narrow": {"power_std": 0.05}, "wide": {"power_std": 0.1}}, "eval_ema": "narrow",
+        },
+        "runs": {
+            "edm": {"options": {"uncertainty": True, "P_mean": -0.8, "P_std": 1.6}},
+            "ect": {"net": {"dropout": 0.4, "dropout_resolution": 4}, "options": {"weighting": "edm", "huber_c": 0.06}},
+        },
+    },
+)  # fmt: skip
+
+
+def test_labelled_digits_from_parameters_to_images(tmp_path: Path):
+    params = copy.deepcopy(EDM2_RUNS)
+    params["net"] = {k: v for k, v in params["net"].items() if k not in ("hidden",)}
+    params["train"]["ema"].pop("ema", None)
+    project, inputs = parse_project(params), tiny_inputs(tmp_path)
+    quiet = {"tracker": Null(), "on_progress": lambda *_: None}
+    teacher = train_run(project.run("edm"), inputs, tmp_path / "edm", **quiet)
+    student = train_run(project.run("ect"), Inputs(inputs.data, teacher / WEIGHTS), tmp_path / "ect", **quiet)
+    loaded = load_model(student / WEIGHTS)
+    assert loaded.shape.classes == 10
+    assert loaded.meta["net"]["dropout_resolution"] == 4
+    sampler = Multistep((20.0, 0.8), 0.002)
+    for seed in (1, 2):
+        batch = next(iter(generate(sampler, loaded.denoiser, (1, 8, 8), range(4), seed=seed, batch=4, classes=10)))
+        assert batch.shape == (4, 1, 8, 8)
+    x, sigma = torch.zeros(2, 1, 8, 8), torch.full((2,), 5.0, dtype=torch.float64)
+    with torch.no_grad():
+        digits = loaded.denoiser(x, sigma, torch.tensor([3, 7]))
+    assert not torch.equal(digits[0], digits[1])
+    with pytest.raises(ConfigError, match="modulation"):
+        parse_project(merge(params, {"runs": {"ect": {"net": {"modulation": "double"}}}}))
+
+
+def test_the_learning_rate_is_that_of_the_paper():
+    """alpha_ref / sqrt(max(t / t_ref, 1)) (arXiv 2312.02696, Eq. 67), with 10 Mimg of linear warm-up."""
+    from cmcore.train.optim import learning_rate
+
+    batch = 2048
+    config = TrainConfig(
+        images=1 << 30, batch=batch, lr=0.01, lr_decay="inverse_sqrt", lr_ref_images=35_000 * batch,
+        lr_ramp_images=10_000_000,
+    )  # fmt: skip
+    for images in (10_000_384, 35_000 * batch, 70_000 * batch, 524_288 * batch):
+        expected = 0.01 / math.sqrt(max(images / batch / 35_000, 1))
+        assert learning_rate(config, images) == pytest.approx(expected, rel=1e-12)
+    # At the start the paper's rate is zero for one step; here a step of n images counts them.
+    assert learning_rate(config, 0) == pytest.approx(0.01 * batch / 1e7)
