@@ -54,6 +54,10 @@ readme: $(VENV)/.pipeline ## copy the default workload's table into README.md
 sync-mlflow: $(VENV)/.pipeline ## tell MLflow what it missed: a server was down, or the reports came with git
 	@$(BIN)/python -m stages.sync_mlflow
 
+.PHONY: clean-work
+clean-work: $(VENV)/.pipeline ## remove checkpoints of runs that no workload file describes any more, and say how much that frees
+	@$(BIN)/python -m stages.clean_work
+
 .PHONY: test
 test: lint ## lint, types, import contracts and tests, in minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'

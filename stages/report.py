@@ -1,10 +1,12 @@
 """`make report`: the tables, figures and page again, from what is there. Nothing is trained, measured or searched."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 from cmcore.config import ConfigError
 from stages.common import Setup, load
-from stages.repro import LAST, start
 
 
 def missing(setup: Setup) -> str:
@@ -27,7 +29,10 @@ def main() -> int:
     if path := missing(setup):
         print(f"there is no {path} yet: `make repro` makes it, and the report with it")
         return 0
-    return start({}, "dvc", "repro", "--quiet", "--single-item", "--force", LAST).wait()
+    # What DVC starts runs with this python too, whether or not its environment was activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", "--force", "tabulate"]
+    return subprocess.run(command, env={**os.environ, "PATH": path}, check=False).returncode
 
 
 if __name__ == "__main__":

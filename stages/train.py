@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from cmcore.assemble.imports import import_run
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.preview import previewer
-from cmcore.assemble.project import Run, needs_lpips, require_files
+from cmcore.assemble.project import Run, build_method, needs_lpips, require_files
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, train_run, work_folder
 from cmcore.consistency import distances
 from cmcore.data.images import ImageData, open_data
@@ -17,10 +18,13 @@ from cmcore.train.steps import ALONE, Worker
 from stages.common import Setup, load
 from stages.progress import Emit, listener, reporter
 from stages.ready import Find, Results, put
+from stages.tidy import tidy
 
 
 def job(compute: ComputeConfig, run: Run, inputs: Inputs, folder: Path, emit: Emit, worker: Worker = ALONE) -> Path:
     """Train, or continue, the run in its work folder."""
+    if build_method(run).needs.file:
+        return import_run(run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit))
     device = pick_device(compute)
     if needs_lpips(run.method_config):
         distances.provide("lpips", load_lpips(run.train.lpips_weights, device=device))
@@ -42,11 +46,13 @@ def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
         setup.tracker(run, fingerprint(run, inputs)) as tracker,
         listener(f"train {run.name}", "img", tracker) as listen,
     ):
-        if not final.exists() and compute.workers > 1:
+        alone = compute.workers == 1 or build_method(run).needs.file
+        if not final.exists() and not alone:
             execute_together(compute, folder, job, compute, run, inputs, folder, progress=listen)
         elif not final.exists():
             execute(compute, job, compute, run, inputs, folder, progress=listen)
         tracker.artifact(final / WEIGHTS, "weights")
+    tidy(folder)
     return final
 
 

@@ -10,6 +10,7 @@ from cmcore.edge.ray_tune import search
 from cmcore.report.tune import Axis, Row, SearchReport, write_search
 from stages.common import Setup, load
 from stages.progress import Done, listener
+from stages.tidy import tidy_search
 
 
 def job_of(setup: Setup, name: str) -> Job:
@@ -63,6 +64,7 @@ def main(name: str) -> None:
             write_search(described(job, trials, confirmed), out)
         # The page does not know this search yet. Where it is missing, the next `dvc repro` makes it again.
         (setup.folders.reports / "index.html").unlink(missing_ok=True)
+        tidy_search(job.folder)
         best, written = trials[0], sorted((setup.folders.reports / "tune" / name).iterdir())
     finally:
         recorder.close(best, written)
