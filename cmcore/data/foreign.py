@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from cmcore.data.errors import DataError
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save began before it was a zip
 _MODULE = re.compile(r"torch\.nn\.modules\.\w+")
+_NUMBER = re.compile(r"[fiub][1248]")  # numpy's names for numbers of so many bytes
 _ELEMENTS = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64", "int64", "uint8")}
 
 
@@ -173,6 +175,36 @@ def _persistent(meta: Any) -> Record:
     return record
 
 
+class _NumberType:
+    """A numpy.dtype of numbers, in this machine's order of bytes."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if not isinstance(name, str) or not _NUMBER.fullmatch(name):
+            raise ForeignError(f"a numpy.dtype {name!r}")
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
+            raise ForeignError(f"a numpy.dtype with the state {state!r}")
+
+
+def _number(kind: Any, content: Any) -> float | int | bool:
+    """A number that was numpy's, as Python's."""
+    if not isinstance(kind, _NumberType) or not isinstance(content, bytes):
+        raise ForeignError("a numpy number that is not made of bytes")
+    return np.frombuffer(content, np.dtype(kind.name)).item()
+
+
+class _Array(Record):
+    """An array of numpy, without its numbers: no weights come as such, only constants of encoders."""
+
+    kind = "ndarray"
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if encoding != "latin1" or not isinstance(text, str):
         raise ForeignError(f"an encoding {encoding!r}")
@@ -190,6 +222,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("dnnlib.util", "EasyDict"): _Mapping,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
     ("_codecs", "encode"): _Call(_encode),
+    ("numpy", "dtype"): _Call(_NumberType),
+    **{(module, "scalar"): _Call(_number) for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    **{(module, "_reconstruct"): _Call(lambda *_: _Array())
+       for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    ("numpy", "ndarray"): _Call(_Array),
     **{(module, name): _Call(kind) for module in ("builtins", "__builtin__")
        for name, kind in (("set", set), ("frozenset", frozenset), ("bytearray", bytes))},
     **{("torch", name): element for name, element in _ELEMENTS.items()},
@@ -203,7 +240,7 @@ def _released(data: Any, done: dict[int, Any] | None = None) -> Any:
         return done[id(data)]
     if isinstance(data, _Held):
         return data.tensor
-    if isinstance(data, _Call) or (isinstance(data, type) and issubclass(data, (Record, _Mapping))):
+    if isinstance(data, (_Call, _NumberType)) or (isinstance(data, type) and issubclass(data, (Record, _Mapping))):
         raise ForeignError("a function or a class where data was expected")
     if isinstance(data, dict):
         plain: dict[Any, Any] = {}

@@ -11,6 +11,7 @@ import types
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -238,6 +239,21 @@ def test_a_persistent_network_gives_its_state_dict_and_its_source_is_not_run(wit
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_arrays_of_numpy_are_passed_over(protocol, tmp_path):
+    """EDM2's snapshots for latents hold some, in the encoder beside the network."""
+    mean = np.arange(4, dtype=np.float32)
+    data = {"encoder": {"mean": mean, "view": mean[::2], "scale": 0.5}, "ema": {"w": torch.ones(2)}}
+    loaded = load_foreign(write(tmp_path / "good.pkl", data, protocol))
+    assert {name for name, _ in named_tensors(loaded)} == {"ema.w"}
+    assert loaded["encoder"]["mean"].kind == "ndarray"
+    assert loaded["encoder"]["mean"].state is None
+    assert loaded["encoder"]["scale"] == 0.5
+    objects = {"mean": np.array([Calls(os.system, "touch witness")], dtype=object)}
+    with pytest.raises(ForeignError, match=r"numpy\.dtype 'O8'"):
+        load_foreign(write(tmp_path / "evil.pkl", objects, protocol))
 
 
 def test_torch_files_give_their_tensors(tmp_path):
