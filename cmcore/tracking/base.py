@@ -12,6 +12,10 @@ class Tracker(Protocol):
         """The parameters of the run: dotted name -> value."""
         ...
 
+    def tag(self, values: Mapping[str, str]) -> None:
+        """What the run is found by: name -> text. A later text takes the place of an earlier one."""
+        ...
+
     def metrics(self, values: Mapping[str, float], images: int) -> None:
         """Numbers measured after `images` images were seen."""
         ...
@@ -30,6 +34,8 @@ class Null:
 
     def params(self, values: Mapping[str, Any]) -> None: ...
 
+    def tag(self, values: Mapping[str, str]) -> None: ...
+
     def metrics(self, values: Mapping[str, float], images: int) -> None: ...
 
     def artifact(self, path: Path, folder: str = "") -> None: ...
@@ -46,6 +52,10 @@ class Tee:
     def params(self, values: Mapping[str, Any]) -> None:
         for tracker in self.trackers:
             tracker.params(values)
+
+    def tag(self, values: Mapping[str, str]) -> None:
+        for tracker in self.trackers:
+            tracker.tag(values)
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:
         for tracker in self.trackers:
@@ -82,6 +92,9 @@ class Sender:
 
     def params(self, values: Mapping[str, Any]) -> None:
         self._emit(Said("params", (dict(values),)))
+
+    def tag(self, values: Mapping[str, str]) -> None:
+        self._emit(Said("tag", (dict(values),)))
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:
         self._emit(Said("metrics", ({name: float(value) for name, value in values.items()}, images)))

@@ -5,7 +5,6 @@ code and data. Averages of the history start anew at every logged line, and chec
 resumed run writes the same history and ends in the same bits as one that was never interrupted.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cmcore.methods.base import Method
+from cmcore.tracking import jsonl
 from cmcore.tracking.base import Tracker
 from cmcore.train import checkpoint
 from cmcore.train.gate import NonFiniteError
@@ -32,16 +32,14 @@ class History:
 
     def __init__(self, path: Path, images: int) -> None:
         """Open the file of a run that stands at `images`; later lines are of a lost future and are dropped."""
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        # A line that a kill cut in two has no end; json.loads is not asked about it.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= images]
-        checkpoint.write_atomic(path, "".join(kept).encode())
+        kept = [row for row in jsonl.read(path) if row["images"] <= images] if path.exists() else []
+        checkpoint.write_atomic(path, "".join(jsonl.line(row) for row in kept).encode())
         self._path = path
 
     def append(self, values: dict[str, float]) -> None:
         """Write a line and have it on the disk before the checkpoint that follows it."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(jsonl.line(values))
             file.flush()
             os.fsync(file.fileno())
 
