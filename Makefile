@@ -54,6 +54,10 @@ readme: $(VENV)/.pipeline ## copy the default workload's table into README.md
 sync-mlflow: $(VENV)/.pipeline ## tell MLflow what it missed: a server was down, or the reports came with git
 	@$(BIN)/python -m stages.sync_mlflow
 
+.PHONY: import-weights
+import-weights: $(VENV)/.pipeline ## say what a public weight file is and what to write to use it: make import-weights FILE=edm.pkl
+	@$(BIN)/python -m stages.import_weights "$(FILE)" "$(PART)"
+
 .PHONY: clean-work
 clean-work: $(VENV)/.pipeline ## remove checkpoints of runs that no workload file describes any more, and say how much that frees
 	@$(BIN)/python -m stages.clean_work

@@ -231,6 +231,8 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
             raise ConfigError(path, f"goes round in a circle: {' -> '.join([*seen, current.init])}")
         current = runs[current.init]
         seen.append(current.name)
+    if run.init != RANDOM and build_method(run).needs.file:
+        raise ConfigError(path, f"{run.method} takes its weights from a file; expected {RANDOM}, got {run.init!r}")
     if run.init != RANDOM and run.net.shape != runs[run.init].net.shape:
         theirs, ours = runs[run.init].net.shape, run.net.shape
         differ = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
@@ -262,6 +264,11 @@ def require_files(runs: Iterable[Run]) -> None:
     for run in runs:
         if needs_lpips(run.method_config) and not Path(run.train.lpips_weights).is_file():
             raise _no_lpips(run.name, run.train)
+        if build_method(run).needs.file and not Path(run.method_config.file).is_file():
+            raise ConfigError(
+                join(join("runs", run.name), "options.file"),
+                f"expected a file of public weights, got {run.method_config.file!r}",
+            )
 
 
 def build_method(run: Run) -> Any:

@@ -51,8 +51,17 @@ def fingerprint(run: Run, inputs: Inputs) -> str:
     files = [inputs.init]
     if needs_lpips(run.method_config):
         files.append(Path(config["train"].pop("lpips_weights")))
-    read = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    if build_method(run).needs.file:
+        roots.append("cmcore.assemble.imports")
+        files.append(Path(config["method_config"].pop("file")))
+    read = [file_digest(file) for file in files]
     return digest([config, source_digest(roots), open_data(inputs.data).digest, *read])
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def work_folder(root: Path, workload: str, run: Run, inputs: Inputs) -> Path:

@@ -16,6 +16,7 @@ class Needs:
 
     teacher: bool = False  # a frozen denoiser, in eval mode: the run named by `init`
     target: bool = False  # an EMA copy of the student that follows `Method.target_decay`
+    file: bool = False  # weights that others have trained, instead of training
     heads: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)  # extra modules trained with the student
 
 

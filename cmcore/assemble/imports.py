@@ -1,0 +1,200 @@
+"""A run of method `pretrained`: a public weight file becomes the results of a run that has seen no image here."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmcore import plugins
+from cmcore.assemble.models import ModelShape, build_denoiser, save_model
+from cmcore.assemble.project import NetChoice, Run, build_method, resolved
+from cmcore.assemble.training import FINAL, SNAPSHOTS, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint
+from cmcore.config import ConfigError, join, plain, read
+from cmcore.data.errors import DataError
+from cmcore.data.foreign import Record, load_foreign, named_tensors
+from cmcore.data.images import open_data
+from cmcore.nets.public import edm, edm2, openai
+from cmcore.nets.public.base import MappingError, PublicNet
+from cmcore.tracking.base import Tracker
+from cmcore.train import checkpoint
+from cmcore.train.session import HISTORY
+
+MAPPINGS = (edm2, edm, openai)
+INITIAL = ("dropout", "dropout_resolution", "residual_gain", "attention_gain", "fourier_scale")  # no part of weights
+
+
+class WeightsError(DataError):
+    """The file is not the weights of a network that is built here."""
+
+
+def read_public(path: Path, part: str = "ema", hints: Mapping[str, Any] | None = None) -> PublicNet:
+    """The network in a public weight file; nothing that the file brings along is executed.
+
+    Args:
+        path: a pickle of NVlabs or a state dict of OpenAI.
+        part: the entry of a pickle that holds the network.
+        hints: what the file may not say (see cmcore/nets/public/base.py).
+
+    Returns:
+        The network, its tensors not yet compared with ours: see `fitting`.
+
+    Raises:
+        DataError: the file cannot be read, or holds no network of a known family.
+    """
+    named, attributes = _contents(load_foreign(path), part, path)
+    for mapping in MAPPINGS:
+        if mapping.recognise(named, attributes):
+            try:
+                return mapping.read(named, {**attributes, **(hints or {})})
+            except MappingError as error:
+                raise WeightsError(f"{path}: {error}") from error
+    some = ", ".join(list(named)[:3]) or "none"
+    raise WeightsError(f"{path}: no network of a known family; its tensors are called {some}, ...")
+
+
+def _contents(data: Any, part: str, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors by name, and what the file says of the network."""
+    if isinstance(data, Mapping) and not all(isinstance(value, Tensor) for value in data.values()):
+        if part not in data:
+            raise WeightsError(f"{path}: part: expected one of {', '.join(map(str, data))}, got {part!r}")
+        data = data[part]
+    attributes: dict[str, Any] = {}
+    if isinstance(data, Record) and isinstance(data.state, Mapping):
+        said = {key: value for key, value in data.state.items() if isinstance(value, (int, float, str))}
+        attributes = {**said, **(data.state.get("_init_kwargs") or {}), "class_name": data.kind}
+    return dict(named_tensors(data)), attributes
+
+
+def net_of(public: PublicNet) -> NetChoice:
+    """The network's Config."""
+    module = plugins.load("cmcore.nets", public.kind)
+    return NetChoice(kind=public.kind, config=read(module.Config, public.options, "net"))
+
+
+def shape_of(public: PublicNet) -> ModelShape:
+    """What its images and labels are."""
+    return ModelShape(public.channels, public.resolution, public.classes)
+
+
+def mismatches(public: PublicNet, net: NetChoice) -> list[str]:
+    """One line for every tensor that the network has and the file has not, the other way round, or of another shape."""
+    with torch.device("meta"):
+        module = plugins.load("cmcore.nets", net.kind).build(net.config, **plain(shape_of(public)))
+    wanted, given = module.state_dict(), public.tensors
+    return [
+        *(f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in given),
+        *(f"unexpected: {name}" for name in [*public.unknown, *(name for name in given if name not in wanted)]),
+        *(
+            f"shape of {name}: expected {tuple(wanted[name].shape)}, got {tuple(given[name].shape)}"
+            for name in wanted
+            if name in given and wanted[name].shape != given[name].shape
+        ),
+        *(f"not finite: {name}" for name, tensor in given.items() if not tensor.isfinite().all()),
+    ]
+
+
+def section(public: PublicNet) -> str:
+    """The `net` section of a parameter file for this network, in one line."""
+    options = ", ".join(f"{key}: {_yaml(value)}" for key, value in {"kind": public.kind, **public.options}.items())
+    return f"{{{options}}}"
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def fitting(run: Run, public: PublicNet, data: ModelShape) -> dict[str, Tensor]:
+    """The tensors, where the run's parameters describe the network of the file.
+
+    Raises:
+        ConfigError: they describe another one; the message says what to write.
+        WeightsError: tensors are missing, unexpected or of another shape, with a line for each.
+    """
+    path = join("runs", run.name)
+    theirs, ours = net_of(public), run.net
+    if ours.kind != theirs.kind:
+        raise ConfigError(join(path, "net"), f"expected the network of the file, net: {section(public)}")
+    a, b = plain(theirs.config), plain(ours.config)
+    differ = sorted(key for key in a if key not in INITIAL and a[key] != b[key])
+    if differ:
+        said = ", ".join(f"{key}: {_yaml(a[key])}" for key in differ)
+        got = ", ".join(f"{_yaml(b[key])}" for key in differ)
+        raise ConfigError(
+            join(path, "net"), f"expected {said} from the file, got {got}; to paste: net: {section(public)}"
+        )
+    if shape_of(public) != data:
+        raise ConfigError(path, f"expected data like those of the file, {shape_of(public)}, got {data}")
+    if public.sigma_data != run.diffusion.sigma_data:
+        raise ConfigError("diffusion.sigma_data", f"expected {public.sigma_data}, got {run.diffusion.sigma_data}")
+    config = run.method_config
+    if config.kind == "consistency" and public.boundary is not None and config.boundary != public.boundary:
+        raise ConfigError(join(path, "options.boundary"), f"expected {public.boundary} for {public.family}")
+    if lines := mismatches(public, ours):
+        raise WeightsError("\n".join([f"{config.file}: does not fit {public.family}:", *lines]))
+    return public.tensors
+
+
+def import_run(
+    run: Run, inputs: Inputs, folder: Path, *, tracker: Tracker, on_progress: Callable[[int, int], None]
+) -> Path:
+    """Write what `train_run` would, from the run's file, and return the folder of it.
+
+    Args:
+        run: a run whose method needs a file.
+        inputs: the prepared data, which say what the network is for.
+        folder: the work folder, named by the fingerprint.
+        tracker: told the parameters.
+        on_progress: called once, at the end.
+
+    Returns:
+        The folder of the results. Their meta data name the file and its checksum.
+
+    Raises:
+        ConfigError: the parameters describe another network than the file's.
+        DataError: the file is another one than `sha256` says, or holds no such network.
+    """
+    if not (folder / FINAL).exists():
+        config = run.method_config
+        file = Path(config.file)
+        digest = file_digest(file)
+        if config.sha256 and digest != config.sha256:
+            raise WeightsError(f"{file}: expected sha256 {config.sha256}, got {digest}")
+        shape = ModelShape.of(open_data(inputs.data), run.conditional)
+        head = getattr(run.net.config, "head_channels", None)
+        public = read_public(file, config.part, {"resolution": shape.resolution, "head_channels": head})
+        tensors = fitting(run, public, shape)
+        mark = fingerprint(run, inputs)
+        source = {"file": file.name, "sha256": digest, "part": config.part, "family": public.family}
+        tracker.params(resolved(run))
+        _write(folder, run, shape, tensors, {"images": 0, "fingerprint": mark, "source": source})
+    on_progress(run.train.total, run.train.total)
+    return folder / FINAL
+
+
+def _write(folder: Path, run: Run, shape: ModelShape, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """The results of a run that has seen no image: one profile, no history, no snapshots; they appear at once."""
+    partial = folder / f".{FINAL}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / SNAPSHOTS).mkdir(parents=True)
+    save_model(partial / WEIGHTS, {run.train.eval_ema: tensors}, run, shape, meta)
+    checkpoint.write_atomic(partial / HISTORY, b"")
+    denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=build_method(run).boundary)
+    denoiser.net.load_state_dict(tensors)  # the last word on whether it fits
+    summary = {
+        "run": run.name,
+        "method": run.method,
+        "init": run.init,
+        "parameters": sum(parameter.numel() for parameter in denoiser.net.parameters()),
+        "seed": run.train.seed,
+        "eval_ema": run.train.eval_ema,
+        "conditional": run.conditional,
+        "threads": torch.get_num_threads(),
+        "workers": 1,
+        **meta,
+    }
+    checkpoint.write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    partial.rename(folder / FINAL)
