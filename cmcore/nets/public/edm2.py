@@ -22,8 +22,8 @@ _OUTER = {
     "emb_noise.weight": "embedding.noise.weight", "emb_label.weight": "embedding.label.weight",
     "out_conv.weight": "output.weight", "out_gain": "gain",
 }  # fmt: skip
-_BLOCK = re.compile(r"(enc|dec)\.(\d+x\d+_(?:block\d+|in\d|down|up))\.(\w+)(\.weight)?")
-_INPUT = re.compile(r"enc\.(\d+)x\1_conv\.weight")
+_BLOCK = re.compile(r"unet\.(enc|dec)\.(\d+x\d+_(?:block\d+|in\d|down|up))\.(\w+)(\.weight)?")
+_INPUT = re.compile(r"unet\.enc\.(\d+)x\1_conv\.weight")
 # Their arguments under our names, with their defaults; all are those of Config.
 _NUMBERS = {
     "label_balance": ("label_balance", 0.5),
@@ -47,9 +47,8 @@ def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNe
     Raises:
         MappingError: the network is not of config G.
     """
-    inner = {name.removeprefix("unet."): tensor for name, tensor in named.items()}
-    tensors, unknown = renamed(inner, _rename, lambda name: name.startswith("logvar_"))
-    resolution = next((int(match[1]) for match in map(_INPUT.fullmatch, inner) if match), 0)
+    tensors, unknown = renamed(named, _rename, lambda name: name.startswith("logvar_"))
+    resolution = next((int(match[1]) for match in map(_INPUT.fullmatch, named) if match), 0)
     needed = {"input.weight", "output.weight", "embedding.noise.weight", "embedding.features.freqs"}
     if missing := sorted(needed - tensors.keys()):
         raise MappingError(f"EDM2: there is no tensor that would be {', '.join(missing)}")
@@ -107,6 +106,6 @@ def _rename(name: str) -> str | None:
         return "input.weight"
     block = _BLOCK.fullmatch(name)
     if block is None:
-        return _OUTER.get(name)
+        return _OUTER.get(name.removeprefix("unet."))
     way, place, part, weight = block.groups()
     return f"{way}oder.{place}.{_PARTS[part]}{weight or ''}" if part in _PARTS else None
