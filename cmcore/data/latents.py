@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from cmcore.data.errors import DataError
-from cmcore.data.files import entries
-from cmcore.data.pictures import LABEL_FILE, list_files
+from cmcore.data.listing import list_files
 from cmcore.data.settings import LATENT_CHANNELS, DataConfig
 from cmcore.data.source import Block, Source
 
 SOME = 64  # files to a block
+LIMIT = 10_000  # far from what float16 cannot hold
 
 
 def latents(config: DataConfig) -> Source:
@@ -21,28 +21,22 @@ def latents(config: DataConfig) -> Source:
     Raises:
         DataError: a file is no array of a mean and a deviation, of that resolution.
     """
-    path = Path(config.place)
-    names, labels, class_names = list_files(path, config.subfolder)
-    row_of = {name: row for row, name in enumerate(names)}
+    listing = list_files(Path(config.place), config.subfolder)
     shape = (2 * LATENT_CHANNELS, config.resolution, config.resolution)
 
     def blocks() -> Iterator[Block]:
         rows: list[int] = []
         stored = np.empty((SOME, *shape), config.precision)
-        for entry in entries(path, config.subfolder):
-            if entry.name == LABEL_FILE:
-                continue
-            if entry.name not in row_of:
-                raise DataError(f"{path}: {entry.name} appeared while the latents were being read")
-            stored[len(rows)] = _read(entry.read(), shape, f"{path}: {entry.name}")
-            rows.append(row_of[entry.name])
+        for row, name, content in listing.files():
+            stored[len(rows)] = _read(content, shape, name)
+            rows.append(row)
             if len(rows) == SOME:
                 yield Block(rows, stored)
                 rows = []
         if rows:
             yield Block(rows, stored[: len(rows)])
 
-    return Source(labels, class_names, blocks, "latents")
+    return Source(listing.labels, listing.class_names, blocks, "latents")
 
 
 def _read(content: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
@@ -53,6 +47,6 @@ def _read(content: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype not in (np.float32, np.float16):
         got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
         raise DataError(f"{where}: expected a float32 mean and deviation {shape}, got {got}; see `data.resolution`")
-    if not np.isfinite(array).all() or (array[LATENT_CHANNELS:] < 0).any():
-        raise DataError(f"{where}: expected finite numbers and deviations of at least 0")
+    if not (np.abs(array) < LIMIT).all() or (array[LATENT_CHANNELS:] < 0).any():
+        raise DataError(f"{where}: expected numbers below {LIMIT} in size, and deviations of at least 0")
     return array

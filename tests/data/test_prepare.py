@@ -22,7 +22,7 @@ from cmcore.data import files
 from cmcore.data.decode import decode, fit
 from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData
-from cmcore.data.pictures import classes_of
+from cmcore.data.listing import classes_of
 from cmcore.data.prepare import prepare
 from cmcore.data.replacing import replacing
 from cmcore.data.settings import DataConfig
