@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from cmcore.config import require
 from cmcore.consistency import weights
@@ -52,7 +53,7 @@ class EDM:
             D = models.student(batch.x + expand_like(sigma, z) * z, sigma, batch.labels)
         error = mean_per_sample((D - batch.x) ** 2)
         loss = weights.edm(sigma, self.diffusion.sigma_data).to(error.dtype) * error
-        scalars = {"denoising_error": error.detach().mean()}
+        scalars: dict[str, Tensor | float] = {"denoising_error": error.detach().mean()}
         if self.config.uncertainty:
             u = models.heads[UNCERTAINTY_HEAD](sigma)
             loss = loss / u.exp() + u

@@ -119,7 +119,7 @@ class Block(nn.Module):
         clip: float,
     ) -> None:
         super().__init__()
-        self.outputs, self.down, self.dropout, self.double = outputs, down, dropout, modulation == "double"
+        self.outputs, self.down, self.dropout, self.bounded = outputs, down, dropout, modulation == "double"
         self.balance, self.clip = balance, clip
         self.resample = Resample((1, 1), up=resample == "up") if resample else None
         self.skip = MPConv(inputs, outputs, 1) if inputs != outputs else None
@@ -137,7 +137,7 @@ class Block(nn.Module):
         if self.down:
             x = unit_magnitude(x if self.skip is None else self.skip(x), (1,))
         c = 1 + self.modulation(e, self.gain)
-        c = pixel_norm(c) if self.double else c
+        c = pixel_norm(c) if self.bounded else c
         y = self.conv0(mp_silu(x))
         y = mp_silu(y * c.to(y.dtype)[:, :, None, None])
         if self.training and self.dropout:
