@@ -38,11 +38,14 @@ def guarded(name: str, main: Callable[[], None]) -> NoReturn:
         threading.Thread(target=_die_with, args=(callers(),), daemon=True).start()
     try:
         main()
+    except ConfigError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         if not isinstance(error, expected()):
             raise
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{name}: stopped; start again, and it continues from its last checkpoint", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

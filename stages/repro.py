@@ -30,17 +30,28 @@ SILENT = re.compile(
 )
 
 
-def plan() -> list[str]:
-    """The stages that `dvc repro tabulate` would run, in order: everything but searches."""
+def plan() -> tuple[list[str], set[str]]:
+    """The stages that `dvc repro tabulate` would run, in order, and those of them that it would restore.
+
+    Searches are left out. What DVC has kept from another time is restored here: nobody has to do that work.
+    """
     import networkx
     from dvc.repo import Repo
+    from dvc.stage.cache import RunCacheNotFoundError
 
     with Repo() as repo:
         graph: Any = repo.index.graph
         last = next(stage for stage in graph if stage.addressing == LAST)
-        order = [stage.addressing for stage in networkx.dfs_postorder_nodes(graph, last)]
-        parents = {stage.addressing: [parent.addressing for parent in graph.successors(stage)] for stage in graph}
-        return changed_stages(repo.status(), {name: parents[name] for name in order})
+        stages = {stage.addressing: stage for stage in networkx.dfs_postorder_nodes(graph, last)}
+        parents = {name: [parent.addressing for parent in graph.successors(stage)] for name, stage in stages.items()}
+        todo, kept = changed_stages(repo.status(), parents), set[str]()
+        with repo.lock:
+            for name in todo:
+                if kept.issuperset(parent for parent in parents[name] if parent in todo):
+                    with contextlib.suppress(RunCacheNotFoundError):
+                        repo.stage_cache.restore(stages[name])
+                        kept.add(name)
+        return todo, kept
 
 
 def start(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
@@ -50,9 +61,9 @@ def start(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def work_ahead(todo: list[str], total: int, setup: Setup, jobs: int) -> None:
-    """Do the work of the stages that can be done ahead of DVC; they leave `todo`."""
-    ahead = [stage for stage in todo if is_ahead(stage)]
+def work_ahead(todo: list[str], kept: set[str], total: int, setup: Setup, jobs: int) -> None:
+    """Do the work of the stages that can be done ahead of DVC and were not kept; they leave `todo`."""
+    ahead = [stage for stage in todo if is_ahead(stage) and stage not in kept]
     if not ahead:
         return
     print(f"{len(ahead)} stages, up to {jobs} at a time", flush=True)
@@ -134,13 +145,13 @@ def summary(setup: Setup) -> str:
     )
 
 
-def run(todo: list[str], setup: Setup, jobs: int, environment: dict[str, str]) -> int:
+def run(todo: list[str], kept: set[str], setup: Setup, jobs: int, environment: dict[str, str]) -> int:
     """Do what is to be done, up to `jobs` stages at a time; the result is the exit code."""
     total, ray = len(todo), setup.compute.backend == "ray"
     if ray and "prepare" in todo and (code := run_dvc(todo, total, setup, environment, "prepare")):
         return code
     if ray:
-        work_ahead(todo, total, setup, jobs)
+        work_ahead(todo, kept, total, setup, jobs)
     return run_dvc(todo, total, setup, environment, LAST)
 
 
@@ -171,13 +182,13 @@ def main(wanted: str = "auto") -> int:
     except ConfigError as error:
         print(f"params.yaml: {error}" if error.path != "JOBS" else error, file=sys.stderr)
         return 2
-    todo = plan()
+    todo, kept = plan()
     count = len(todo)
     print(f"{setup.project.workload}: {count} stages to run" + (f": {', '.join(todo)}" if todo else ""), flush=True)
     try:
         with connection(compute, jobs) if compute.backend == "ray" and todo else contextlib.nullcontext() as session:
             shared = {SHARED: session.address} if session and session.own else {}
-            code = run(todo, setup, jobs, {DRIVER: str(os.getpid()), **shared})
+            code = run(todo, kept, setup, jobs, {DRIVER: str(os.getpid()), **shared})
     except ComputeError as error:
         print(error, file=sys.stderr)
         code = 1

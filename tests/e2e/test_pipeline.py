@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from cmcore.closure import ROOT
+from cmcore.report.tune import Axis, Row, SearchReport, write_search
 
 pytest.importorskip("dvc")
 pytest.importorskip("ray")
@@ -142,17 +143,45 @@ def test_mlflow_has_every_run_once_with_its_tags(made):
     client = mlflow.MlflowClient(f"sqlite:///{repository.folder}/.tracking/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    page = runs.pop("report")
+    assert {a.path for a in client.list_artifacts(page.info.run_id)} == {"figures", "index.html", "tables"}
     assert sorted(runs) == sorted(RUNS)
     for name, run in runs.items():
         tags = run.data.tags
         assert (run.info.status, tags["run"], tags["workload"], tags["method"]) == ("FINISHED", name, "tiny", name)
+        assert (tags["kind"], tags["ema"], tags["nfe"]) == ("run", "ema", "1, 2" if name == "ect" else "5")
         assert len(tags["fingerprint"]) == len(tags["data_digest"]) == 16
         assert len(tags["git_revision"]) == 40
         assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"grids", "records", "samples", "weights"}
         assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 4
-    curve = {m.step: m.value for m in client.get_metric_history(runs["ect"].info.run_id, "eval/fd")}
+    curve = {m.step: m.value for m in client.get_metric_history(runs["ect"].info.run_id, "eval_by_nfe/fd")}
     assert sorted(curve) == [1, 2]
+    for name in ("eval/fd_nfe1", "snapshots/fd_nfe1", "train/loss"):
+        last = client.get_metric_history(runs["ect"].info.run_id, name)[-1]
+        assert last.step == 2048, "all of them stand over images seen"
     assert runs["ect"].data.params["method_config.q"] == "4.0"
+
+
+def test_a_search_gets_into_the_report_and_is_no_stage_of_it(repository):
+    folder = repository.folder / "reports/tiny"
+    before = (folder / "index.html").read_bytes()
+    rows = [Row("t", {"train.lr": 0.1}, {"train.lr": 0.5}, {2048: 1.0}, "finished")]
+    best = {"runs": {"ect": {"train": {"lr": 0.1}}}}
+    compared = [{"seed": 5, "before": 1.0, "after": 2.0}]
+    write_search(
+        SearchReport("lr", "ect", "fd", [Axis("train.lr", 0.01, 1.0)], rows, best, compared), folder / "tune/lr"
+    )
+    repository.call("stages.report")
+    page = (folder / "index.html").read_text()
+    assert "<h2>Search lr</h2>" in page
+    assert "not better on any seed" in page
+    assert (folder / "tables/search_lr.csv").exists()
+    assert repository.changed() == set()
+    assert "Running stage" not in repository.dvc("repro")
+    shutil.rmtree(folder / "tune")
+    repository.call("stages.report")
+    assert (folder / "index.html").read_bytes() == before
+    assert not (folder / "tables/search_lr.csv").exists()
 
 
 def test_inline_gives_the_same_bytes(repository):
@@ -164,15 +193,17 @@ def test_inline_gives_the_same_bytes(repository):
 
 
 def test_results_come_back_from_the_run_cache(repository):
-    repository.edit("backend: ray", "backend: inline")
     reports = repository.folder / "reports"
     before = {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()}
     for name in ("outputs", "reports", ".work"):
         shutil.rmtree(repository.folder / name, ignore_errors=True)
     (repository.folder / "dvc.lock").unlink()
-    said = repository.dvc("repro")
-    assert re.findall("Running stage '(.+)'", said) == ["tabulate"]
+    said = repository.call("stages.repro")
+    kept = ["prepare", "reference", *(f"{kind}@{run}" for run in RUNS for kind in ("train", "evaluate"))]
+    assert sorted(re.findall(r"\] (\S+): restored", said)) == sorted(kept)
+    assert "[7/7] tabulate, about" in said
     assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
+    assert not (repository.folder / ".work/tiny").exists(), "nothing was computed"
 
 
 @pytest.mark.parametrize(
