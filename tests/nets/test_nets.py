@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.config import ConfigError, plain, read
-from cmcore.nets import edm2, mlp, unet
+from cmcore.diffusion.precond import Condition
+from cmcore.nets import adm, edm2, mlp, unet
 from cmcore.rng import Draws
 
 UNET = {
@@ -18,12 +19,18 @@ UNET = {
     "dropout": 0.0,
     "heads": 2,
 }
+NCSN = {**UNET, "encoder": "residual", "resample_filter": (1, 3, 3, 1), "noise_mult": 2}
+ADM = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,), "head_channels": 4}
 MLP = {"hidden": 24, "blocks": 2, "features": 8, "embedding_width": 16}
 EDM2 = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,), "head_channels": 4}
+NCSNPP = {"embedding": "fourier", "noise_mult": 2, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
+LSUN = {"model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "blocks": 2, "norm": "group"}
 OPTIONS = list(itertools.product(("group", "adaptive", "double"), ("positional", "fourier")))
 CASES = [
     *[(unet, {**UNET, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
     (unet, {**UNET, "resample_filter": (1, 3, 3, 1), "resample_proj": False, "noise_mult": 2}),
+    *[(unet, {**NCSN, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
+    *[(adm, {**ADM, "norm": norm}) for norm in ("group", "adaptive", "double")],
     *[(mlp, {**MLP, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
     (mlp, {**MLP, "expansion": 2}),
     *[
@@ -34,10 +41,15 @@ CASES = [
 every_net = pytest.mark.parametrize(("kind", "fields"), CASES, ids=lambda v: getattr(v, "__name__", None))
 
 
+def scaled(kind) -> dict[str, float]:
+    """Frequencies low enough for finite differences."""
+    return {"fourier_scale": 0.5} if hasattr(kind.Config(), "fourier_scale") else {}
+
+
 def make(kind, fields, *, classes=0, channels=2, scale=0.15, **more) -> nn.Module:
     """A small net in float64 with no parameter left at its (partly zero) initial value."""
     torch.manual_seed(0)
-    config = kind.Config(**{**fields, **more, "fourier_scale": 0.5})
+    config = kind.Config(**{**fields, **more, **scaled(kind)})
     net = kind.build(config, channels=channels, resolution=8, classes=classes).double()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -108,13 +120,57 @@ def test_class_conditional(kind, fields):
         make(kind, fields)(x, c, torch.tensor([0, 1, 2]))
 
 
+@pytest.mark.parametrize(("kind", "fields"), [(unet, UNET), (unet, NCSN), (adm, ADM), (mlp, MLP)])
+def test_augmentation_vector(kind, fields):
+    """None is a vector of zeros, alone or beside labels, and a network without this input refuses one."""
+    net = make(kind, fields, classes=4, augment_dim=9)
+    x, c = inputs()
+    labels = torch.tensor([0, 1, 2])
+    vector = torch.randn(3, 9, generator=torch.Generator().manual_seed(4))
+    plain_labels = net(x, c, labels)
+    assert torch.equal(net(x, c, Condition(labels)), plain_labels)
+    torch.testing.assert_close(net(x, c, Condition(labels, torch.zeros(3, 9))), plain_labels)
+    assert (net(x, c, Condition(labels, vector)) - plain_labels).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"augment: expected shape \(B, 9\), got \(3, 8\)"):
+        net(x, c, Condition(labels, vector[:, :8]))
+    with pytest.raises(ValueError, match="augment: expected None"):
+        make(kind, fields)(x, c, Condition(None, vector))
+
+
+@pytest.mark.parametrize(("kind", "fields"), [(unet, {**UNET, "norm": "double"}), (unet, NCSN), (adm, ADM)])
+def test_jvp_in_channels_last_and_with_the_fused_attention_beside_it(kind, fields):
+    net = make(kind, fields)
+    x, c = inputs()
+    dx, dc = torch.ones_like(x), torch.ones_like(c)
+    expected = torch.func.jvp(net, (x, c), (dx, dc))
+    last = net.to(memory_format=torch.channels_last)
+    turned = x.to(memory_format=torch.channels_last)
+    for got, wanted in zip(torch.func.jvp(last, (turned, c), (dx, dc)), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(last(turned, c), expected[0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("kind", "fields"), [(unet, NCSN), (adm, ADM)])
+def test_jvp_is_the_transpose_of_the_gradient(kind, fields):
+    """<v, J u> = <J^T v, u>, of which the right side is reverse mode through the fused attention."""
+    net = make(kind, fields)
+    x, c = inputs()
+    x.requires_grad_()
+    c.requires_grad_()
+    g = torch.Generator().manual_seed(5)
+    u, w, v = (torch.randn(shape, generator=g, dtype=x.dtype) for shape in (x.shape, c.shape, x.shape))
+    tangent = torch.func.jvp(net, (x, c), (u, w))[1]
+    dx, dc = torch.autograd.grad(net(x, c), (x, c), v)
+    torch.testing.assert_close((v * tangent).sum(), (dx * u).sum() + (dc * w).sum(), rtol=1e-9, atol=0)
+
+
 @every_net
 def test_weights_round_trip_through_plain_tensors(kind, fields):
     net = make(kind, fields)
     state = net.state_dict()
     assert all(tensor.is_contiguous() for tensor in state.values())  # safetensors refuses anything else
     torch.manual_seed(99)
-    other = kind.build(kind.Config(**{**fields, "fourier_scale": 0.5}), channels=2, resolution=8, classes=0).double()
+    other = kind.build(kind.Config(**{**fields, **scaled(kind)}), channels=2, resolution=8, classes=0).double()
     other.load_state_dict(state)
     x, c = inputs()
     assert torch.equal(other.eval()(x, c), net(x, c))
@@ -146,7 +202,7 @@ def test_dropout_replay(kind, fields, device):
         assert not torch.equal(net(x, c), student)
 
 
-@pytest.mark.parametrize("kind", [unet, mlp])
+@pytest.mark.parametrize("kind", [unet, adm, mlp])
 def test_config_round_trip_and_defaults(kind):
     config = kind.Config(norm="double", c_noise="trig")
     assert read(kind.Config, plain(config)) == config
@@ -168,6 +224,16 @@ def test_config_round_trip_and_defaults(kind):
         (unet, {"resample_filter": [1, 2, 1]}, "resample_filter"),
         (unet, {"fourier_scale": 0}, "fourier_scale"),
         (unet, {"chanel_mult": [1]}, "chanel_mult"),
+        (unet, {"encoder": "skip"}, "encoder"),
+        (unet, {"augment_dim": -1}, "augment_dim"),
+        (adm, {"model_channels": 0}, "model_channels"),
+        (adm, {"model_channels": 96}, "head_channels"),
+        (adm, {"channel_mult": []}, "channel_mult"),
+        (adm, {"dropout": 1.0}, "dropout"),
+        (adm, {"group_channels": 0}, "group_channels"),
+        (adm, {"dropout_resolution": -1}, "dropout_resolution"),
+        (adm, {"norm_eps": 0.0}, "norm_eps"),
+        (mlp, {"augment_dim": -1}, "augment_dim"),
         (mlp, {"hidden": 0}, "hidden"),
         (mlp, {"features": 5}, "features"),
         (mlp, {"dropout": -0.1}, "dropout"),
@@ -192,3 +258,25 @@ def test_wrong_inputs_say_what_was_expected(kind, fields):
         net(x[..., :4], c)
     with pytest.raises(ValueError, match=r"c_noise: expected shape \(B,\), got \(\)"):
         net(x, c[0])
+
+
+PUBLISHED = [  # counted from the public classes; the papers print 55.7M (arXiv 2206.00364, App. F.2) and 296M (Table 4)
+    (unet, {}, 32, 0, 55_732_739),
+    (unet, {"augment_dim": 9}, 32, 0, 55_733_891),
+    (unet, {"augment_dim": 9}, 32, 10, 55_735_299),
+    (unet, {"augment_dim": 9, "channel_mult": (1, 2, 2, 2)}, 64, 0, 61_805_571),
+    (unet, NCSNPP, 32, 0, 56_395_523),
+    (unet, {**NCSNPP, "augment_dim": 9}, 32, 0, 56_397_827),
+    (unet, {**NCSNPP, "augment_dim": 9}, 32, 10, 56_400_643),
+    (unet, {**NCSNPP, "augment_dim": 9, "channel_mult": (1, 2, 2, 2)}, 64, 0, 62_761_091),
+    (adm, {}, 64, 0, 295_131_267),
+    (adm, {}, 64, 1000, 295_899_267),
+    (adm, LSUN, 256, 0, 526_304_771),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "resolution", "classes", "count"), PUBLISHED)
+def test_parameter_counts_are_the_published_ones(kind, fields, resolution, classes, count):
+    with torch.device("meta"):
+        net = kind.build(kind.Config(**fields), channels=3, resolution=resolution, classes=classes)
+    assert sum(parameter.numel() for parameter in net.parameters()) == count
