@@ -1,57 +1,19 @@
 """Half precision: what stays in float32, and the scaling of fp16's loss."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
+from faulty import Overflows, copied, gate
 from tiny import METHODS, batches, make_method, make_state, make_train
-from torch import Tensor
 
 from cmcore.consistency import tangents
 from cmcore.consistency.weights import AdaptiveWeight
-from cmcore.methods.base import Batch, LossOut
-from cmcore.rng import Draws
 from cmcore.train import precision, steps
 from cmcore.train.gate import NonFiniteError
 from cmcore.train.precision import INITIAL, LossScale, choose_matrix_units
 from cmcore.train.session import Window
-from cmcore.train.state import State, load_state_tensors, state_tensors
-
-
-def copied(state: State) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in state_tensors(state).items()}
-
-
-@contextmanager
-def gate(deferred: bool) -> Iterator[None]:
-    """The loop as it is on a device that works on its own, or as it is on a CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "answers_at_once", lambda device: not deferred)
-        yield
-
-
-class Overflows:
-    """A method some of whose steps have gradients that are not finite at the present scale."""
-
-    def __init__(self, inner: Any, bad: Callable[[int, float], bool], kind: str = "gradient") -> None:
-        self.inner, self.bad, self.kind = inner, bad, kind
-        self.needs, self.boundary, self.few_step = inner.needs, inner.boundary, inner.few_step
-        self.scale = INITIAL
-
-    def target_decay(self, progress: Any) -> float:
-        return self.inner.target_decay(progress)
-
-    def loss(self, models: Any, batch: Batch, progress: Any, draws: Draws) -> LossOut:
-        out = self.inner.loss(models, batch, progress, draws)
-        if not self.bad(progress.iteration, self.scale):
-            return out
-        if self.kind == "loss":
-            return LossOut(out.loss * float("inf"), out.scalars)
-        zero = (out.loss - out.loss.detach()).clamp(min=0)  # sqrt has an infinite slope here, and a finite value
-        return LossOut(out.loss.detach() + zero.sqrt(), out.scalars)
+from cmcore.train.state import load_state_tensors
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -88,7 +50,7 @@ def test_tangents_and_what_they_start_from_are_in_full_precision(name: str, monk
 @pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("name", ["edm", "ct", "sct"])
 def test_an_overflow_skips_optimiser_average_and_target_together(name: str, deferred: bool):
-    method = Overflows(make_method(name, **({"s1": 10} if name == "ct" else {})), lambda k, _: k in (0, 3))
+    method = Overflows(make_method(name, **({"s1": 10} if name == "ct" else {})), lambda k: k in (0, 3))
     config = make_train(precision="fp16", optimiser="radam" if name == "ct" else "adam")
     state = make_state(method, config, noise=0.3)
     taken, scales = [], []
@@ -114,7 +76,7 @@ def test_an_overflow_skips_optimiser_average_and_target_together(name: str, defe
 
 
 def test_the_scale_is_part_of_the_state_and_a_resumed_run_ends_in_the_same_bits():
-    method, config = Overflows(make_method("edm"), lambda k, _: k in (1, 6)), make_train(precision="fp16")
+    method, config = Overflows(make_method("edm"), lambda k: k in (1, 6)), make_train(precision="fp16")
     whole, half, resumed = (make_state(method, config, seed=seed) for seed in (0, 0, 1))
     list(steps.steps(whole, method, batches, config))
     list(steps.steps(half, method, batches, replace(config, images=160)))
@@ -147,7 +109,7 @@ def test_scaling_is_exact():
 @pytest.mark.parametrize(("kind", "step"), [("gradient", 17), ("loss", 1)])
 def test_what_no_scale_can_help_ends_the_run(kind: str, step: int, deferred: bool):
     """Sixteen halvings lead to the least scale, where an overflow is not its fault; a bad loss never is."""
-    method, config = Overflows(make_method("edm"), lambda *_: True, kind), make_train(precision="fp16", images=32 * 40)
+    method, config = Overflows(make_method("edm"), lambda _: True, kind), make_train(precision="fp16", images=32 * 40)
     state = make_state(method, config)
     start = copied(state)
     with gate(deferred), pytest.raises(NonFiniteError, match=rf"at step {step} \("):
@@ -157,7 +119,7 @@ def test_what_no_scale_can_help_ends_the_run(kind: str, step: int, deferred: boo
 
 
 def test_the_history_has_the_share_of_skipped_steps():
-    method, window = Overflows(make_method("edm"), lambda k, _: k == 3), Window()
+    method, window = Overflows(make_method("edm"), lambda k: k == 3), Window()
     config = make_train(precision="fp16", images=128)
     for record in steps.steps(make_state(method, config), method, batches, config):
         window.add(record)
