@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from cmcore.config import read
 from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.settings import ComputeConfig, TrackingConfig
 from cmcore.tracking.base import Null, Tracker
+from stages.track import run_tags
 
 PARAMS = "params.yaml"
 
@@ -78,15 +79,24 @@ class Setup:
             return
         manifest = json.loads(self.folders.manifest.read_text(encoding="utf-8"))
         tags = {
-            "workload": self.project.workload,
-            "method": run.method,
-            "fingerprint": fingerprint,
+            **run_tags(self.project.workload, run.name, run.method, fingerprint),
             "git_revision": git_revision(self.folders.root),
             "data_digest": manifest["sha256"][:16],
-            "run": run.name,
+            "init": run.init,
+            "ema": run.train.eval_ema,
         }
-        workload = self.project.workload
-        tracker = MlflowTracker(self.tracking, workload=workload, name=run.name, tags=tags, root=self.folders.root)
+        with self.tracking_as(tags) as tracker:
+            yield tracker
+
+    @contextmanager
+    def tracking_as(self, tags: Mapping[str, str]) -> Iterator[Tracker]:
+        """The tracker of whatever these tags find; `run` names it."""
+        if not self.tracking.mlflow:
+            yield Null()
+            return
+        tracker = MlflowTracker(
+            self.tracking, workload=self.project.workload, name=tags["run"], tags=tags, root=self.folders.root
+        )
         try:
             yield tracker
         except BaseException:

@@ -17,7 +17,7 @@ from cmcore.train.session import HISTORY
 from stages.common import Folders, Setup, load
 from stages.process import guarded
 from stages.sync_searches import search_replays
-from stages.track import track
+from stages.track import REPORT, run_tags, track, track_report
 
 
 def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
@@ -41,8 +41,9 @@ def trained(run: Run, folders: Folders) -> Replay | None:
         return None
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     mark, (_, header) = summary["fingerprint"], checkpoint.load(folder / WEIGHTS, "no tensor has this name")
-    tags = {"workload": folders.workload, "method": summary["method"], "fingerprint": mark, "run": run.name}
-    replay, values = Replay(tags), parameters(run, folders, summary, header)
+    tags = run_tags(folders.workload, run.name, summary["method"], mark)
+    replay = Replay(tags | {"init": summary["init"], "ema": summary["eval_ema"]})
+    values = parameters(run, folders, summary, header)
     if "method_config" in values:
         replay.tags["data_digest"] = open_data(folders.data).digest[:16]
     replay.params(values)
@@ -65,7 +66,7 @@ def evaluated(name: str, folders: Folders, training: Replay | None) -> Replay | 
     source = from_json(metrics["records"][0]).provenance
     replay = training
     if replay is None or replay.tags["fingerprint"] != source.fingerprint:
-        tags = {"workload": source.workload, "method": source.method, "fingerprint": source.fingerprint, "run": name}
+        tags = run_tags(source.workload, name, source.method, source.fingerprint) | {"init": metrics["init"]}
         replay = Replay(tags | {"data_digest": source.reference_digest[:16]})
     replay.written_with(path)
     track(metrics, replay)
@@ -89,24 +90,32 @@ def replays(run: Run, folders: Folders) -> list[Replay]:
     return [one for one in dict.fromkeys((training, evaluation)) if one is not None]
 
 
+def report(folders: Folders) -> Replay | None:
+    """The page, the tables and the figures, if they are here."""
+    page = folders.reports / "index.html"
+    if not page.exists():
+        return None
+    replay = Replay({**REPORT, "workload": folders.workload})
+    track_report(folders.reports, replay)
+    return replay
+
+
 def sync(setup: Setup) -> list[str]:
-    """Send what is missing; the result says what that was, in a line for every run."""
+    """Send what is missing; the result says what that was, in a line for every run, search and report."""
     uri, experiment = store_uri(setup.tracking, setup.folders.root), setup.tracking.experiment or setup.project.workload
+
+    def send(runs: list[Replay]) -> str:
+        params, points, files = (sum(c) for c in zip(*(run.send(uri, experiment) for run in runs), strict=True))
+        some = params + points + files
+        return f"sent {points} points, {params} parameters and {files} files" if some else "nothing was missing"
+
     lines = []
     for run in setup.project.runs.values():
-        for replay in replays(run, setup.folders):
-            params, points, files = replay.send(uri, experiment)
-            sent = f"sent {points} points, {params} parameters and {files} files" if params + points + files else ""
-            lines.append(f"{run.name} ({replay.tags['fingerprint']}): {sent or 'nothing was missing'}")
+        lines += [f"{run.name} ({one.tags['fingerprint']}): {send([one])}" for one in replays(run, setup.folders)]
     for mark, runs in search_replays(setup):
-        params, points, files = (
-            sum(column) for column in zip(*(run.send(uri, experiment) for run in runs), strict=True)
-        )
-        trials = f"of {len(runs) - 1} trials"
-        sent = (
-            f"sent {points} points, {params} parameters and {files} files {trials}" if params + points + files else ""
-        )
-        lines.append(f"tune/{mark}: {sent or f'nothing {trials} was missing'}")
+        lines.append(f"tune/{mark}, {len(runs) - 1} trials: {send(runs)}")
+    if (page := report(setup.folders)) is not None:
+        lines.append(f"report: {send([page])}")
     return lines or [f"{setup.project.workload}: no outputs and no reports to tell of; `make repro` makes them"]
 
 

@@ -12,6 +12,7 @@ from cmcore.report.searches import read_searches
 from cmcore.report.tabulate import tabulate
 from stages.common import load
 from stages.progress import listener
+from stages.track import REPORT, track_report
 
 
 def job(inputs: Inputs, entries: Mapping[str, Any], out: Path) -> None:
@@ -36,5 +37,7 @@ def main() -> None:
         order=tuple(setup.project.runs),
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
     )
-    with listener("tabulate", "file"):
-        execute(setup.compute, job, inputs, plain(sections.runs), folders.reports)
+    with setup.tracking_as({**REPORT, "workload": folders.workload}) as tracker:
+        with listener("tabulate", "file"):
+            execute(setup.compute, job, inputs, plain(sections.runs), folders.reports)
+        track_report(folders.reports, tracker)

@@ -1,15 +1,46 @@
-"""The records of an evaluation, as a tracker gets to see them."""
+"""What a tracker gets to see of a run, an evaluation and a report, so that runs can be found and compared."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from cmcore.evaluate.records import from_json
+from cmcore.evaluate.records import MetricRecord, from_json
 from cmcore.tracking.base import Tracker
+
+REPORT = {"run": "report", "fingerprint": "report", "kind": "report"}  # one run for all, which is written again
+
+
+def run_tags(workload: str, name: str, method: str, fingerprint: str) -> dict[str, str]:
+    """What a training run is found by; `run` and `fingerprint` find it again."""
+    return {"workload": workload, "run": name, "method": method, "fingerprint": fingerprint, "kind": "run"}
 
 
 def track(metrics: dict[str, Any], tracker: Tracker) -> None:
-    """Quality against NFE, and of snapshots against images seen: MLflow draws both as curves, a line per run."""
-    for record in map(from_json, metrics["records"]):
-        nfe = record.provenance.nfe
-        tracker.metrics({f"eval/{record.metric}": record.value, f"eval/{record.metric}_nfe{nfe}": record.value}, nfe)
+    """The records of an evaluation; MLflow draws a line, or a bar, per run.
+
+    `eval/` and `snapshots/` stand over images seen, as all of training does; `eval_by_nfe/` over function evaluations.
+    """
+    records = [from_json(one) for one in metrics["records"]]
+    for record in records:
+        p = record.provenance
+        tracker.metrics({f"eval/{key(record)}": record.value}, p.images)
+        tracker.metrics({f"eval_by_nfe/{record.metric}": record.value}, p.nfe)
     for record in map(from_json, metrics["snapshots"]):
-        tracker.metrics({f"snapshots/{record.metric}": record.value}, record.provenance.images)
+        tracker.metrics({f"snapshots/{key(record)}": record.value}, record.provenance.images)
+    tracker.tag({"nfe": _listed(r.provenance.nfe for r in records), "ema": _listed(r.provenance.ema for r in records)})
+
+
+def key(record: MetricRecord) -> str:
+    """A metric at a number of function evaluations, so that equal names compare."""
+    return f"{record.metric}_nfe{record.provenance.nfe}"
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def track_report(folder: Path, tracker: Tracker) -> None:
+    """The page, which MLflow shows as it is, the tables and the figures."""
+    for path in sorted([folder / "index.html", *folder.glob("tables/*"), *folder.glob("figures/*.png")]):
+        if path.is_file():
+            tracker.artifact(path, "" if path.parent == folder else path.parent.name)

@@ -74,6 +74,9 @@ class Replay:
     def params(self, values: Mapping[str, Any]) -> None:
         self._params |= {metric_name(key): str(value)[:PARAM_LENGTH] for key, value in flatten(values).items()}
 
+    def tag(self, values: Mapping[str, str]) -> None:
+        self.tags |= values
+
     def metrics(self, values: Mapping[str, float], images: int) -> None:
         for name, value in values.items():
             if math.isfinite(value):

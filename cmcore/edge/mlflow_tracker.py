@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PARAM_LENGTH, KEY_LENGTH, PARAMS_AT_ONCE, POINTS_AT_ONCE = 6000, 250, 100, 1000  # MLflow's own limits
+PARAM_LENGTH, KEY_LENGTH, PARAMS_AT_ONCE, TAGS_AT_ONCE, POINTS_AT_ONCE = 6000, 250, 100, 100, 1000  # MLflow's limits
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # sending the same again would not help
 
 
@@ -48,7 +48,12 @@ class _Param(NamedTuple):
     value: str
 
 
-_Item = _Point | _Artifact | _Param
+class _Tag(NamedTuple):
+    key: str
+    value: str
+
+
+_Item = _Point | _Artifact | _Param | _Tag
 
 
 def metric_name(name: str) -> str:
@@ -89,6 +94,10 @@ class MlflowTracker:
     def params(self, values: Mapping[str, Any]) -> None:
         for key, value in flatten(values).items():
             self._put(_Param(metric_name(key), str(value)[:PARAM_LENGTH]))
+
+    def tag(self, values: Mapping[str, str]) -> None:
+        for key, value in values.items():
+            self._put(_Tag(metric_name(key), value))
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:
         now = int(time.time() * 1000)
@@ -156,7 +165,7 @@ class MlflowTracker:
 
 def alike(items: list[_Item]) -> list[_Item]:
     """The items at the head of the list that one request can carry."""
-    limit = {_Param: PARAMS_AT_ONCE, _Point: POINTS_AT_ONCE, _Artifact: 1}[type(items[0])]
+    limit = {_Param: PARAMS_AT_ONCE, _Tag: TAGS_AT_ONCE, _Point: POINTS_AT_ONCE, _Artifact: 1}[type(items[0])]
     return list(itertools.takewhile(lambda item: type(item) is type(items[0]), items[:limit]))
 
 
@@ -170,15 +179,16 @@ class _Session:
 
     def send(self, group: list[_Item]) -> bool:
         """Send items of one kind."""
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric, Param, RunTag
 
         for item in group:
             if isinstance(item, _Artifact):
                 self._client.log_artifact(self._id, str(item.path), item.folder or None)
+        tags = [RunTag(*item) for item in group if isinstance(item, _Tag)]
         params = {i.key: i.value for i in group if isinstance(i, _Param) and i.key not in self._params}
         points = [Metric(*item) for item in group if isinstance(item, _Point) and self._is_new(item)]
-        if params or points:
-            self._client.log_batch(self._id, metrics=points, params=[Param(*pair) for pair in params.items()])
+        if params or points or tags:
+            self._client.log_batch(self._id, points, [Param(*pair) for pair in params.items()], tags)
         self._params |= params
         return True
 

@@ -49,8 +49,11 @@ def test_everything_said_arrives(root, tmp_path):
     for images in range(0, 3000, 2):
         t.metrics({"train/loss": 1.0 + images, "bad": math.nan}, images)
     t.artifact(tmp_path / "grid.png", "grids")
+    t.tag({"nfe": "1"})
+    t.tag({"nfe": "1, 2"})
     t.close()
     client, (run,) = runs(root)
+    assert run.data.tags["nfe"] == "1, 2"
     assert run.info.status == "FINISHED"
     assert {key: run.data.tags[key] for key in TAGS} == TAGS | {"fingerprint": "first"}
     assert run.data.params["train.lr"] == "0.1"

@@ -39,7 +39,9 @@ def write_report(setup: Setup, fingerprint: str) -> None:
     """A record like that of an evaluation."""
     records = [record(metric, nfe / 3, nfe, 4096, fingerprint) for metric in ("fd", "recall") for nfe in (1, 2)]
     on_the_way = [record("fd", images / 7, 1, images, fingerprint) for images in (2048, 4096)]
-    write_json(setup.folders.reports / "metrics/edm.json", {"records": records, "snapshots": on_the_way})
+    write_json(
+        setup.folders.reports / "metrics/edm.json", {"init": "random", "records": records, "snapshots": on_the_way}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +104,12 @@ def history(setup: Setup) -> list[dict]:
 
 
 def evaluation() -> set:
-    by_nfe = {(f"eval/{m}{end}", n, n / 3) for m in ("fd", "recall") for n in (1, 2) for end in ("", f"_nfe{n}")}
-    return by_nfe | {("snapshots/fd", images, images / 7) for images in (2048, 4096)}
+    measured = [(metric, nfe) for metric in ("fd", "recall") for nfe in (1, 2)]
+    return {
+        *((f"eval/{metric}_nfe{nfe}", 4096, nfe / 3) for metric, nfe in measured),
+        *((f"eval_by_nfe/{metric}", nfe, nfe / 3) for metric, nfe in measured),
+        *(("snapshots/fd_nfe1", images, images / 7) for images in (2048, 4096)),
+    }
 
 
 def expected(setup: Setup) -> Counter:
@@ -121,8 +127,8 @@ def test_a_replay_gives_mlflow_everything_once_however_often(setup):
     run = runs[fingerprint(setup)]
     assert points(client, run) == expected(setup)
     assert (run.info.run_name, run.info.status) == ("edm", "FINISHED")
-    assert {key: run.data.tags[key] for key in ("run", "workload", "method")} == {
-        "run": "edm", "workload": "tiny", "method": "edm",
+    assert {key: run.data.tags[key] for key in ("run", "workload", "method", "kind", "init", "ema", "nfe")} == {
+        "run": "edm", "workload": "tiny", "method": "edm", "kind": "run", "init": "random", "ema": "e", "nfe": "1, 2",
     }  # fmt: skip
     assert len(run.data.tags["data_digest"]) == 16
     assert "git_revision" not in run.data.tags

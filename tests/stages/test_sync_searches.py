@@ -118,10 +118,9 @@ def check_complete(setup: Setup, job: Job) -> None:
 def test_a_search_that_mlflow_never_saw_is_told_once_however_often(setup):
     job = search(setup)
     (first,) = sync(setup)
-    assert first.startswith(f"tune/{job.folder.name}: sent 7 points, ")
-    assert first.endswith("of 4 trials")
+    assert first.startswith(f"tune/{job.folder.name}, 4 trials: sent 7 points, ")
     check_complete(setup, job)
-    assert sync(setup) == [f"tune/{job.folder.name}: nothing of 4 trials was missing"]
+    assert sync(setup) == [f"tune/{job.folder.name}, 4 trials: nothing was missing"]
     check_complete(setup, job)
 
 
@@ -142,7 +141,7 @@ def test_a_search_that_was_tracked_live_misses_nothing(setup):
     for trial in trials():
         recorder.record(trial, over=True)
     recorder.close(trials()[0], sorted((setup.folders.reports / "tune/schedule").iterdir()))
-    assert sync(setup) == [f"tune/{job.folder.name}: nothing of 4 trials was missing"]
+    assert sync(setup) == [f"tune/{job.folder.name}, 4 trials: nothing was missing"]
     check_complete(setup, job)
 
 
@@ -181,7 +180,7 @@ def test_a_clone_tells_what_its_reports_hold_under_one_name(setup):
     shutil.rmtree(setup.folders.work)
     shutil.rmtree(setup.folders.outputs)
     (first,), (second,) = sync(setup), sync(setup)
-    assert second == first.partition(":")[0] + ": nothing of 4 trials was missing"
+    assert second == first.partition(":")[0] + ": nothing was missing"
     _, parent, children = runs(setup)
     assert parent.data.params == {"base": "ect"}
     assert sorted(children) == ["a", "b", "c", "d"]
