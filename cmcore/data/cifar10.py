@@ -95,9 +95,9 @@ class _Array:
     def array(self) -> np.ndarray:
         _, shape, element, by_columns, content = self.state
         kind = element.state if isinstance(element, _Element) else None
-        if kind not in (b"u1", "u1") or by_columns or not isinstance(content, bytes):
-            raise DataError("expected an array of uint8, row by row")
-        return np.frombuffer(content, np.uint8).reshape(shape)
+        if kind not in (b"u1", "u1", b"|u1") or not isinstance(content, bytes):
+            raise DataError("expected an array of uint8")
+        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
 class _Element:
