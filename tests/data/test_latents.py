@@ -1,0 +1,165 @@
+"""Latents: what EDM2's dataset tool writes, how it is normalised, and that nothing takes it for images."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures_on_disk import write_folder, write_tar, write_zip
+
+from cmcore.config import ConfigError, read
+from cmcore.data.errors import DataError
+from cmcore.data.images import ImageData, LatentData, open_data
+from cmcore.data.posterior import FINAL_STD, RAW_MEAN, RAW_STD, sample
+from cmcore.data.prepare import prepare
+from cmcore.data.settings import DataConfig
+from cmcore.rng import Draws
+
+SIZE, COUNT = 8, 70  # more than one block of files
+
+
+def stored(count: int = COUNT) -> np.ndarray:
+    """Latents that are normalised to mean 0 and deviation 0.5, up to chance."""
+    rng = np.random.default_rng(0)
+    std = np.array(RAW_STD)[:, None, None] * np.full((count, 4, SIZE, SIZE), 0.1)
+    mean = np.array(RAW_MEAN)[:, None, None] + np.array(RAW_STD)[:, None, None] * np.sqrt(0.99) * rng.standard_normal(
+        (count, 4, SIZE, SIZE)
+    )
+    return np.concatenate([mean, std], axis=1).astype(np.float32)
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def content(latents: np.ndarray) -> dict[str, bytes]:
+    names = [f"00000/img-mean-std-{k:08d}.npy" for k in range(len(latents))]
+    labels = json.dumps({"labels": [[name, k % 3] for k, name in enumerate(names)]}).encode()
+    return {name: npy(one) for name, one in zip(names, latents, strict=True)} | {"dataset.json": labels}
+
+
+def config(path: Path, **fields) -> DataConfig:
+    return DataConfig(**{"source": "latents", "path": str(path), "resolution": SIZE, "channels": 4, **fields})
+
+
+@pytest.fixture
+def prepared(tmp_path) -> LatentData:
+    prepare(config(write_zip(tmp_path / "in.zip", content(stored()))), tmp_path / "out")
+    data = open_data(tmp_path / "out")
+    assert isinstance(data, LatentData)
+    return data
+
+
+def test_means_and_deviations_are_stored_as_they_are(prepared):
+    np.testing.assert_array_equal(prepared.images, stored())
+    assert isinstance(prepared.images, np.memmap)
+    assert (prepared.shape, len(prepared), prepared.classes) == ((4, SIZE, SIZE), COUNT, 3)
+    assert prepared.labels[:4].tolist() == [0, 1, 2, 0]
+    batch, labels = prepared.batch([5, 0])
+    assert (batch.shape, labels.tolist()) == ((2, 8, SIZE, SIZE), [2, 0])
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_every_route_gives_the_same(tmp_path, prepared, kind):
+    write = {"folder": write_folder, "zip": write_zip, "tar": write_tar}[kind]
+    assert prepare(config(write(tmp_path / "again", content(stored()))), tmp_path / "other") == prepared.manifest
+
+
+def test_the_manifest_explains_them(prepared):
+    manifest = prepared.manifest
+    assert manifest["kind"] == "latents"
+    assert (manifest["raw_mean"], manifest["raw_std"], manifest["final_std"]) == ([*RAW_MEAN], [*RAW_STD], FINAL_STD)
+    drawn = prepared.decoded(prepared.batch(range(COUNT))[0], Draws(1, 0, COUNT)).double()
+    assert manifest["std"] == pytest.approx(drawn.std().item(), abs=0.01)
+    np.testing.assert_allclose(manifest["channel_mean"], drawn.mean((0, 2, 3)), atol=0.02)
+    np.testing.assert_allclose(manifest["channel_std"], drawn.std((0, 2, 3)), atol=0.02)
+    assert manifest["std"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_half_precision_is_half_the_size(tmp_path, prepared):
+    path = write_zip(tmp_path / "again.zip", content(stored()))
+    prepare(config(path, precision="float16"), tmp_path / "half")
+    half = open_data(tmp_path / "half")
+    assert half.images.dtype == np.float16
+    assert half.images.nbytes * 2 == prepared.images.nbytes
+    np.testing.assert_allclose(half.images, prepared.images, rtol=2**-10, atol=1e-6)
+    assert half.decoded(half.batch([0, 1])[0], Draws(1, 0, 2)).dtype == torch.float32
+
+
+def test_a_step_draws_from_the_posterior_and_is_repeatable(prepared):
+    batch, _ = prepared.batch(range(40))
+    draws = Draws(1, 400, 40)
+    x = prepared.decoded(batch, draws)
+    mean, std = batch.chunk(2, dim=1)
+    z = draws.normal((4, SIZE, SIZE), stream="latent")
+    expected = torch.stack(
+        [(mean[:, c] + std[:, c] * z[:, c] - RAW_MEAN[c]) / RAW_STD[c] * FINAL_STD for c in range(4)], dim=1
+    )
+    torch.testing.assert_close(x, expected)
+    assert torch.equal(x, prepared.decoded(batch, draws))
+    assert torch.equal(x[7:20], prepared.decoded(batch[7:20], Draws(1, 400, 40, slice(7, 20))))
+    assert not torch.equal(x, prepared.decoded(batch, Draws(1, 440, 40)))
+
+
+def test_numbers_of_the_normalisation():
+    """By hand: (5.81 + 4.17 - 5.81) / 4.17 / 2 is a half."""
+    means = torch.tensor([5.81 + 4.17, 3.25, 0.12 - 3.71, -2.15 + 6.56])[None, :, None, None]
+    manifest = {"raw_mean": [*RAW_MEAN], "raw_std": [*RAW_STD], "final_std": FINAL_STD}
+    x = sample(torch.cat([means, torch.zeros_like(means)], dim=1), Draws(1, 0, 1), manifest)
+    torch.testing.assert_close(x.flatten(), torch.tensor([0.5, 0.0, -0.5, 1.0]))
+
+
+def test_nothing_takes_them_for_images(tmp_path, prepared):
+    with pytest.raises(DataError, match="holds latents, and what is asked for needs images"):
+        ImageData.open(tmp_path / "out")
+
+
+GOOD = stored(1)[0]
+WRONG = {
+    "images": (GOOD.astype(np.uint8), r"expected a float32 mean and deviation \(8, 8, 8\), got uint8"),
+    "shape": (GOOD[:, :4], r"got float32 \(8, 4, 8\); see `data\.resolution`"),
+    "means alone": (GOOD[:4], r"got float32 \(4, 8, 8\)"),
+    "not finite": (np.where(np.arange(8) == 1, np.nan, GOOD).astype(np.float32), "expected numbers below 10000"),
+    "huge": (GOOD * 1e6, "expected numbers below 10000"),
+    "negative": (-GOOD, "deviations of at least 0"),
+    "objects": (np.array([None, {}], object), "cannot be read as a .npy file"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_files_are_named(tmp_path, kind):
+    array, message = WRONG[kind]
+    files = content(stored(3)) | {"00000/img-mean-std-00000001.npy": npy(array)}
+    with pytest.raises(DataError, match=rf"img-mean-std-00000001\.npy: .*{message}"):
+        prepare(config(write_zip(tmp_path / "in.zip", files)), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.zip"]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"nonsense", npy(GOOD)[:-1]])
+def test_damaged_files_are_named(tmp_path, damaged):
+    files = content(stored(2)) | {"00000/img-mean-std-00000001.npy": damaged}
+    with pytest.raises(DataError, match=r"img-mean-std-00000001\.npy: cannot be read"):
+        prepare(config(write_zip(tmp_path / "in.zip", files)), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"source": "latents", "path": "p", "channels": 3}, "channels"),
+        ({"source": "latents", "channels": 4}, "path"),
+        ({"source": "latents", "path": "p", "channels": 4, "resize": "adm"}, "resize"),
+        ({"source": "folder", "path": "p", "precision": "float16"}, "precision"),
+        ({"source": "folder", "path": "p", "download": True}, "download"),
+        ({"source": "cifar10", "resolution": 32, "channels": 3}, "path"),
+        ({"source": "cifar10", "path": "p", "channels": 3}, "resolution"),
+        ({"source": "cifar10", "path": "p", "resolution": 32}, "channels"),
+        ({"source": "cifar10", "path": "p", "resolution": 32, "channels": 3, "subfolder": "val"}, "subfolder"),
+    ],
+)
+def test_parameters_that_do_not_go_together_name_their_key(fields, key):
+    with pytest.raises(ConfigError, match=rf"^data\.{key}: "):
+        read(DataConfig, fields, "data")
