@@ -278,3 +278,16 @@ def test_no_random_change_of_an_honest_file_raises_anything_else(tmp_path):
         except ForeignError:
             refused += 1
     assert refused > 100
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_numbers_of_numpy_become_plain_ones(protocol, tmp_path):
+    """EDM's blocks keep the scale of their skips as one."""
+    data = {"scale": np.sqrt(0.5), "half": np.float32(0.25), "count": np.int64(-3), "flag": np.bool_(True)}
+    loaded = load_foreign(write(tmp_path / "good.pkl", data, protocol))
+    assert loaded == {"scale": 0.5**0.5, "half": 0.25, "count": -3, "flag": True}
+    assert {type(value) for value in loaded.values()} == {float, int, bool}
+    for number in (np.array(1.0, dtype=">f8")[()], np.datetime64(1, "s"), np.str_("x")):
+        other = pickle.dumps({"x": number, "y": np.dtype(">f8")}, protocol)
+        with pytest.raises(ForeignError, match=r"numpy\.dtype"):
+            load_foreign(write(tmp_path / "other.pkl", other))

@@ -54,12 +54,27 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("sct", {"c": -1.0}, "c"),
     ("scd", {"P_std": -1.0}, "P_std"),
     ("sct", {"warmup_images": -1}, "warmup_images"),
+    ("pretrained", {"sha256": "abc"}, "sha256"),
+    ("pretrained", {"kind": "teacher"}, "kind"),
 ]
 
 
 def loss(state: State, name: str, seed: int = 1, progress: Progress = HALFWAY, **options: Any) -> LossOut:
     draws = Draws(seed, progress.images, 16)
     return make_method(name, **options).loss(state.models, batches(draws), progress, draws)
+
+
+def test_the_method_that_trains_nothing_says_so_and_is_the_only_one_left_out_here():
+    others = set(plugins.available("cmcore.methods")) - set(METHODS)
+    assert others == {"pretrained"}
+    pretrained = plugins.load("cmcore.methods", "pretrained")
+    assert read(pretrained.Config, plain(pretrained.Config())) == pretrained.Config()
+    for kind, few_step in (("diffusion", False), ("consistency", True)):
+        method = make_method("pretrained", kind=kind)
+        assert method.needs.file
+        assert (method.boundary, method.few_step) == (few_step, few_step)
+    assert not make_method("pretrained", kind="consistency", boundary=False).boundary
+    assert not any(make_method(name).needs.file for name in METHODS)
 
 
 @every_method

@@ -1,0 +1,222 @@
+"""Public weight files as runs: what they become, what they serve for, and what is refused before any compute."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from public_weights import CASES, inputs, nvlabs_pickle, weights
+
+from cmcore.assemble.imports import WeightsError, import_run, read_public, section
+from cmcore.assemble.models import load_model, save_random
+from cmcore.assemble.project import Project, parse_project, require_files
+from cmcore.assemble.training import HISTORY, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint, train_run
+from cmcore.config import ConfigError
+from cmcore.data.errors import DataError
+from cmcore.data.prepare import prepare
+from cmcore.diffusion.precond import Condition
+from cmcore.tracking.base import Null
+from stages.import_weights import describe
+
+UNET = {
+    "kind": "unet", "model_channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [8],
+    "augment_dim": 9, "dropout": 0.0,
+}  # fmt: skip
+ADM = {
+    "kind": "adm", "c_noise": "log1000", "model_channels": 32, "channel_mult": [1, 1, 2], "blocks": 1,
+    "attention_resolutions": [8, 4], "head_channels": 16, "norm": "group", "group_channels": 1, "dropout": 0.0,
+}  # fmt: skip
+SILENT = {"tracker": Null(), "on_progress": lambda *_: None}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared images of 3 x 16 x 16, the empty weight file, and a public file of each kind."""
+    root = tmp_path_factory.mktemp("imports")
+    np.save(root / "images.npy", np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8))
+    prepare(edm(root).sections.data, root / "data")
+    save_random(root / "random.safetensors")
+    nvlabs_pickle(root / "edm.pkl", "ddpmpp")
+    torch.save(weights("openai_shift"), root / "cm.pt")
+    return root
+
+
+def project(root: Path, net: dict[str, Any], options: dict[str, Any], **runs: Any) -> Project:
+    """A parameter file whose run `public` is the import."""
+    return parse_project(
+        {
+            "workload": "tiny",
+            "data": {"source": "array", "path": str(root / "images.npy"), "resolution": 16, "channels": 3},
+            "diffusion": {},
+            "net": net,
+            "train": {"images": 32, "batch": 16, "lr": 1e-3, "ema": {"ema": {"half_life": 64.0}}, "snapshots": 1},
+            "runs": {"public": {"method": "pretrained", "init": "random", "options": options}, **runs},
+        }
+    )
+
+
+def edm(root: Path, net: dict[str, Any] | None = None, **runs: Any) -> Project:
+    return project(root, UNET | (net or {}), {"file": str(root / "edm.pkl")}, **runs)
+
+
+def cm(root: Path, **options: Any) -> Project:
+    return project(root, ADM, {"file": str(root / "cm.pt"), "kind": "consistency", **options})
+
+
+def start(root: Path) -> Inputs:
+    return Inputs(root / "data", root / "random.safetensors")
+
+
+def imported(root: Path, made: Project, folder: Path) -> Path:
+    return import_run(made.run("public"), start(root), folder, **SILENT)
+
+
+def test_a_teacher_from_an_nvlabs_pickle(root: Path, tmp_path: Path):
+    final = imported(root, edm(root), tmp_path)
+    model = load_model(final / WEIGHTS)
+    x, c_noise, _, augment = inputs("ddpmpp")
+    with torch.no_grad():
+        F = model.denoiser.net.double()(x, c_noise, Condition(None, augment))
+    assert F.std().item() == pytest.approx(CASES["ddpmpp"]["output"]["std"], rel=1e-6)
+    assert model.denoiser.epsilon == 0
+    assert model.meta["source"] == {
+        "file": "edm.pkl", "sha256": file_digest(root / "edm.pkl"), "part": "ema",
+        "family": "EDM's DDPM++ (EDMPrecond)",
+    }  # fmt: skip
+    summary = json.loads((final / SUMMARY).read_text())
+    assert (summary["images"], summary["parameters"]) == (0, 48_347)
+    assert summary["source"] == model.meta["source"]
+    assert (final / HISTORY).read_bytes() == b""
+    assert (final / WEIGHTS).read_bytes() == (imported(root, edm(root), tmp_path / "again") / WEIGHTS).read_bytes()
+
+
+def test_a_consistency_model_from_an_openai_state_dict(root: Path, tmp_path: Path):
+    model = load_model(imported(root, cm(root), tmp_path) / WEIGHTS)
+    x = inputs("openai_shift")[0]
+    sigma = torch.full((2,), model.diffusion.sigma_min, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(model.denoiser(x, sigma), x)  # the boundary form
+    assert model.denoiser.coordinate == "log1000"
+    diffusion = load_model(imported(root, cm(root, kind="diffusion"), tmp_path / "edm") / WEIGHTS)
+    assert diffusion.denoiser.epsilon == 0
+
+
+@pytest.mark.parametrize("method", ["cd", "ect"])
+def test_it_serves_as_teacher_and_as_initial_weights(root: Path, tmp_path: Path, method: str):
+    options = {"distance": "l2"} if method == "cd" else {}
+    run = {"method": method, "init": "public", "options": options, "net": {"dropout": 0.1}}
+    made = edm(root, student=run)
+    teacher = imported(root, made, tmp_path / "teacher") / WEIGHTS
+    use = Inputs(root / "data", teacher)
+    first, last = (
+        load_model(teacher),
+        load_model(train_run(made.run("student"), use, tmp_path / "s", **SILENT) / WEIGHTS),
+    )
+    for (name, a), b in zip(first.denoiser.net.named_parameters(), last.denoiser.net.parameters(), strict=True):
+        if "augment" not in name:
+            assert 0 < (a - b).abs().max() < 0.02, name
+
+
+def test_the_fingerprint_follows_the_file_and_not_its_place(root: Path, tmp_path: Path):
+    run = edm(root).run("public")
+    (tmp_path / "moved.pkl").write_bytes((root / "edm.pkl").read_bytes())
+    nvlabs_pickle(tmp_path / "other.pkl", "ddpmpp", dropout=0.2)
+    prints = [
+        fingerprint(project(root, UNET, {"file": str(file)}).run("public"), start(root))
+        for file in (root / "edm.pkl", tmp_path / "moved.pkl", tmp_path / "other.pkl")
+    ]
+    assert prints[0] == prints[1] == fingerprint(run, start(root))
+    assert prints[2] != prints[0]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "kind": ({"kind": "adm", "model_channels": 64}, "net: expected the network of the file, net: {kind: unet"),
+    "option": (
+        UNET | {"blocks": 2, "augment_dim": 0},
+        r"runs\.public\.net: expected augment_dim: 9, blocks: 1 from the file, got 0, 2; to paste: net: \{kind: unet",
+    ),
+    "meaning": (UNET | {"skip_scale": 1.0}, r"expected skip_scale: 0\.70\d+ from the file, got 1\.0"),
+    "noise": (UNET | {"c_noise": "trig"}, "expected c_noise: log from the file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_parameters_of_another_network_say_what_to_paste(root: Path, tmp_path: Path, what: str):
+    net, message = REFUSED[what]
+    with pytest.raises(ConfigError, match=message):
+        imported(root, project(root, net, {"file": str(root / "edm.pkl")}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_data_and_another_file_are_refused(root: Path, tmp_path: Path):
+    nvlabs_pickle(tmp_path / "large.pkl", "ddpmpp", img_resolution=32)
+    with pytest.raises(ConfigError, match=r"runs\.public: expected data like .*resolution=32.* got .*resolution=16"):
+        imported(root, project(root, UNET, {"file": str(tmp_path / "large.pkl")}), tmp_path / "a")
+    options = {"file": str(root / "edm.pkl"), "sha256": "0" * 64}
+    with pytest.raises(WeightsError, match=r"edm\.pkl: expected sha256 0{64}, got [0-9a-f]{64}"):
+        imported(root, project(root, UNET, options), tmp_path / "b")
+    nvlabs_pickle(tmp_path / "ect.pkl", "ddpmpp", class_name="ECMPrecond")
+    options = {"file": str(tmp_path / "ect.pkl"), "kind": "consistency"}
+    with pytest.raises(ConfigError, match=r"options\.boundary: expected False"):
+        imported(root, project(root, UNET, options), tmp_path / "c")
+    assert imported(root, project(root, UNET, options | {"boundary": False}), tmp_path / "d").exists()
+
+
+def test_every_tensor_that_does_not_fit_has_a_line(root: Path, tmp_path: Path):
+    named = weights("openai_shift")
+    named.pop("time_embed.2.bias")
+    named["out.0.weight"] = torch.ones(7)
+    named["extra"] = torch.ones(1)
+    named["out.0.bias"] = torch.full((32,), torch.nan)
+    torch.save(named, tmp_path / "cm.pt")
+    with pytest.raises(WeightsError) as caught:
+        imported(root, project(root, ADM, {"file": str(tmp_path / "cm.pt")}), tmp_path / "run")
+    assert str(caught.value).splitlines()[1:] == [
+        "missing: embedding.layer1.bias (128,)",
+        "unexpected: extra",
+        "shape of norm.weight: expected (32,), got (7,)",
+        "not finite: norm.bias",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_of_nothing_known_are_refused(tmp_path: Path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"other\.pt: no network of a known family; its tensors are called w"):
+        read_public(tmp_path / "other.pt")
+    torch.save({"net": {"w": torch.ones(1)}, "step": 1}, tmp_path / "parts.pt")
+    with pytest.raises(WeightsError, match="part: expected one of net, step, got 'ema'"):
+        read_public(tmp_path / "parts.pt")
+    (tmp_path / "text.pkl").write_text("no weights")
+    with pytest.raises(DataError, match=r"text\.pkl"):
+        read_public(tmp_path / "text.pkl")
+
+
+def test_a_missing_file_and_an_init_are_wrong_parameters(root: Path):
+    made = project(root, UNET, {"file": "nowhere.pkl"})
+    with pytest.raises(ConfigError, match=r"runs\.public\.options\.file: expected a file .* got 'nowhere\.pkl'"):
+        require_files(made.runs.values())
+    second = {"method": "pretrained", "init": "public", "options": {"file": "x"}}
+    with pytest.raises(ConfigError, match=r"runs\.second\.init: .* expected random"):
+        edm(root, second=second)
+    with pytest.raises(ConfigError, match=r"options\.sha256"):
+        project(root, UNET, {"file": "x", "sha256": "12"})
+
+
+def test_a_consistency_model_teaches_nobody(root: Path):
+    student = {"method": "cd", "init": "public", "options": {"distance": "l2"}}
+    with pytest.raises(ConfigError, match="distils a teacher"):
+        project(root, ADM, {"file": "x", "kind": "consistency"}, student=student)
+
+
+def test_what_is_printed_can_be_pasted(root: Path):
+    text = describe(root / "edm.pkl", "ema")
+    assert "EDM's DDPM++ (EDMPrecond), 48,347 parameters" in text
+    assert "every name and shape matches" in text
+    net = section(read_public(root / "edm.pkl"))
+    assert f"net: {net}\nconditional: false\n" in text
+    assert edm(root, yaml.safe_load(net)).run("public").net.config.channel_mult == (1, 2)
+    assert file_digest(root / "edm.pkl") in text
