@@ -56,9 +56,10 @@ def _part(batch: dict[bytes, Any], where: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = batch.get(b"data"), batch.get(b"labels")
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
         raise DataError(f"{where}: expected uint8 images (N, 3072) as 'data'")
-    whole = isinstance(labels, list) and all(type(label) is int and 0 <= label < 2**20 for label in labels)
-    if not whole or len(labels) != len(images) or not labels:
-        raise DataError(f"{where}: expected {len(images)} whole numbers from 0 on as 'labels'")
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 2**20 for label in labels):
+        raise DataError(f"{where}: expected whole numbers from 0 on as 'labels'")
+    if len(labels) != len(images) or not labels:
+        raise DataError(f"{where}: expected {len(images)} labels, got {len(labels)}")
     return images.reshape(-1, *SHAPE), np.array(labels, np.int64)
 
 

@@ -131,8 +131,8 @@ WRONG = {
     "floats": (lambda: batch(1, data=array(np.zeros((4, 3072), np.float32), b"f4"))[0], "expected an array of uint8"),
     "pixels": (lambda: batch(1, data=array(np.zeros((4, 3000), np.uint8)))[0], r"expected uint8 images \(N, 3072\)"),
     "more than there is": (too_long, "cannot be read"),
-    "labels": (lambda: batch(1, labels=listed([b"K\x01"] * 3))[0], "expected 4 whole numbers"),
-    "negative": (lambda: batch(1, labels=listed([MINUS_ONE] * 4))[0], "expected 4 whole numbers"),
+    "labels": (lambda: batch(1, labels=listed([b"K\x01"] * 3))[0], "expected 4 labels, got 3"),
+    "negative": (lambda: batch(1, labels=listed([MINUS_ONE] * 4))[0], "expected whole numbers from 0 on"),
     "cut": (lambda: batch(1)[0][:-100], "cannot be read as a batch"),
     "nothing": (lambda: b"", "cannot be read as a batch"),
 }  # fmt: skip
