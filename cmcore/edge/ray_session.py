@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("cmcore", "stages")
 # Address of a Ray of our own that `make repro` shares among its stages: starting one costs seconds.
 SHARED = "CMLAB_SHARED_RAY"
+NO_START = "Ray did not start on this machine"
 OBJECT_STORE = 150 * 2**20  # bytes; only progress, paths and small results pass through it
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -82,6 +83,9 @@ def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
     """Start a Ray on this machine and stop it afterwards; its processes die with this one in any case.
 
     It takes as many jobs at a time as there are cores for, and `jobs` at least: those were asked for.
+
+    Raises:
+        ComputeError: it did not start in time, which is half a minute.
     """
     # Ray reads the token once in a process, so a second Ray in the same process must have the same one.
     token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
@@ -95,11 +99,15 @@ def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix=f"cmray-{os.getpid()}-", dir=place)
     cpus = max(compute.threads * jobs, os.cpu_count() or 1)
     try:
-        with _module_path():
-            ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE,
-                _temp_dir=folder, log_to_driver=False, logging_level=logging.ERROR,
-            )  # fmt: skip
+        try:
+            with _module_path():
+                ray.init(
+                    address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE,
+                    _temp_dir=folder, log_to_driver=False, logging_level=logging.ERROR,
+                )  # fmt: skip
+        except Exception as error:  # Ray has no class of its own for it
+            reason = " ".join(str(error).split())
+            raise ComputeError(f"{NO_START}: {reason}; start again when the machine has less to do") from error
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
