@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,5 +103,11 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> "Experiment":
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     if own and found.artifact_location != own.as_uri():
-        logger.warning("%s was moved, artifacts go to %s; delete it to start anew", own.parent, found.artifact_location)
+        _warn_of_move(own.parent, found.artifact_location)
     return found
+
+
+@cache
+def _warn_of_move(folder: Path, artifacts: str | None) -> None:
+    """Once, and not for every run."""
+    logger.warning("%s was moved, artifacts go to %s; delete it to start anew", folder, artifacts)
