@@ -47,7 +47,10 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     real, fake = cluster(0, 70, 0), cluster(0.3, 50, 1)
     whole = precision_recall(real, fake)
     monkeypatch.setattr(manifold, "_ROWS", 7)
-    assert precision_recall(real, fake) == whole
+    for columns in (10_000, 9, 2):
+        monkeypatch.setattr(manifold, "_COLUMNS", columns)
+        assert precision_recall(real, fake) == whole
+    assert precision_recall(real, fake, real_radii=neighbour_radii(real, 3)) == whole
     assert 0 < whole.precision.value < 1
 
 

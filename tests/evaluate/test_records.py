@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cmcore.config import ConfigError, read
-from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, Provenance, from_json, to_json
+from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, Provenance, from_json, over_ranges, to_json
 from cmcore.evaluate.settings import EvalConfig
 
 PROVENANCE = Provenance(
@@ -72,6 +72,27 @@ def test_empty_provenance_is_refused(field, value):
 def test_a_contradicting_name_is_refused():
     with pytest.raises(ValueError, match=r"record\.name"):
         from_json({**to_json(RECORD), "name": "fd_something_else"})
+
+
+def test_ranges_give_mean_minimum_and_spread_and_survive_a_round_trip():
+    three = [replace(RECORD, value=value, spread=0.0) for value in (3.0, 1.0, 2.0)]
+    record = over_ranges(three, [0, 5000, 10000])
+    assert (record.value, record.minimum, record.spread, record.spread_of) == (2.0, 1.0, 1.0, "seed ranges")
+    assert [(one.first, one.samples, one.value) for one in record.ranges] == [
+        (0, 5000, 3.0), (5000, 5000, 1.0), (10000, 5000, 2.0),
+    ]  # fmt: skip
+    data = json.loads(json.dumps(to_json(record)))
+    assert data["minimum"] == 1.0
+    assert from_json(data) == record
+    with pytest.raises(ValueError, match=r"record\.minimum: expected 1\.0, got 0\.5"):
+        from_json(data | {"minimum": 0.5})
+    assert not {"ranges", "minimum"} & to_json(RECORD).keys()
+
+
+def test_ranges_of_different_things_are_refused():
+    other = replace(RECORD, provenance=replace(PROVENANCE, nfe=1))
+    with pytest.raises(ValueError, match="one metric with one provenance"):
+        over_ranges([RECORD, other], [0, 5000])
 
 
 def test_settings_name_the_wrong_key():

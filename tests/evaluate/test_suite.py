@@ -10,7 +10,7 @@ import torch
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.records import INCEPTION_DIGEST, Source, from_json
-from cmcore.evaluate.reference import load_reference, reference, store_features
+from cmcore.evaluate.reference import kept_rows, load_reference, reference, store_features, store_published
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.evaluate.suite import evaluate_samples
 
@@ -151,6 +151,37 @@ def test_unlabelled_images_fall_back_to_a_random_network(data, tmp_path):
     assert described["extractor"]["kind"] == "random"
     assert {data["metric"] for data in described["baseline"]} == {"fd", "kid", "precision", "recall"}
     assert load_reference(tmp_path).extractor.name == made.extractor.name
+
+
+def test_of_many_images_a_random_choice_of_features_is_kept_and_the_moments_of_all(built, data, tmp_path):
+    made, _ = built
+    few = store_features(data, made.extractor, replace(CONFIG, kept=60, shard=40, batch=17), tmp_path)
+    rows = kept_rows(150, 60)
+    assert len(set(rows.tolist())) == 60
+    assert max(rows) > 140, "from the whole set, which may be sorted by class"
+    torch.testing.assert_close(few.features, made.features[rows])
+    torch.testing.assert_close(few.moments.cov, made.moments.cov)
+    assert few.moments.count == 150
+    records = by_metric(evaluate_samples(torch.from_numpy(data.images).split(40), [few], SOURCE, CONFIG))
+    counts = {metric: record.provenance.reference_count for metric, record in records.items()}
+    assert (counts["fd"], counts["kid"], counts["precision"]) == (150, 60, 60)
+
+
+def test_published_moments_serve_as_a_reference(built, data, tmp_path):
+    made, _ = built
+    np.savez(tmp_path / "theirs.npz", mu=made.moments.mean.numpy(), sigma=made.moments.cov.numpy())
+    store_published(tmp_path / "theirs.npz", made.extractor.dim, tmp_path / "reference")
+    loaded = load_reference(tmp_path / "reference", made.extractor, "d" * 64)
+    batches = torch.from_numpy(255 - data.images).split(40)
+    records = by_metric(evaluate_samples(batches, [loaded], SOURCE, CONFIG))
+    assert set(records) == {"fd", "score"}
+    assert "No KID, precision and recall" in loaded.absent
+    assert "theirs.npz" in loaded.absent
+    own = by_metric(evaluate_samples(torch.from_numpy(255 - data.images).split(40), [made], SOURCE, CONFIG))
+    assert (records["fd"].value, records["score"].value) == (own["fd"].value, own["score"].value)
+    provenance = records["fd"].provenance
+    assert (provenance.reference_count, provenance.reference_digest) == (0, loaded.digest)
+    assert loaded.digest not in ("d" * 64, "")
 
 
 def test_no_samples_and_a_foreign_extractor_are_refused(built, tmp_path):

@@ -1,0 +1,54 @@
+"""Reference moments from other people's files: the right numbers, or one sentence, and never their code."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from cmcore.data.errors import DataError
+from cmcore.evaluate.published import read_moments
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4))
+    return {"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)}
+
+
+def test_edms_npz_and_torch_fidelitys_cache_give_the_same_moments(arrays, tmp_path):
+    np.savez(tmp_path / "edm.npz", **arrays)
+    torch.save({"mu": arrays["mu"].astype(np.float32), "sigma": arrays["sigma"]}, tmp_path / "fidelity.pt")
+    moments, digest = read_moments(tmp_path / "edm.npz", 4)
+    cached, other = read_moments(tmp_path / "fidelity.pt", 4)
+    assert np.array_equal(moments.cov.numpy(), arrays["sigma"])
+    assert np.array_equal(moments.mean.numpy(), arrays["mu"])
+    assert (moments.count, cached.count) == (0, 0)
+    torch.testing.assert_close(cached.mean, moments.mean, rtol=1e-6, atol=1e-7)
+    assert torch.equal(cached.cov, moments.cov)
+    assert digest == hashlib.sha256((tmp_path / "edm.npz").read_bytes()).hexdigest() != other
+
+
+class _Payload:
+    def __reduce__(self):
+        return (pytest.fail, ("the file's code was run",))
+
+
+def test_wrong_files_are_named(arrays, tmp_path):
+    np.savez(tmp_path / "small.npz", **arrays)
+    np.savez(tmp_path / "other.npz", mu=arrays["mu"])
+    np.savez(tmp_path / "nan.npz", mu=arrays["mu"] * np.nan, sigma=arrays["sigma"])
+    np.savez(tmp_path / "objects.npz", mu=np.array([_Payload()]), sigma=arrays["sigma"])
+    torch.save(_Payload(), tmp_path / "code.pt")
+    torch.save({"mu": np.array([_Payload()])}, tmp_path / "objects.pt")
+    torch.save([1], tmp_path / "list.pt")
+    (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04junk")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"small\.npz .*expected mu \(2048,\).*got \(4,\)"):
+        read_moments(tmp_path / "small.npz", 2048)
+    for name in ("other.npz", "nan.npz", "objects.npz", "code.pt", "objects.pt", "list.pt", "junk.npz", "empty.npz"):
+        with pytest.raises(DataError, match=rf"{name} \(eval\.reference_npz\): expected mu \(4,\)"):
+            read_moments(tmp_path / name, 4)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_moments(tmp_path / "absent.npz", 4)
