@@ -58,6 +58,11 @@ class Folders:
         """Resumable checkpoints: outside DVC's outputs, for DVC deletes those before it runs a stage."""
         return self.root / ".work"
 
+    @property
+    def source(self) -> Path:
+        """What the files at `data.path` were like when they were prepared."""
+        return self.work / self.workload / "source.json"
+
     def weights(self, run: str) -> Path:
         return self.runs / run / "weights.safetensors"
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cmcore.assemble.models import save_random
 from cmcore.assemble.project import RANDOM
+from cmcore.data.changes import remember, state
 from cmcore.data.prepare import prepare
 from cmcore.data.settings import DataConfig
 from cmcore.edge.ray_run import execute
@@ -19,6 +20,9 @@ def job(config: DataConfig, out: Path, emit: Emit) -> None:
 def main() -> None:
     """Write the data set, and the weight file that `init: random` names."""
     setup = load()
+    config = setup.project.sections.data
+    before = state(config)
     with listener("prepare", "img") as listen:
-        execute(setup.compute, job, setup.project.sections.data, setup.folders.data, progress=listen)
+        execute(setup.compute, job, config, setup.folders.data, progress=listen)
+    remember(setup.folders.source, config, before or state(config))  # it may have been downloaded
     save_random(setup.folders.weights(RANDOM))

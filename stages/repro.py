@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cmcore.assemble.project import require_files
+from cmcore.assemble.project import require_files, require_images
 from cmcore.config import ConfigError
+from cmcore.data.changes import changed
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from stages.common import Setup, load
 from stages.parallel import compute_all, is_ahead
@@ -155,6 +156,15 @@ def run(todo: list[str], kept: set[str], setup: Setup, jobs: int, environment: d
     return run_dvc(todo, total, setup, environment, LAST)
 
 
+def prepare_again(setup: Setup) -> int:
+    """Prepare the data anew if the files at `data.path` have changed, which DVC does not see; the exit code."""
+    config = setup.project.sections.data
+    if not changed(setup.folders.source, config):
+        return 0
+    print(f"{config.place} has changed since it was prepared", flush=True)
+    return run_dvc(["prepare"], 1, setup, {}, "--force", "--single-item", "prepare")
+
+
 def jobs_at_once(wanted: str, setup: Setup, ours: bool) -> int:
     """JOBS as a number; `auto` is as many as the cores of this machine carry, or all that a cluster takes.
 
@@ -178,10 +188,13 @@ def main(wanted: str = "auto") -> int:
         compute = setup.compute
         ours = compute.backend == "ray" and not (os.environ.get("RAY_ADDRESS") or compute.address)
         jobs = jobs_at_once(wanted, setup, ours)
+        require_images(setup.project)
         require_files(setup.project.runs.values())
     except ConfigError as error:
         print(f"params.yaml: {error}" if error.path != "JOBS" else error, file=sys.stderr)
         return 2
+    if code := prepare_again(setup):
+        return code
     todo, kept = plan()
     count = len(todo)
     print(f"{setup.project.workload}: {count} stages to run" + (f": {', '.join(todo)}" if todo else ""), flush=True)

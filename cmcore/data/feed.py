@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmcore.data.images import ImageData
+from cmcore.data.images import Prepared
 
 RESIDENT = 0.2  # the share of a device's free memory that a data set may take to stay there
 Feed = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """Rows (B,) of the data set -> uint8 images (B, C, H, W) and int64 labels (B,), on the device."""
 
 
-def feed(data: ImageData, device: torch.device | str) -> Feed:
+def feed(data: Prepared, device: torch.device | str) -> Feed:
     """Batches by row: from the device's own memory where the images fit, else copied there beside its work."""
     device = torch.device(device)
     if device.type == "cpu":
@@ -23,7 +23,7 @@ def feed(data: ImageData, device: torch.device | str) -> Feed:
     return lambda rows: (*(_sent(part, device) for part in data.batch(rows)),)
 
 
-def resident(data: ImageData, device: torch.device) -> Feed:
+def resident(data: Prepared, device: torch.device) -> Feed:
     """Batches of a data set that is copied to the device once, whole."""
     images, labels = (torch.from_numpy(np.array(part)).to(device) for part in (data.images, data.labels))
 
