@@ -174,9 +174,11 @@ def pass_cost(
             parameter.grad = None
         return meter
 
-    two, four = count(2), count(4)
-    per_image = (four.peak - two.peak) // 2
+    two = count(2)
     flops = Counter({precision: round(total / 2) for precision, total in two.flops.items()})
+    if kind == "forward":  # what it needs is little beside what a gradient keeps
+        return PassCost(flops, 0, two.peak // 2)
+    per_image = (count(4).peak - two.peak) // 2
     return PassCost(flops, max(0, two.peak - 2 * per_image), per_image)
 
 
