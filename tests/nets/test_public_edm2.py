@@ -7,15 +7,21 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cmcore.assemble.imports import WeightsError, mismatches, net_of, read_public
+from cmcore.assemble.imports import WeightsError, import_run, mismatches, net_of, read_public
+from cmcore.assemble.models import load_model, save_random
+from cmcore.assemble.project import parse_project
+from cmcore.assemble.training import WEIGHTS, Inputs, train_run
+from cmcore.data.prepare import prepare
 from cmcore.nets import edm2
 from cmcore.nets.public import edm as public_edm
 from cmcore.nets.public import edm2 as public
 from cmcore.nets.public.base import MappingError
+from cmcore.tracking.base import Null
 
 # Blocks of a network with 8 and 16 channels at 16 x 16 and 8 x 8: inputs of the first convolution, outputs, inputs of
 # the skip convolution where there is one, attention.
@@ -132,6 +138,36 @@ def test_a_snapshot_gives_our_network_and_its_numbers(
     F = net.double().eval()(wave((3, 3, 16, 16), 50), c_noise, torch.tensor([1, 0, 4])).detach()
     torch.testing.assert_close(F.flatten()[:: F.numel() // 6][:6].tolist(), EXPECTED, rtol=tolerance, atol=tolerance)
     assert not (tmp_path / "witness").exists()
+
+
+def test_a_snapshot_becomes_a_teacher_of_labelled_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = snapshot(tmp_path, monkeypatch)
+    images = np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(40) % 5)
+    student = {"net": {"dropout": 0.4, "dropout_resolution": 8}, "options": {"weighting": "edm"}}
+    project = parse_project(
+        {
+            "workload": "tiny",
+            "data": {"source": "array", "path": str(tmp_path / "images.npz"), "resolution": 16, "channels": 3},
+            "diffusion": {},
+            "conditional": True,
+            "net": {"kind": "edm2", **read_public(file).options},
+            "train": {"images": 32, "batch": 16, "ema": {"ema": {"power_std": 0.1}}, "snapshots": 1, "lr": 1e-3},
+            "runs": {
+                "public": {"method": "pretrained", "init": "random", "options": {"file": str(file)}},
+                "ect": {"method": "ect", "init": "public", **student},
+            },
+        }
+    )
+    prepare(project.sections.data, tmp_path / "data")
+    save_random(tmp_path / "random")
+    quiet: dict[str, Any] = {"tracker": Null(), "on_progress": lambda *_: None}
+    run = project.run("public")
+    teacher = import_run(run, Inputs(tmp_path / "data", tmp_path / "random"), tmp_path / "a", **quiet) / WEIGHTS
+    final = train_run(project.run("ect"), Inputs(tmp_path / "data", teacher), tmp_path / "b", **quiet)
+    before, after = load_model(teacher).denoiser.net.state_dict(), load_model(final / WEIGHTS).denoiser.net.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) == name.endswith(("freqs", "phases")), name
 
 
 def test_the_shape_is_read_from_the_tensors_alone():
