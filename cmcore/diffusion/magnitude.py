@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from cmcore.diffusion.dual import conv2d
+
 NORM_EPS = 1e-4
 
 
@@ -42,7 +44,7 @@ class MPConv(nn.Module):
         if w.ndim == 2:
             with torch.autocast(x.device.type, enabled=False):
                 return nn.functional.linear(x, w)
-        return nn.functional.conv2d(x, w, padding=w.shape[-1] // 2)
+        return conv2d(x, w, padding=w.shape[-1] // 2)
 
     def _unit(self) -> Tensor:
         """The weights with root mean square 1 for every output."""

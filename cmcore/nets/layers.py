@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cmcore.diffusion.dual import Conv2d, conv2d, has_tangent
 from cmcore.diffusion.precond import Labels, as_condition
-from cmcore.nets.layers_attention import has_tangent
 
 InitKind = Literal["xavier", "uniform"]
 EmbeddingKind = Literal["positional", "fourier"]
@@ -28,7 +28,7 @@ def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True, i
 
 def conv(inputs: int, outputs: int, kernel: int, *, gain: float = 1.0, init: InitKind = "xavier") -> nn.Conv2d:
     """A convolution that keeps the resolution, initialised as `initialised` says."""
-    return initialised(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), gain, init)
+    return initialised(Conv2d(inputs, outputs, kernel, padding=kernel // 2), gain, init)
 
 
 def initialised(layer: Layer, gain: float, init: InitKind) -> Layer:
@@ -222,5 +222,5 @@ class Resample(nn.Module):
                 else nn.functional.avg_pool2d(x, 2)
             )
         kernel = self.kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1)
-        resize = nn.functional.conv_transpose2d if self.up else nn.functional.conv2d
+        resize = nn.functional.conv_transpose2d if self.up else conv2d
         return resize(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])

@@ -4,7 +4,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+
+from cmcore.diffusion.dual import has_tangent
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -17,8 +18,3 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return nn.functional.scaled_dot_product_attention(q, k, v)
     scores = (q @ (k / math.sqrt(q.shape[-1])).mT).to(torch.promote_types(q.dtype, torch.float32))
     return scores.softmax(-1).to(v.dtype) @ v
-
-
-def has_tangent(x: Tensor) -> bool:
-    """Whether x carries a forward-mode derivative, as everything does that comes from the inputs of torch.func.jvp."""
-    return forward_ad.unpack_dual(x).tangent is not None
