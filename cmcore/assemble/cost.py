@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from unittest import mock
 
 import torch
@@ -21,9 +21,10 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from cmcore.consistency.tangents import scaled_jvp, trig_net
-from cmcore.diffusion.precond import Condition, Denoiser
+from cmcore.diffusion.precond import Denoiser
 
 Flops = Counter[torch.dtype]  # operations by the precision they run in
+M = TypeVar("M", bound=nn.Module)
 PassKind = Literal["forward", "forward+backward", "jvp", "jvp+backward"]
 
 F = nn.functional
@@ -131,7 +132,7 @@ class PassCost:
         return self.base + self.per_image * rows
 
 
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(build: Callable[[], M]) -> M:
     """A module of which only the shapes exist."""
     with torch.device("meta"):
         return build()
@@ -158,7 +159,7 @@ def pass_cost(
     def count(rows: int) -> Meter:
         with torch.device("meta"):
             x, level = torch.empty(rows, *shape), torch.empty(rows, dtype=torch.float64)
-            labels = Condition(torch.empty(rows, dtype=torch.int64)) if labelled else None
+            labels = torch.empty(rows, dtype=torch.int64) if labelled else None
         trained = kind.endswith("backward")
         denoiser.requires_grad_(trained).train(trained)
         meter = Meter()

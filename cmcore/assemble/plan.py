@@ -15,6 +15,7 @@ from cmcore.assemble.models import ModelShape, build_denoiser
 from cmcore.assemble.plan_passes import Passes, head_count, passes
 from cmcore.assemble.project import NetChoice, Project, Run, build_method, needs_lpips
 from cmcore.config import ConfigError, digest
+from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.train.precision import HALF
 
@@ -93,7 +94,7 @@ class Costs:
         self._known: dict[tuple[str, PassKind, torch.dtype | None], PassCost] = {}
         self.lpips = functools.cache(lpips_cost)
 
-    def _build(self, net: "Net") -> torch.nn.Module:
+    def _build(self, net: "Net") -> Denoiser:
         return on_meta(lambda: build_denoiser(net.choice, self.shape, net.diffusion, boundary=False))
 
     def parameters(self, run: Run) -> int:
@@ -152,7 +153,7 @@ def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
         "teacher, target": copies * FLOAT * parameters + (lpips.base if lpips else 0),
         "reserve": RESERVE + FRAGMENTED * setting.machine.memory if setting.machine.name != "cpu" else 0.0,
     }
-    kinds = [kind for _, kind in count]
+    kinds: list[PassKind] = [kind for _, kind in count]
 
     def activations(rows: int) -> float:
         """The largest pass, beyond the gradients; micro-batches keep those of the ones before."""

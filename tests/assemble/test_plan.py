@@ -20,7 +20,7 @@ from cmcore.assemble.plan_passes import head_count, passes
 from cmcore.assemble.project import Project, parse_project
 from cmcore.config import ConfigError
 from cmcore.diffusion.precond import Denoiser
-from cmcore.nets import unet
+from cmcore.nets import adm, unet
 from stages import cost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,10 +121,12 @@ def test_half_precision_halves_the_weights_of_what_is_computed_not_the_operation
 
 
 def test_the_networks_of_the_papers():
-    for kind, channels in (("unet", 128),):
-        net = on_meta(lambda: unet.build(unet.Config(model_channels=channels), channels=3, resolution=32, classes=0))
-        assert parameter_count(net) == pytest.approx(55.7e6, rel=1e-3), kind
-    assert sum(lpips_cost().flops.values()) == pytest.approx(3 * 2 * 15.35e9, rel=5e-3)  # VGG-16: 15.35 G multiply-adds
+    ddpmpp = on_meta(lambda: unet.build(unet.Config(), channels=3, resolution=32, classes=0))
+    imagenet = on_meta(lambda: adm.build(adm.Config(), channels=3, resolution=64, classes=1000))
+    assert parameter_count(ddpmpp) == pytest.approx(55.7e6, rel=1e-3)
+    assert parameter_count(imagenet) == pytest.approx(296e6, rel=2e-3)
+    # VGG-16 has 15.35 G multiply-adds: two images forwards, one backwards.
+    assert sum(lpips_cost().flops.values()) == pytest.approx(3 * 2 * 15.35e9, rel=5e-3)
 
 
 PASSES = {
