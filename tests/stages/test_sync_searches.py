@@ -12,11 +12,15 @@ from tiny_search import PARAMS, make_job
 
 from cmcore.assemble.search import Job
 from cmcore.assemble.trial import Trial, ranked, trial_folder
-from cmcore.data.prepare import replacing
+from cmcore.config import load_yaml
+from cmcore.data.replacing import replacing
 from cmcore.edge.mlflow_replay import TrackingError
 from cmcore.edge.mlflow_search import METRIC, SearchRecorder
 from cmcore.edge.settings import TrackingConfig
+from cmcore.report.searches import read_searches
 from cmcore.report.tune import write_search
+from cmcore.train.session import CHECKPOINT
+from stages import tune
 from stages.common import Setup, load
 from stages.sync_mlflow import sync
 from stages.tune import described, job_of
@@ -113,6 +117,32 @@ def check_complete(setup: Setup, job: Job) -> None:
     (best,) = client.get_metric_history(parent.info.run_id, METRIC)
     assert (best.step, best.value) == (512, 1.0)
     assert parent.data.tags["fingerprint"] == job.folder.name
+
+
+def test_the_stage_leaves_a_report_and_scores_and_asks_for_a_new_page(setup, monkeypatch):
+    """The whole stage but for Ray: an invented search that MLflow follows."""
+    job, reports = job_of(setup, "schedule"), setup.folders.reports
+
+    def invented(compute, job, *, record, on_progress):
+        for done, trial in enumerate(trials(), start=1):
+            trial.save(trial_folder(job, trial.key))
+            (trial_folder(job, trial.key) / CHECKPOINT).write_bytes(b"state")
+            record(trial, True)
+            on_progress(done, 4)
+        return trials(), [{"seed": 5, "before": 2.0, "after": 1.0}]
+
+    monkeypatch.setattr(tune, "search", invented)
+    monkeypatch.setattr(tune, "load", lambda: setup)
+    reports.mkdir(parents=True)
+    (reports / "index.html").write_text("a page that does not know of the search")
+    tune.main("schedule")
+    (found,) = read_searches(reports / "tune")
+    assert (found.fingerprint, [trial.key for trial in found.trials]) == (job.folder.name, ["a", "b", "c", "d"])
+    assert load_yaml(found.folder / "best.yaml") == {"runs": {"ect": found.best["runs"]["ect"]}}
+    assert not (reports / "index.html").exists()
+    assert {path.name for path in job.folder.glob("trials/*/*")} == {"trial.json"}
+    check_complete(setup, job)
+    assert sync(setup) == [f"tune/{job.folder.name}, 4 trials: nothing was missing"]
 
 
 def test_a_search_that_mlflow_never_saw_is_told_once_however_often(setup):
