@@ -53,11 +53,13 @@ def caption(runs: Sequence[RunReport], reference: ReferenceFacts, data: str) -> 
         f"{_listed(r.facts.seed for r in runs)} for training.",
         f"Weights: EMA {_listed(p.ema for p in scored)}.",
         f"± is a spread ({_spreads(ours)}).",
+        _ranges(ours),
         "Images seen are the run's own, without those of the run that it starts from.",
         "Bold: best of its column; italic: best at its number of function evaluations.",
         "Gaussian fit: samples from a Gaussian fitted to the pixels." if reference.baselines else "",
         _endpoint(ours),
         *(f"No FID: {why}." for why in sorted({r.facts.fid_absent for r in runs} - {""})),
+        *(f"{why}." for why in sorted({r.facts.left_out for r in runs} - {""})),
     ]
     return " ".join(part for part in parts if part)
 
@@ -69,6 +71,11 @@ def _listed(values: Iterable[int | str]) -> str:
 def _spreads(records: Sequence[MetricRecord]) -> str:
     spreads = dict.fromkeys(f"{metric_title(r.metric)}: {r.spread_of}" for r in records if r.spread)
     return ", ".join(spreads) or "none measured"
+
+
+def _ranges(records: Sequence[MetricRecord]) -> str:
+    counts = {len(record.ranges) for record in records if record.ranges}
+    return f"Values are means over {_listed(counts)} ranges of samples under one seed." if counts else ""
 
 
 def _extractor(reference: ReferenceFacts) -> str:

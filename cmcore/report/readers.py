@@ -34,6 +34,7 @@ class RunFacts:
     seed: int  # of the training run
     conditional: bool = False
     fid_absent: str = ""  # why there is no Inception FID; empty where there is one
+    left_out: str = ""  # which other metrics are missing, and why
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from cmcore.evaluate.records import from_json, over_ranges, to_json
 from cmcore.report.cells import DASH, Cell, Table
 from cmcore.report.published import published
 from cmcore.report.published_tables import compact, complete
@@ -100,6 +101,28 @@ def test_the_same_metric_twice_is_refused(workload: Callable[..., Inputs]) -> No
     edit(inputs, "ect", lambda data: data["records"].append(data["records"][0]))
     with pytest.raises(ReportError, match="run 'ect': fd at 1 NFE with 'multistep' stands twice"):
         comparison(read_runs(inputs))
+
+
+def test_seed_ranges_show_mean_and_least(workload: Callable[..., Inputs]) -> None:
+    inputs = workload()
+
+    def change(data: dict) -> None:
+        data["left_out"] = "No KID: the reference is published moments"
+        for index, raw in enumerate(data["records"]):
+            if raw["metric"] == "fd":
+                found = from_json(raw)
+                several = [replace(found, value=value) for value in (3.0, 1.0, 2.0)]
+                data["records"][index] = to_json(over_ranges(several, [0, 5000, 10_000]))
+
+    edit(inputs, "ect", change)
+    table = comparison(read_runs(inputs))
+    mean, least = (cell(table, key, "ect", 1) for key in ("fd", "fd_least"))
+    assert (mean.value, mean.spread, least.value) == (2.0, 1.0, 1.0)
+    assert cell(table, "fd_least", "edm", 35).text == DASH
+    assert next(column.head for column in table.columns if column.key == "fd_least").endswith(", least of 3")
+    assert "fd: seed ranges" in table.caption
+    assert "Values are means over 3 ranges" in table.caption
+    assert "No KID: the reference is published moments." in table.caption
 
 
 def test_an_inception_fid_fills_its_column_and_keeps_apart(workload: Callable[..., Inputs]) -> None:
