@@ -121,6 +121,23 @@ def test_every_step_meets_weights_of_unit_length(run: str):
     assert after.mean() > 1.03
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("run", ["edm-uncertain", "sct-trig"])
+def test_half_precision_is_close_and_keeps_the_noise_level(run: str, precision: Any):
+    method, state, config = start(run)
+    full = next(steps(state, method, batches, config))
+    method, state, _ = start(run, precision=precision)
+    net, dtypes = state.models.student.net, set()
+    net.embedding.register_forward_hook(lambda _, __, e: dtypes.add(("e", e.dtype)))
+    net.encoder["8x8_block0"].register_forward_hook(lambda _, __, h: dtypes.add(("h", h.dtype)))
+    half = next(steps(state, method, batches, replace(config, precision=precision)))
+    assert float(half.loss) == pytest.approx(float(full.loss), rel=0.05)
+    # The derivative of sCM is in full precision all through.
+    wide = torch.float32 if run.startswith("sct") else {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert dtypes == {("e", torch.float32), ("h", wide)}
+    assert all(parameter.dtype == torch.float32 for parameter in state.models.student.parameters())
+
+
 def test_gradient_accumulation_changes_nothing():
     method, whole, config = start("ect")
     method, parts, _ = start("ect")
