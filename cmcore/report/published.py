@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +10,11 @@ from typing import Any, Literal
 from cmcore.config import ConfigError, load_yaml, merge, read, require
 
 FILE = Path(__file__).with_name("published.yaml")
-DATASETS = {
+DATASETS = {  # the names of their workloads
     "cifar10": "CIFAR-10",
     "imagenet64": "ImageNet 64",
-    "lsun-bedroom256": "LSUN Bedroom 256",
-    "lsun-cat256": "LSUN Cat 256",
+    "lsun_bedroom256": "LSUN Bedroom 256",
+    "lsun_cat256": "LSUN Cat 256",
     "imagenet512": "ImageNet 512",
 }
 
@@ -43,7 +43,7 @@ class Source:
 class Row:
     """A line of `published.yaml`: one model, at one or more numbers of function evaluations."""
 
-    dataset: Literal["cifar10", "imagenet64", "lsun-bedroom256", "lsun-cat256", "imagenet512"]
+    dataset: Literal["cifar10", "imagenet64", "lsun_bedroom256", "lsun_cat256", "imagenet512"]
     source: str
     method: str
     label: str
@@ -59,6 +59,7 @@ class Row:
     adversarial: bool = False
     by: str = ""
     headline: bool = False
+    run: str = ""  # of the data set's own workload: the run that has this row's settings
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -108,6 +109,24 @@ def published(path: Path = FILE) -> tuple[Number, ...]:
     return numbers
 
 
+def counterpart(
+    numbers: Sequence[Number], dataset: str, *, workload: str, run: str, method: str, nfe: int
+) -> Number | None:
+    """The published FID beside which a run of ours stands, or None.
+
+    In the workload of the data set itself this is the row that names the run, or for a run named like its method the
+    headline; elsewhere the headline of the method.
+    """
+    rows = [n for n in numbers if n.row.dataset == dataset and n.row.metric == "FID"]
+    heads = [n for n in rows if n.row.headline and n.row.method == method and n.nfe == nfe]
+    if workload != dataset:
+        return next(iter(heads), None)
+    own = [n for n in rows if n.row.run == run]
+    if own:
+        return next((n for n in own if n.nfe in (nfe, 0)), None)
+    return next(iter(heads), None) if run == method else None
+
+
 def _keys(data: Mapping[str, Any], expected: set[str], path: str) -> None:
     if set(data) != expected:
         raise ConfigError(path, f"expected the keys {sorted(expected)}, got {sorted(data)}")
@@ -131,6 +150,7 @@ def _refuse_repeats(numbers: tuple[Number, ...]) -> None:
     keys = ("dataset", "metric", "label", "conditional", "source", "by")
     count = Counter((*(getattr(n.row, key) for key in keys), n.nfe) for n in numbers)
     heads = Counter((n.row.dataset, n.row.method, n.nfe) for n in numbers if n.row.headline)
-    for name, counter in (("number", count), ("headline", heads)):
+    runs = Counter((n.row.dataset, n.row.run, n.row.metric, n.nfe) for n in numbers if n.row.run)
+    for name, counter in (("number", count), ("headline", heads), ("run", runs)):
         if again := [key for key, times in counter.items() if times > 1]:
             raise ConfigError("groups", f"the same {name} stands more than once: {again[0]}")
