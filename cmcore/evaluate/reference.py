@@ -18,13 +18,13 @@ from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor, random_
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.published import read_moments
-from cmcore.evaluate.records import Source, to_json
+from cmcore.evaluate.records import MetricRecord, Source, to_json
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.suite import Reference, evaluate_samples
 from cmcore.rng import generator
 
-_BASELINE = 5000  # most samples of the baseline, ...
-_BASELINE_PIXELS = 2**28  # ... and most numbers in all of them
+_SAMPLES, _FITTED = 5000, 10_000  # most samples of the baseline, and images that it is fitted to, ...
+_NUMBERS = 2**28  # ... and most numbers in all of the samples
 
 
 class ImageSet(Protocol):
@@ -56,14 +56,7 @@ def reference(
     extractor, accuracy = _extractor(images, config, workload)
     extractor.save(out / "extractor.safetensors")
     built = store_features(images, extractor.to(device), config, out, device)
-    count = max(min(config.samples, _BASELINE, _BASELINE_PIXELS // images.images[0].size), config.least)
-    baseline = evaluate_samples(
-        _batches(gaussian_pixels(images.images, count, config.seed), config.batch),
-        [built],
-        _baseline_source(images, config, workload),
-        config,
-        device,
-    )
+    baseline = _baseline(images, built, config, workload, device)
     described: dict[str, Any] = {
         "workload": workload,
         "data": {"digest": images.digest, "count": len(images.images), "classes": images.classes},
@@ -167,21 +160,27 @@ def _extractor(
     return train_classifier(images.images, images.labels, config.reference, classes=images.classes, workload=workload)
 
 
-def _baseline_source(images: ImageSet, config: EvalConfig, workload: str) -> Source:
-    name = "gaussian_pixels"
-    count = len(images.images)
-    fingerprint = digest([name, images.digest])
-    return Source(
+def _baseline(
+    images: ImageSet, built: Reference, config: EvalConfig, workload: str, device: torch.device | str
+) -> list[MetricRecord]:
+    """A Gaussian fitted to the pixels, measured like a model; of as many images and samples as fit into memory."""
+    name, pixels = "gaussian_pixels", images.images[0].size
+    count = max(min(config.samples, _SAMPLES, _NUMBERS // pixels), config.least)
+    few = min(_FITTED, 4 * _NUMBERS // pixels)
+    fitted = images.images if len(images.images) <= few else images.images[kept_rows(len(images.images), few)]
+    source = Source(
         workload=workload,
         run=name,
         method=name,
-        fingerprint=fingerprint,
+        fingerprint=digest([name, images.digest]),
         sampler=name,
         nfe=0,
         ema="none",
-        images=count,
+        images=len(fitted),
         seed=config.seed,
     )
+    samples = _batches(gaussian_pixels(fitted, count, config.seed), config.batch)
+    return evaluate_samples(samples, [built], source, config, device)
 
 
 def _batches(images: np.ndarray | Tensor, batch: int) -> Iterator[Tensor]:
