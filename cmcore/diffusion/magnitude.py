@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.dual import conv2d
+from cmcore.diffusion.dual import conv2d, linear
 
 NORM_EPS = 1e-4
 
@@ -43,7 +43,7 @@ class MPConv(nn.Module):
         w = self._unit() * (gain / math.sqrt(self.weight[0].numel()))
         if w.ndim == 2:
             with torch.autocast(x.device.type, enabled=False):
-                return nn.functional.linear(x, w)
+                return linear(x, w)
         return conv2d(x, w, padding=w.shape[-1] // 2)
 
     def _unit(self) -> Tensor:

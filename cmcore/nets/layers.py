@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.dual import Conv2d, conv2d, has_tangent
+from cmcore.diffusion.dual import Conv2d, Linear, conv2d, has_tangent
 from cmcore.diffusion.precond import Labels, as_condition
 
 InitKind = Literal["xavier", "uniform"]
@@ -23,7 +23,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True, init: InitKind = "xavier") -> nn.Linear:
     """A linear layer with or without a bias, initialised as `initialised` says."""
-    return initialised(nn.Linear(inputs, outputs, bias), gain, init)
+    return initialised(Linear(inputs, outputs, bias), gain, init)
 
 
 def conv(inputs: int, outputs: int, kernel: int, *, gain: float = 1.0, init: InitKind = "xavier") -> nn.Conv2d:

@@ -1,10 +1,10 @@
-"""Convolution and its forward-mode derivative."""
+"""Layers that are linear in their input, and their forward-mode derivative."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.dual import Conv2d, conv2d
+from cmcore.diffusion.dual import Conv2d, Linear, conv2d, linear
 
 
 def both(kernel: int, **options: int) -> tuple[Conv2d, nn.Conv2d]:
@@ -25,6 +25,15 @@ def test_value_derivative_and_gradients_are_those_of_torch(options: dict[str, in
         results.append([y, dy, layer.weight.grad, layer.bias.grad, layer(x)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_linear_layer_is_that_of_torch():
+    layer, plain = Linear(4, 3, dtype=torch.float64), nn.Linear(4, 3, dtype=torch.float64)
+    plain.load_state_dict(layer.state_dict())
+    x, v = torch.randn(2, 5, 4, dtype=torch.float64).unbind()
+    for ours, theirs in zip(torch.func.jvp(layer, (x,), (v,)), torch.func.jvp(plain, (x,), (v,)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.equal(linear(x, layer.weight), nn.functional.linear(x, layer.weight))
 
 
 def test_a_derivative_in_the_weights_is_not_lost():
