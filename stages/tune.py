@@ -7,7 +7,8 @@ from cmcore.config import ConfigError, join
 from cmcore.data.replacing import replacing
 from cmcore.edge.mlflow_search import SearchRecorder
 from cmcore.edge.ray_tune import search
-from cmcore.report.tune import Axis, Row, SearchReport, write_search
+from cmcore.report.trials import Axis, Row, SearchReport
+from cmcore.report.tune import write_search
 from stages.common import Setup, load
 from stages.progress import Done, listener
 from stages.tidy import tidy_search

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmcore.config import merge
 from cmcore.report.readers import ReportError, read_json
 
 FINISHED = "finished"  # the outcome of a trial that came to its end
@@ -76,3 +77,8 @@ def _read(file: Path) -> Found:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{file}: expected what a search writes, got {type(error).__name__}: {error}") from error
+
+
+def adopted(search: Found, entries: Mapping[str, Any]) -> bool:
+    """Whether the parameter file holds the values that were found."""
+    return merge(entries, search.best.get("runs", {})) == entries

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from cmcore.closure import ROOT
-from cmcore.report.tune import Axis, Row, SearchReport, write_search
+from cmcore.report.trials import Axis, Row, SearchReport
+from cmcore.report.tune import write_search
 
 pytest.importorskip("dvc")
 pytest.importorskip("ray")

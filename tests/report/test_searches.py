@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from cmcore.report.readers import ReportError
-from cmcore.report.search_sections import adopted, sections, verdict
-from cmcore.report.searches import Found, read_searches
+from cmcore.report.search_sections import sections, verdict
+from cmcore.report.searches import Found, adopted, read_searches
 from cmcore.report.tabulate import tabulate
-from cmcore.report.tune import Axis, Row, SearchReport, write_search
+from cmcore.report.trials import Axis, Row, SearchReport
+from cmcore.report.tune import write_search
 
 BEST = {"runs": {"ect": {"train": {"lr": 1.0}, "options": {"distance": "l2"}}}}
 WORSE = [{"seed": 11, "before": 2.0, "after": 2.5}, {"seed": 12, "before": 3.0, "after": 3.1}]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from cmcore.config import load_yaml
-from cmcore.report.tune import Axis, Row, SearchReport, explained, importances, parallel, write_search
+from cmcore.report.trials import Axis, Row, SearchReport, explained, importances
+from cmcore.report.tune import write_search
+from cmcore.report.tune_figures import parallel
 
 
 def test_a_parabola_is_explained_whole_and_noise_not():
