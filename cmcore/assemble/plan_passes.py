@@ -33,7 +33,9 @@ class Probe(nn.Module):
 
 
 def passes(run: Run) -> Passes:
-    """The passes of a training step of the run, by network and kind."""
+    """The passes of a training step of the run, by network and kind; none where the weights come from a file."""
+    if build_method(run).needs.file:
+        return Counter()
     config = run.method_config
     if needs_lpips(config):
         config = dataclasses.replace(config, distance="l2")  # counted apart: its network is no part of the method

@@ -11,7 +11,9 @@ import yaml
 from public_weights import CASES, inputs, nvlabs_pickle, weights
 
 from cmcore.assemble.imports import WeightsError, import_run, read_public, section
+from cmcore.assemble.machines import MACHINES
 from cmcore.assemble.models import load_model, save_random
+from cmcore.assemble.plan import Setting, plan
 from cmcore.assemble.project import Project, parse_project, require_files
 from cmcore.assemble.training import HISTORY, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint, train_run
 from cmcore.config import ConfigError
@@ -210,6 +212,14 @@ def test_a_consistency_model_teaches_nobody(root: Path):
     student = {"method": "cd", "init": "public", "options": {"distance": "l2"}}
     with pytest.raises(ConfigError, match="distils a teacher"):
         project(root, ADM, {"file": "x", "kind": "consistency"}, student=student)
+
+
+def test_a_plan_says_that_it_takes_no_training(root: Path):
+    plans = plan(edm(root, ect={"method": "ect", "init": "public"}), Setting(MACHINES["h100"]), root / "data")
+    public, ect = plans
+    assert public.parameters == ect.parameters == 48_347
+    assert (public.images, public.seconds, public.operations, len(public.passes)) == (0, 0, 0, 0)
+    assert ect.seconds > 0
 
 
 def test_what_is_printed_can_be_pasted(root: Path):
