@@ -58,7 +58,7 @@ WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "workers": (("dvc", "repro", "train@ict"), {"workers": 2}),
 }
 PATIENCE = 900.0  # seconds that one attempt may take, on a machine that has much else to do
-LATE = 20  # attempts that may end by themselves because the machine had too much to do for a Ray to start
+LATE = 20  # attempts that may end by themselves, as Ray gives up a start that takes longer than half a minute
 ENDING = 90.0  # seconds in which what was left alone must end
 
 
@@ -168,15 +168,30 @@ class Killer:
 
     def prepare(self) -> None:
         """Train without disturbance, and keep what came of it."""
-        self.space.call("dvc", "repro", "prepare")
+        self._run("dvc", "repro", "prepare")
         shutil.copytree(self.space.folder, self.clean, symlinks=True)
         start = time.monotonic()
-        self.space.call(*self.command)
+        self._run(*self.command)
         self.window = time.monotonic() - start
         self.expected, self.outputs = trained(self.space.folder), sealed(self.space.folder)
         if not self.expected:
             raise RuntimeError(f"{' '.join(self.command)} left no results")
         self._start_over()
+
+    def _run(self, *command: str) -> None:
+        """Run a command to its end."""
+        while (code := self.space.start(*command).wait(PATIENCE)) and self._was_late():
+            pass
+        if code:
+            raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{self._log()}")
+
+    def _log(self) -> str:
+        return self.space.folder.with_name("log.txt").read_text(encoding="utf-8", errors="replace")[-3000:]
+
+    def _was_late(self) -> bool:
+        """Whether an attempt ended by itself because the machine had too much to do for a Ray to start."""
+        self.late += NO_START in self._log()
+        return NO_START in self._log() and self.late <= LATE
 
     def kill_once(self) -> None:
         """Start, kill one process at a random moment, check the files; start again where all ended before the kill."""
@@ -232,11 +247,9 @@ class Killer:
 
     def _ended(self, code: int) -> None:
         if code:
-            log = self.space.folder.with_name("log.txt").read_text(encoding="utf-8", errors="replace")
-            if NO_START in log[-3000:] and self.late < LATE:
-                self.late += 1
+            if self._was_late():
                 return
-            raise RuntimeError(f"{' '.join(self.command)} ended with {code}:\n{log[-3000:]}")
+            raise RuntimeError(f"{' '.join(self.command)} ended with {code}:\n{self._log()}")
         if (trained(self.space.folder), sealed(self.space.folder)) != (self.expected, self.outputs):
             raise RuntimeError("the results differ from those of the undisturbed training")
         self.finished += 1
