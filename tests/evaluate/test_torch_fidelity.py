@@ -143,7 +143,7 @@ def _compare(records: list[MetricRecord], theirs: dict[str, float], distance: st
         "inception_score_std": found["score"].spread,
     }
     assert {name: pytest.approx(value, rel=1e-3) for name, value in pairs.items()} == {n: theirs[n] for n in pairs}
-    assert theirs["inception_score_mean"] > 1.05
+    assert theirs["inception_score_mean"] > 1.01
     assert 0 < theirs["recall"] < 1 or 0 < theirs["precision"] < 1
 
 
@@ -171,7 +171,7 @@ def stand_in(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")
 def test_inception_metrics_equal_those_of_torch_fidelitys_public_interface(tmp_path):
     """The same images and the same weight file through calculate_metrics and through our evaluation, to 1e-3."""
