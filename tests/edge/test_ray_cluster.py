@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from readme_commands import commands
+from sockets import open_doors
 from tiny_runs import PARAMS
 
 from cmcore.edge.ray_session import ROOT, SHARED
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 BIN = Path(sys.executable).parent
 # What a test adds: this machine only looks like two nodes.
 BOTH = ["--block", "--disable-usage-stats", "--object-store-memory=100000000"]
-HEAD = ["--num-cpus=0", "--include-dashboard=false"]  # without CPUs, so that the work is done by the node that joined
+HEAD = ["--num-cpus=0"]  # without CPUs, so that the work is done by the node that joined
 
 
 def shown(*beginning: str) -> list[str]:
@@ -91,6 +92,7 @@ def test_readme_leads_to_a_cluster_that_asks_for_a_token(short_tmp, tmp_path):
         (join,) = [words for words in commands() if words[:2] == ["ray", "start"] and "--head" not in words]
         join = [word.replace("HEAD:6379", address) for word in join] + [*BOTH, "--num-cpus=1"]
         with running(join, node, short_tmp / "join.log", "Ray runtime started"):
+            assert open_doors(psutil.Process().children(recursive=True)) == []
             done = stage(project, node, address)
             assert done.returncode == 0, done.stderr
             assert done.stderr == ""

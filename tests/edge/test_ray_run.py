@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray_jobs
+from sockets import open_doors
 
 from cmcore.edge import ray_session
 from cmcore.edge.ray_run import execute
@@ -49,6 +50,9 @@ class TestOnRay:
         ]
         assert results[0] == results[1]
         assert said["ray"] == said["inline"] == [("step", step, 2) for step in range(3)]
+
+    def test_neither_a_dashboard_nor_a_client_server_is_open_to_others(self, shared):
+        assert open_doors(shared) == []
 
     def test_it_runs_in_another_process(self):
         assert execute(RAY, ray_jobs.where) != os.getpid()
