@@ -164,8 +164,8 @@ def test_operations_of_the_methods(costs):
         assert step[name] == pytest.approx(step["edm"] + 1, abs=1e-9)
     assert step["cd"] == pytest.approx(step["edm"] + 3, abs=1e-9)
     assert step["scd"] == pytest.approx(step["sct"] + 1, abs=1e-9)
-    # A derivative costs one network more; PyTorch's rule for convolutions multiplies by a zero for yet another.
-    assert step["edm"] + 0.99 < step["sct"] < step["edm"] + 2.01
+    # A forward-mode derivative costs one network more. Attention differs: fused without it, written out with it.
+    assert step["sct"] == pytest.approx(step["edm"] + 1, abs=0.1)
 
 
 def test_operations_are_those_of_pytorchs_counter_on_real_tensors(costs):
