@@ -87,8 +87,9 @@ def distort(x: Tensor, distortion: Distortion) -> Tensor:
     x = torch.where(expand_like(distortion.x_flip, x).bool(), x.flip(-1), x)
     x = torch.where(expand_like(distortion.y_flip, x).bool(), x.flip(-2), x)
     matrix, bent = distortion.matrix, distortion.bent
-    size = torch.tensor([x.shape[-1], x.shape[-2]], dtype=torch.float64, device=x.device)
-    shift = -(matrix @ (TRANSLATION_STD * size * distortion.translation)[:, :, None]).squeeze(-1)
+    across, down = (TRANSLATION_STD * distortion.translation).unbind(1)
+    pixels = torch.stack([across * x.shape[-1], down * x.shape[-2]], dim=1)
+    shift = -(matrix @ pixels[:, :, None]).squeeze(-1)
     if x.device.type == "cpu":
         rows = bent.nonzero().squeeze(1)
         return x.index_copy(0, rows, warp(x[rows], matrix[rows], shift[rows]))

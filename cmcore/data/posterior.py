@@ -5,6 +5,7 @@ normalises channel by channel (arXiv 2312.02696, App. A.3). Networks and samples
 a decoder makes images of them.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,5 +27,10 @@ def sample(stored: Tensor, draws: Draws, manifest: dict[str, Any]) -> Tensor:
     """Normalised latents (B, C, H, W) float32 from means and deviations (B, 2C, H, W)."""
     mean, std = stored.float().chunk(2, dim=1)
     raw = mean + std * draws.normal(mean.shape[1:], stream="latent")
-    centre, width = (torch.tensor(manifest[key], device=raw.device)[:, None, None] for key in ("raw_mean", "raw_std"))
+    centre, width = (_per_channel(tuple(manifest[key]), raw.device) for key in ("raw_mean", "raw_std"))
     return (raw - centre) * (manifest["final_std"] / width)
+
+
+@lru_cache(maxsize=8)  # by device, so that no step waits for a copy
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)[:, None, None]

@@ -46,15 +46,15 @@ def warp(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
 
 def _warp(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     (height, width), device = x.shape[2:], x.device
-    fine = _synthesis(height).to(device) @ x.double() @ _synthesis(width).to(device).mT
+    fine = _synthesis(height, device) @ x.double() @ _synthesis(width, device).mT
     columns, rows = _positions(width, device), _positions(height, device)
     samples = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (h, w, 2), relative to the centre
     points = samples @ matrix[:, None].mT + shift[:, None, None]
     # Torch counts from -1 to 1 over 2 n samples, the centre between two of them; ours is the sample before it.
-    size = torch.tensor([3 * width - 2, 3 * height - 2], dtype=points.dtype, device=device)
-    points = (2 * points - 0.5) / size
+    across, down = (2 * points - 0.5).unbind(-1)
+    points = torch.stack([across / (3 * width - 2), down / (3 * height - 2)], dim=-1)
     sampled = torch.nn.functional.grid_sample(fine, points, padding_mode="zeros", align_corners=False)
-    return (_analysis(height).to(device) @ sampled @ _analysis(width).to(device).mT).to(x.dtype)
+    return (_analysis(height, device) @ sampled @ _analysis(width, device).mT).to(x.dtype)
 
 
 def _positions(size: int, device: torch.device) -> Tensor:
@@ -63,8 +63,8 @@ def _positions(size: int, device: torch.device) -> Tensor:
     return (torch.arange(count, dtype=torch.float64, device=device) - CENTRE - (size - 1)) / 2
 
 
-@lru_cache(maxsize=8)
-def _synthesis(size: int) -> Tensor:
+@lru_cache(maxsize=8)  # by device, so that no step waits for a copy
+def _synthesis(size: int, device: torch.device) -> Tensor:
     """(2 (3 size - 2), size): pixels, reflected without repeating the last one, to twice as many samples."""
     margin = size - 1
     padded = size + 2 * margin
@@ -76,13 +76,13 @@ def _synthesis(size: int) -> Tensor:
             sample = 2 * place + tap - CENTRE
             if 0 <= sample < 2 * padded:
                 result[sample, pixel] += value
-    return result
+    return result.to(device)
 
 
 @lru_cache(maxsize=8)
-def _analysis(size: int) -> Tensor:
+def _analysis(size: int, device: torch.device) -> Tensor:
     """(size, 2 size + TAPS - 2): samples of the finer grid back to pixels."""
     result = torch.zeros(size, 2 * size + TAPS - 2, dtype=torch.float64)
     for pixel in range(size):
         result[pixel, 2 * pixel : 2 * pixel + TAPS] = torch.tensor(LOW_PASS, dtype=torch.float64)
-    return result
+    return result.to(device)
