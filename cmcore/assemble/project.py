@@ -212,8 +212,8 @@ def require_images(project: Project) -> None:
     if project.sections.data.source == "latents":
         raise ConfigError(
             "data.source",
-            "latents can be trained on, with `dvc repro train@<run>`; to measure and to show samples they would have to "
-            "be decoded, and there is no decoder here; expected images",
+            "latents can be trained on, with `dvc repro train@<run>`; to measure and to show samples they would have "
+            "to be decoded, and there is no decoder here; expected images",
         )
 
 
