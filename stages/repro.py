@@ -1,6 +1,7 @@
 """`make repro`: check the parameters, say what is to be done, run it, and show the result."""
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -40,6 +41,7 @@ def plan() -> tuple[list[str], set[str]]:
     from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # what it restores is said once, by `dvc repro`
     with Repo() as repo:
         graph: Any = repo.index.graph
         last = next(stage for stage in graph if stage.addressing == LAST)
