@@ -193,8 +193,8 @@ def _check_augment(train: TrainConfig, net: NetChoice, path: str) -> None:
     if train.augment and dim != AUGMENT_DIM:
         raise ConfigError(
             join(path, "train.augment"),
-            f"needs a network that is told of it: expected {join(path, 'net.augment_dim')} to be {AUGMENT_DIM}, got {dim}; "
-            f"or expected 0, got {train.augment}",
+            f"needs a network that is told of it: expected {join(path, 'net.augment_dim')} to be {AUGMENT_DIM}, "
+            f"got {dim}; or expected 0, got {train.augment}",
         )
 
 

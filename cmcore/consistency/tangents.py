@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmcore.diffusion.precond import Denoiser, noise_coordinate
+from cmcore.diffusion.precond import Denoiser, Labels, noise_coordinate
 from cmcore.tensors import expand_like, norm_per_sample
 
 TrigNet = Callable[[Tensor, Tensor], Tensor]
@@ -24,7 +24,7 @@ class Tangent(NamedTuple):
     scaled_dF: Tensor  # noqa: N815 (the paper's symbol)
 
 
-def trig_net(denoiser: Denoiser, labels: Tensor | None) -> TrigNet:
+def trig_net(denoiser: Denoiser, labels: Labels) -> TrigNet:
     """F_trig(x/sigma_data, t), for x/sigma_data (B, ...) and t (B,): minus the network at sigma = sigma_data tan t."""
 
     def minus_net(u: Tensor, t: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cmcore.config import require
 from cmcore.consistency.tangents import consistency_tangent, normalise, scaled_jvp, trig_net
 from cmcore.consistency.weights import AdaptiveWeight
-from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.precond import Denoiser, Labels
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like, norm_per_sample, sum_per_sample
 
@@ -61,7 +61,7 @@ def new_heads() -> dict[str, Callable[[], nn.Module]]:
 def continuous_loss(
     student: Denoiser,
     weight: nn.Module,
-    labels: Tensor | None,
+    labels: Labels,
     point: TrigPoint,
     dx_dt: Tensor,
     config: TrigConfig,

@@ -20,7 +20,12 @@ def feed(data: Prepared, device: torch.device | str) -> Feed:
         return data.batch
     if data.images.nbytes <= RESIDENT * torch.cuda.mem_get_info(device)[0]:
         return resident(data, device)
-    return lambda rows: (*(_sent(part, device) for part in data.batch(rows)),)
+
+    def batch(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        images, labels = data.batch(rows)
+        return _sent(images, device), _sent(labels, device)
+
+    return batch
 
 
 def resident(data: Prepared, device: torch.device) -> Feed:

@@ -5,27 +5,29 @@ arithmetic stays in the precision of the levels (float64), the state in the dtyp
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cmcore.diffusion.precond import Labels
 from cmcore.tensors import expand_like
 
-Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x (B, ...), sigma (B,), labels (B,) or None) -> the prediction of the clean image: a `Denoiser`, or an oracle."""
+Denoise = Callable[[Tensor, Tensor, Any], Tensor]
+"""(x (B, ...), sigma (B,), labels) -> the prediction of the clean image: a `Denoiser`, or an oracle."""
 
 
-def velocity(denoiser: Denoise, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+def velocity(denoiser: Denoise, x: Tensor, sigma: Tensor, labels: Labels = None) -> Tensor:
     """dx/dsigma at (x, sigma) (EDM, arXiv 2206.00364, Algorithm 1, line 4)."""
     return (x - denoiser(x, sigma, labels)) / expand_like(sigma, x)
 
 
-def euler_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
+def euler_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Labels = None) -> Tensor:
     """Euler's step of order 1 from sigma to sigma_next, which may be 0: that gives D(x, sigma). One evaluation."""
     return x + expand_like(sigma_next - sigma, x) * velocity(denoiser, x, sigma, labels)
 
 
-def heun_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
+def heun_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Labels = None) -> Tensor:
     """Heun's step of order 2 (EDM, arXiv 2206.00364, Algorithm 1, lines 4-8). Two evaluations.
 
     A sample whose sigma_next is 0, where the velocity is undefined, takes Euler's step; where that is every sample,
