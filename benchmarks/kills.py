@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from benchmarks.workspace import Workspace
 from cmcore.edge.ray_session import NO_START
-from cmcore.train import checkpoint
 
 RUNS = ("edm", "ect", "ict")
 PARAMS: dict[str, Any] = {
@@ -115,10 +116,10 @@ def unreadable(folder: Path) -> list[str]:
     bad = []
     for path in [*(folder / ".work").rglob("*.safetensors"), *(folder / "outputs").rglob("*.safetensors")]:
         try:
-            checkpoint.load(path)
-        except checkpoint.CheckpointError as error:
+            load_file(path)
+        except (OSError, SafetensorError) as error:
             if path.exists():
-                bad.append(str(error))
+                bad.append(f"{path}: {error}")
     return bad
 
 
