@@ -60,18 +60,18 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 def callers() -> list[psutil.Process]:
     """The processes whose death ends the stage: DVC, a shell between DVC and us, and `make repro` above it.
 
-    Without a DVC it is our parent alone.
+    There is none where DVC was killed while this process was starting.
     """
     parents = psutil.Process().parents()[:4]
     for place, parent in enumerate(parents):
         if any("dvc" in os.path.basename(part) for part in parent.cmdline()):
             return parents[: place + (2 if DRIVER in os.environ else 1)]
-    return parents[:1]
+    return []
 
 
 def _die_with(processes: list[psutil.Process]) -> None:
     """DVC killed from outside leaves its stage running; nobody would look at what it does."""
-    while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+    while processes and all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)

@@ -1,0 +1,16 @@
+"""The life of a stage process."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = "import time; from stages.process import guarded; guarded('train x', lambda: time.sleep(60))"
+
+
+def test_a_stage_whose_dvc_died_while_it_was_starting_ends() -> None:
+    environment = {**os.environ, "DVC_STAGE": "train@x"}  # set by DVC alone, and there is none above this process
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, timeout=30, check=False)
+    assert ended.returncode == 128 + signal.SIGTERM
