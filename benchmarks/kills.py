@@ -142,7 +142,10 @@ def sealed(folder: Path) -> dict[str, str]:
 
 def position(folder: Path) -> int:
     """Lines of history written so far: moves on as training does."""
-    return sum(path.read_bytes().count(b"\n") for path in (folder / ".work").rglob("history.jsonl"))
+    while True:
+        # Folders come and go while a run is on its way.
+        with suppress(FileNotFoundError):
+            return sum(path.read_bytes().count(b"\n") for path in (folder / ".work").rglob("history.jsonl"))
 
 
 class Killer:
