@@ -127,10 +127,10 @@ def test_nothing_survives_a_driver_that_is_stopped(tmp_path, number):
     names = {child.pid: child.name() for child in family}
     assert int(file.read_text()) in names
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=80)
     # Two small helpers of Ray notice only after a minute that they are alone; nothing else may stay.
     working = [child for child in family if not (number == signal.SIGKILL and "Agent" in names[child.pid])]
-    _, alive = psutil.wait_procs(working, timeout=15)
+    _, alive = psutil.wait_procs(working, timeout=30)
     assert alive == []
 
 
