@@ -64,7 +64,7 @@ def callers() -> list[psutil.Process]:
     """
     parents = psutil.Process().parents()[:4]
     for place, parent in enumerate(parents):
-        if any("dvc" in os.path.basename(part) for part in parent.cmdline()):
+        if any(os.path.basename(part) == "dvc" for part in parent.cmdline()):
             return parents[: place + (2 if DRIVER in os.environ else 1)]
     return []
 
