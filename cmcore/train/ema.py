@@ -1,6 +1,7 @@
 """Exponential moving averages of the weights; several profiles may follow one run."""
 
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from cmcore.train.settings import EmaConfig
 
 
+@cache  # every step asks for it
 def power_exponent(std: float) -> float:
     """gamma of the power-function profile with relative width sigma_rel = std (arXiv 2312.02696, Eq. 126).
 
