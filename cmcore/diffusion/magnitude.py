@@ -56,16 +56,19 @@ class MPConv(nn.Module):
         self.weight.copy_(self._unit())
 
 
-def force_normalisation(roots: Iterable[nn.Module]) -> None:
-    """Normalise the weights of every `MPConv` below some modules; the trainer does so before each step.
+def unit_layers(*roots: nn.Module) -> list[MPConv]:
+    """The layers below some modules whose weights are to have unit length."""
+    return [module for root in roots for module in root.modules() if isinstance(module, MPConv)]
+
+
+def force_normalisation(layers: Iterable[MPConv]) -> None:
+    """Normalise the weights of some layers; the trainer does so with all of them before each step.
 
     EDM2 does it in the forward pass of training. Here every pass of a step meets the same weights, those of the target
     too, and an average of the weights sees them, as there, after the optimiser and before the normalisation.
     """
-    for root in roots:
-        for module in root.modules():
-            if isinstance(module, MPConv):
-                module.normalise()
+    for layer in layers:
+        layer.normalise()
 
 
 class MPFourier(nn.Module):

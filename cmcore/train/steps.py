@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmcore.diffusion.magnitude import force_normalisation
+from cmcore.diffusion.magnitude import force_normalisation, unit_layers
 from cmcore.methods.base import Batch, Method, Progress
 from cmcore.rng import Draws
 from cmcore.train import ema
@@ -86,10 +86,11 @@ def steps(
     device = next(state.models.student.net.parameters()).device
     trained = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
     slices = row_slices(config.batch, config.micro_batch, worker)
+    layers = unit_layers(state.models.student, state.models.heads)
     watch, direct = Watch(type(method).__name__, device), answers_at_once(device)
     while state.images < config.total:
         progress = Progress(state.images, config.total, config.batch)
-        force_normalisation((state.models.student, state.models.heads))
+        force_normalisation(layers)
         lr = learning_rate(config, state.images)
         set_learning_rate(state.optimiser, lr)
         state.optimiser.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.magnitude import MPConv, MPFourier, force_normalisation, unit_magnitude
+from cmcore.diffusion.magnitude import MPConv, MPFourier, force_normalisation, unit_layers, unit_magnitude
 from cmcore.diffusion.precond import Condition, Denoiser
 from cmcore.nets import edm2
 from cmcore.nets.layers_attention import attend
@@ -69,7 +69,7 @@ def test_forward_equals_the_public_implementation(case: str, mode: str):
     fields, shape = SHAPES[case]
     net = waved(edm2.build(edm2.Config(**fields), **shape).double()).train(mode == "train")
     if mode == "train":
-        force_normalisation([net])
+        force_normalisation(unit_layers(net))
     x = wave((3, shape["channels"], shape["resolution"], shape["resolution"]), 50)
     labels = torch.tensor([1, 0, 4]) if shape["classes"] else None
     F = net(x, torch.tensor([-0.9, 0.1, 0.7], dtype=torch.float64), labels).detach()
@@ -182,11 +182,11 @@ def test_forced_normalisation_settles_at_unit_length():
     with torch.no_grad():
         for layer in weights(net):
             layer.weight.mul_(7)
-    force_normalisation([net])
+    force_normalisation(unit_layers(net))
     assert all(torch.allclose(lengths(layer), torch.ones(()), atol=1.1e-4) for layer in weights(net))
-    force_normalisation([net])
+    force_normalisation(unit_layers(net))
     settled = copy.deepcopy(net.state_dict())
-    force_normalisation([net])
+    force_normalisation(unit_layers(net))
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(tensor, settled[name], rtol=1e-6, atol=1e-6)
     assert len(weights(net)) == sum(name.endswith("weight") for name, _ in net.named_parameters())
@@ -210,7 +210,7 @@ def test_a_forward_pass_writes_nothing():
     torch.func.jvp(lambda x: net(x, torch.zeros(2)), (x,), (x,))
     # Two passes, one backward: nothing that the first one needs was overwritten by the second.
     (net(x, torch.zeros(2)) + net(-x, torch.zeros(2))).sum().backward()
-    force_normalisation([twin])
+    force_normalisation(unit_layers(twin))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not torch.equal(twin.input.weight, net.input.weight)
 
