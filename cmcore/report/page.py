@@ -12,6 +12,7 @@ from cmcore.report.cells import Table
 from cmcore.report.formats import html_table
 
 TEMPLATE = Path(__file__).with_name("page.html")
+MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 FOOTER = (
     "Made from the records in this folder by the tabulate stage; its tables stand beside it as Markdown, CSV and LaTeX."
 )
@@ -19,7 +20,7 @@ FOOTER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure of the page: a PNG file, its caption, and what a reader who cannot see it should know."""
+    """A figure of the page: a PNG or SVG file, its caption, and what a reader who cannot see it should know."""
 
     path: Path
     caption: str
@@ -56,5 +57,5 @@ def page(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str:
 
 
 def inline(path: Path) -> str:
-    """A PNG file as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    """A PNG or SVG file as a data URI."""
+    return f"data:{MEDIA[path.suffix]};base64," + base64.b64encode(path.read_bytes()).decode("ascii")

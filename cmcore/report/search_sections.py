@@ -36,7 +36,7 @@ def sections(searches: Sequence[Found], entries: Mapping[str, Any]) -> tuple[Sec
 
 def _section(search: Found, entries: Mapping[str, Any]) -> Section:
     tables = (values(search), *([confirmed(search)] if search.confirmed else []))
-    drawn = {name: search.folder / f"{name}.png" for name in PICTURES}
+    drawn = {name: search.folder / f"{name}.svg" for name in PICTURES}  # thin lines: an eighth of their PNG
     return Section(
         title=f"Search {search.name}",
         text=(_tried(search), verdict(search), _adoption(search, entries)),

@@ -82,7 +82,7 @@ def test_the_page_needs_nothing_else(written: tuple[Path, Written]) -> None:
     assert "@import" not in text
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
-    assert len(text) < 1_500_000
+    assert len(text) < 1_000_000
 
 
 def test_the_page_marks_what_is_published_and_shows_provenance(written: tuple[Path, Written]) -> None:
