@@ -87,13 +87,17 @@ def steps(
     trained = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
     slices = row_slices(config.batch, config.micro_batch, worker)
     layers = unit_layers(state.models.student, state.models.heads)
+    # What a CUDA graph returns lasts until its next run. Gradients that add up over several have memory of their own.
+    kept = config.cuda_graphs and len(slices) > 1
+    for parameter in trained if kept else ():
+        parameter.grad = torch.zeros_like(parameter)
     watch, direct = Watch(type(method).__name__, device), answers_at_once(device)
     while state.images < config.total:
         progress = Progress(state.images, config.total, config.batch)
         force_normalisation(layers)
         lr = learning_rate(config, state.images)
         set_learning_rate(state.optimiser, lr)
-        state.optimiser.zero_grad(set_to_none=True)
+        state.optimiser.zero_grad(set_to_none=not kept)
         loss = torch.zeros((), device=device)
         scalars: dict[str, Tensor | float] = {}
         for rows in slices:

@@ -72,6 +72,25 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(name: str, micro: in
         assert float(parts_scalars[key]) == pytest.approx(float(value), rel=1e-4, abs=1e-6)
 
 
+def test_gradients_of_cuda_graphs_add_up_in_memory_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    """What a graph returns is overwritten by its next run, which the next part of the batch is."""
+    monkeypatch.setattr("cmcore.train.state.arrange", lambda net, config: None)  # graphs are CUDA's
+    method, ends = make_method("edm"), []
+    for options in ({}, {"compile": True, "cuda_graphs": True}):
+        config, places = make_train(micro_batch=8, **options), set()
+        state = make_state(method, config, noise=0.3)
+
+        def images(draws: Draws, state=state, places=places) -> Batch:
+            places.add(tuple(map(id, (parameter.grad for parameter in state.parameters))))
+            return batches(draws)
+
+        list(steps(state, method, images, config))
+        assert (len(places) == 1) == bool(options)
+        assert all(parameter.grad is not None for parameter in state.parameters)
+        ends.append(flat(state.parameters))
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize("name", ["edm", "ict"])
 def test_two_workers_do_the_step_of_one(name: str):
     loss, gradient, _ = one_step(name)
