@@ -6,9 +6,9 @@ dependency would make it read all of them. Here names, sizes and times of change
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from cmcore.data.files import walk
 from cmcore.data.settings import DataConfig
 
 
@@ -19,26 +19,15 @@ def state(config: DataConfig) -> str:
         return ""
     if place.is_dir():
         total = hashlib.sha256()
-        _add_folder(place, "", total)
+        for name, found in walk(place):
+            about = found.stat(follow_symlinks=False)
+            total.update(f"{name}\0{about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
     try:
         found = place.stat()
     except OSError:
         return ""
     return hashlib.sha256(f"{found.st_size} {found.st_mtime_ns}".encode()).hexdigest()
-
-
-def _add_folder(folder: Path, prefix: str, total: "hashlib._Hash") -> None:
-    with os.scandir(folder) as listing:
-        listed = sorted(listing, key=lambda found: found.name)
-    for found in listed:
-        if found.is_dir(follow_symlinks=False):
-            _add_folder(Path(found.path), f"{prefix}{found.name}/", total)
-        else:
-            about = found.stat(follow_symlinks=False)
-            total.update(
-                f"{prefix}{found.name}\0{about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
-            )
 
 
 def remember(record: Path, config: DataConfig, before: str) -> None:

@@ -52,23 +52,23 @@ def _litter(name: PurePosixPath) -> bool:
 
 def _folder(root: Path) -> Iterator[Entry]:
     base = root.resolve()
-    for prefix, found in _walk(root, ""):
+    for name, found in walk(root):
         if found.is_symlink() and (found.is_dir() or not Path(found.path).resolve().is_relative_to(base)):
             raise DataError(f"{found.path}: is a link to a folder or to a place outside {root}; copy the files instead")
         if not found.is_file():
             raise DataError(f"{found.path}: expected a plain file")
-        yield Entry(prefix + found.name, _reader(Path(found.path)))
+        yield Entry(name, _reader(Path(found.path)))
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """What is in a folder and below it but folders, by name, with what precedes the name in its path."""
+def walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What is in a folder and below it but folders, by its path from there, folder by folder in the order of names."""
     with os.scandir(folder) as listing:
         listed = sorted(listing, key=lambda found: found.name)
     for found in listed:
         if found.is_dir(follow_symlinks=False):
-            yield from _walk(Path(found.path), f"{prefix}{found.name}/")
+            yield from walk(Path(found.path), f"{prefix}{found.name}/")
         else:
-            yield prefix, found
+            yield prefix + found.name, found
 
 
 def _reader(path: Path) -> Callable[[], bytes]:
