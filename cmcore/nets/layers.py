@@ -70,8 +70,12 @@ class GroupNorm(nn.Module):
 
 
 def pixel_norm(v: Tensor, eps: float = 1e-8) -> Tensor:
-    """v (B, C) over its root mean square across the channels (arXiv 1710.10196, sec. 4.2)."""
-    return v * torch.rsqrt(v.square().mean(1, keepdim=True) + eps)
+    """v (B, C) over its root mean square across the channels (arXiv 1710.10196, sec. 4.2).
+
+    The mean square is taken in float32 at least: in float16 it overflows from 256 on, and eps is 0.
+    """
+    wide = v.to(torch.promote_types(v.dtype, torch.float32))
+    return v * torch.rsqrt(wide.square().mean(1, keepdim=True) + eps).to(v.dtype)
 
 
 class ModulatedNorm(nn.Module):

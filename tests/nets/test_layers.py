@@ -56,6 +56,15 @@ def test_fourier_features_have_their_scale_and_are_saved():
     torch.testing.assert_close(features(torch.zeros(1))[0, 10_000:], torch.ones(10_000))
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1000.0])
+def test_pixel_norm_keeps_its_precision_where_a_half_has_no_room_for_squares(half: torch.dtype, scale: float):
+    v = (scale * rand(5, 12)).to(half)
+    y = pixel_norm(v)
+    assert y.dtype == half
+    torch.testing.assert_close(y.double(), pixel_norm(v.double()), rtol=2 * torch.finfo(half).eps, atol=0)
+
+
 def test_pixel_norm_gives_unit_root_mean_square():
     y = pixel_norm(rand(5, 12) * 30)
     torch.testing.assert_close(y.square().mean(1), torch.ones(5, dtype=torch.float64))
