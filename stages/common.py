@@ -2,13 +2,14 @@
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmcore.assemble.project import Project, Run, load_project
+from cmcore.assemble.project import RANDOM, Project, Run, load_project
 from cmcore.config import read
+from cmcore.data.errors import DataError
 from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.settings import ComputeConfig, TrackingConfig
 from cmcore.tracking.base import Null, Tracker
@@ -65,6 +66,22 @@ class Folders:
 
     def weights(self, run: str) -> Path:
         return self.runs / run / "weights.safetensors"
+
+    def maker(self, path: Path) -> str:
+        """The stage that makes what is declared at this path in the outputs."""
+        kind, *rest = path.relative_to(self.outputs).parts
+        if kind == "runs" and rest[0] != RANDOM:
+            return f"train@{rest[0]}"
+        return "reference" if kind == "reference" else "prepare"
+
+    def require(self, paths: Iterable[Path]) -> None:
+        """A DataError where something that a stage reads is not there: it names the stage that makes it.
+
+        An empty folder is what DVC leaves of one whose stage it began, and did not end.
+        """
+        for path in paths:
+            if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+                raise DataError(f"{path.relative_to(self.root)} is not there; first run `dvc repro {self.maker(path)}`")
 
 
 @dataclass(frozen=True)

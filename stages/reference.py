@@ -47,4 +47,6 @@ def make(setup: Setup, name: str, find: Find) -> Results:
 
 def main() -> None:
     """Write the reference of the workload."""
-    put(make(load(), "", Path))
+    setup = load()
+    setup.folders.require(reads(setup, ""))
+    put(make(setup, "", Path))

@@ -71,4 +71,6 @@ def make(setup: Setup, name: str, find: Find) -> Results:
 
 def main(name: str) -> None:
     """Train the run and write what it declares."""
-    put(make(load(), name, Path))
+    setup = load()
+    setup.folders.require(reads(setup, name))
+    put(make(setup, name, Path))

@@ -20,6 +20,7 @@ def job_of(setup: Setup, name: str) -> Job:
     if name not in searches:
         raise ConfigError(join("tune", name), f"expected one of {', '.join(searches) or 'none, as there is no search'}")
     inputs = Inputs(folders.data, folders.weights(searches[name].init))
+    folders.require([folders.manifest, inputs.init, folders.reference])
     mark = search_fingerprint(setup.project, name, inputs, folders.reference)
     folder = folders.work / folders.workload / "tune" / f"{name}-{mark}"
     return Job(setup.project, name, inputs, folders.reference, folder)
