@@ -22,6 +22,8 @@ from cmcore.evaluate.suite import Reference, measure, record
 from cmcore.sample.base import Sampler
 from cmcore.sample.fewstep import Multistep
 from cmcore.train import checkpoint
+from cmcore.sample.guided import GuidedSampler
+from cmcore.tensors import to_uint8
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ def _described(weights: Path) -> dict[str, Any]:
 
 
 def _levels(sampler: Sampler) -> tuple[float, ...]:
-    return sampler.levels if isinstance(sampler, Multistep) else ()
+    few = sampler.inner if isinstance(sampler, GuidedSampler) else sampler
+    return few.levels if isinstance(few, Multistep) else ()
 
 
 def teacher_of(run: Run, runs_folder: Path) -> Path | None:

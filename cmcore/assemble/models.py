@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmcore import plugins
 from cmcore.assemble.project import RANDOM, NetChoice, Run, build_method
@@ -17,6 +17,7 @@ from cmcore.rng import derive_seed
 from cmcore.train import checkpoint
 
 RAW = "raw"
+GUIDANCE = "embedding.guidance."  # how the weights of what a guided student learns beside its teacher's begin
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ def save_model(
         **meta,
     }
     checkpoint.save(path, tensors, described)
+
+
+def start_from(net: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a network the weights of another that may not be told guidance scales."""
+    own = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(GUIDANCE)}
+    net.load_state_dict(own | weights)
 
 
 @dataclass(frozen=True)

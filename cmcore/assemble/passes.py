@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmcore.assemble.models import LoadedModel, load_model
 from cmcore.assemble.project import Run, build_method
-from cmcore.assemble.samplers import few_step_sampler, ode_sampler, quickest_sampler, samplers
+from cmcore.assemble.samplers import few_step_sampler, guided, ode_sampler, quickest_sampler, samplers
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS
 from cmcore.evaluate.collect import Part, Span, collect, joined, spans
 from cmcore.evaluate.endpoints import squared_errors
@@ -21,6 +21,7 @@ from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
+from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.stream import generate, uniform_labels
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
@@ -59,9 +60,11 @@ def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, jud
         for s in samplers(run, d, config.teacher_steps)
     ]
     if teacher is not None and few_step:
-        found.append(Pass(ENDPOINTS, final, few_step_sampler(d), config.endpoints, shown=SHOWN, teacher=teacher))
+        found.append(
+            Pass(ENDPOINTS, final, guided(run, few_step_sampler(d)), config.endpoints, shown=SHOWN, teacher=teacher)
+        )
     found += [
-        Pass(f"scan_{level:g}", final, few_step_sampler(d, level), config.scan_samples, "scan")
+        Pass(f"scan_{level:g}", final, guided(run, few_step_sampler(d, level)), config.scan_samples, "scan")
         for level in (config.scan if few_step else ())
     ]
     quickest = quickest_sampler(run, d, config.teacher_steps)
@@ -158,7 +161,10 @@ class Worker:
         one, (start, stop) = unit
         assert one.teacher is not None
         model, teacher = self._model(one.weights), self._model(one.teacher)
-        truth, seed = ode_sampler(teacher.diffusion, self.config.teacher_steps), self.config.seed
+        truth: Sampler = ode_sampler(teacher.diffusion, self.config.teacher_steps)
+        if isinstance(one.sampler, GuidedSampler):
+            truth = GuidedSampler(truth, one.sampler.s)
+        seed = self.config.seed
         errors, first = [], []
         for at in range(start, stop, self.config.batch):
             rows = range(at, min(at + self.config.batch, stop))

@@ -15,6 +15,7 @@ from cmcore.methods.base import Batch, Models, Progress
 from cmcore.rng import Draws
 
 Passes = Counter[tuple[str, PassKind]]  # ("student", "forward+backward") -> times
+ROWS = 2  # of the batch that a step is tried on
 
 
 class Probe(nn.Module):
@@ -28,7 +29,8 @@ class Probe(nn.Module):
         del labels
         derivative = forward_ad.unpack_dual(c_noise).tangent is not None
         value = "jvp" if derivative else "forward"
-        self.seen.append((self.name, cast("PassKind", f"{value}+backward" if torch.is_grad_enabled() else value)))
+        kind = cast("PassKind", f"{value}+backward" if torch.is_grad_enabled() else value)
+        self.seen += [(self.name, kind)] * (len(x) // ROWS)  # guidance asks for all images twice in one pass
         return x * self.gain + 0 * c_noise.reshape(-1, 1, 1, 1)
 
 
@@ -49,9 +51,9 @@ def passes(run: Run) -> Passes:
     heads = nn.ModuleDict({name: make() for name, make in needs.heads.items()})
     teacher, target = (stand_in(name) if getattr(needs, name) else None for name in ("teacher", "target"))
     models = Models(stand_in("student"), teacher, target, heads)
-    batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64) if run.conditional else None)
+    batch = Batch(torch.zeros(ROWS, 1, 2, 2), torch.zeros(ROWS, dtype=torch.int64) if run.conditional else None)
     total = run.train.total
-    method.loss(models, batch, Progress(total // 2, total, run.train.batch), Draws(0, total // 2, 2))
+    method.loss(models, batch, Progress(total // 2, total, run.train.batch), Draws(0, total // 2, ROWS))
     return Counter(seen)
 
 

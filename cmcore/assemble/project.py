@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cmcore import plugins
+from cmcore.assemble.guided import check_guidance, with_guidance
 from cmcore.assemble.space import TuneConfig
 from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
 from cmcore.data.settings import AUGMENT_DIM, DataConfig
@@ -22,8 +23,10 @@ class SampleConfig:
     """How the run's model is sampled for the tables."""
 
     two_step: float = 0.821  # sigma of the second step (iCT's value for CIFAR-10)
+    guidance: float = 1.0  # scale of classifier-free guidance, 1 for none; doubles the NFE of a diffusion model
 
     def __post_init__(self) -> None:
+        require(self.guidance >= 0, "guidance", "at least 0", self.guidance)
         require(self.two_step > 0, "two_step", "a positive noise level", self.two_step)
 
 
@@ -172,7 +175,7 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     train = read(TrainConfig, merge(sections.train, entry.train), join(path, "train"))
     if needs_lpips(method_config) and not train.lpips_weights:
         raise _no_lpips(name, train)
-    net = _net(_net_section(sections.net, entry.net), join(path, "net"))
+    net = with_guidance(_net(_net_section(sections.net, entry.net), join(path, "net")), method_config, path)
     _check_augment(train, net, path)
     return Run(
         name=name,
@@ -233,8 +236,9 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
         seen.append(current.name)
     if run.init != RANDOM and build_method(run).needs.file:
         raise ConfigError(path, f"{run.method} takes its weights from a file; expected {RANDOM}, got {run.init!r}")
-    if run.init != RANDOM and run.net.shape != runs[run.init].net.shape:
-        theirs, ours = runs[run.init].net.shape, run.net.shape
+    # A student may learn guidance scales beside what its teacher knows.
+    theirs, ours = runs.get(run.init, run).net.shape, run.net.shape | {"guidance": False}
+    if run.init != RANDOM and ours != theirs:
         differ = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
         raise ConfigError(
             join(join("runs", run.name), "net"),
@@ -249,6 +253,7 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
 def needs_lpips(method_config: Any) -> bool:
     """Whether a method's loss asks for the LPIPS network, whose weights do not come with the project."""
     return getattr(method_config, "distance", "") == "lpips"
+    check_guidance(run, build_method(run).few_step, runs.get(run.init))
 
 
 def _no_lpips(name: str, train: TrainConfig) -> ConfigError:

@@ -5,6 +5,7 @@ from cmcore.diffusion.grids import karras_grid, with_zero
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.sample.base import Sampler
 from cmcore.sample.fewstep import Multistep
+from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.solvers import Heun
 
 
@@ -19,12 +20,21 @@ def few_step_sampler(diffusion: DiffusionConfig, *levels: float) -> Multistep:
     return Multistep((diffusion.sigma_max, *levels), diffusion.sigma_min)
 
 
+def guided(run: Run, sampler: Sampler) -> Sampler:
+    """The sampler with the run's guidance; the very same without."""
+    s = run.sample.guidance
+    return sampler if s == 1 else GuidedSampler(sampler, s, learned=build_method(run).few_step)
+
+
 def quickest_sampler(run: Run, diffusion: DiffusionConfig, steps: int) -> Sampler:
     """The sampler of the least cost that suits the run's model: one step, or `steps` of the ODE solver."""
-    return few_step_sampler(diffusion) if build_method(run).few_step else ode_sampler(diffusion, steps)
+    few_step = build_method(run).few_step
+    return guided(run, few_step_sampler(diffusion) if few_step else ode_sampler(diffusion, steps))
 
 
 def samplers(run: Run, diffusion: DiffusionConfig, steps: int) -> list[Sampler]:
     """The samplers behind the tables: the ODE solver for a diffusion model, one and two steps for the others."""
     first = quickest_sampler(run, diffusion, steps)
-    return [first, few_step_sampler(diffusion, run.sample.two_step)] if build_method(run).few_step else [first]
+    if not build_method(run).few_step:
+        return [first]
+    return [first, guided(run, few_step_sampler(diffusion, run.sample.two_step))]

@@ -11,6 +11,7 @@ import torch
 
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project, Run, nested, overridden
+from cmcore.assemble.samplers import samplers
 from cmcore.assemble.space import POSTHOC_STD, TuneConfig
 from cmcore.assemble.training import Inputs, fingerprint, train_run
 from cmcore.config import digest, merge, plain
@@ -19,7 +20,6 @@ from cmcore.diffusion.precond import Denoiser
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.reference import load_reference
-from cmcore.sample.fewstep import Multistep
 from cmcore.sample.stream import generate
 from cmcore.tracking.base import Null
 from cmcore.train.settings import EmaConfig
@@ -104,11 +104,10 @@ def trial_run(job: Job, values: Mapping[str, Any]) -> Run:
 def score(job: Job, run: Run, denoiser: Denoiser, seed: int, device: str) -> float:
     """The Frechet distance of few-step samples of the denoiser, made from the noise of that seed."""
     shape = ModelShape.of(ImageData.open(job.inputs.data), run.conditional)
-    d = run.diffusion
-    levels = (d.sigma_max,) if job.config.nfe == 1 else (d.sigma_max, run.sample.two_step)
+    one, two = samplers(run, run.diffusion, steps=0)
     reference = load_reference(job.reference)
     batches = generate(
-        Multistep(levels, d.sigma_min),
+        one if job.config.nfe == 1 else two,
         denoiser,
         (shape.channels, shape.resolution, shape.resolution),
         range(job.config.samples),

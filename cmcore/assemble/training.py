@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, save_model
+from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, save_model, start_from
 from cmcore.assemble.project import RANDOM, Run, build_method, needs_lpips, resolved
 from cmcore.closure import source_digest
 from cmcore.config import digest
@@ -157,7 +157,7 @@ def _networks(
             f"runs.{run.name}.init: expected weights for {shape} and sigma_data {run.diffusion.sigma_data}, "
             f"got {source.shape} and {source.diffusion.sigma_data} from {inputs.init}"
         )
-    student.net.load_state_dict(source.denoiser.net.state_dict())
+    start_from(student.net, source.denoiser.net.state_dict())
     return student, source.denoiser if method.needs.teacher else None
 
 

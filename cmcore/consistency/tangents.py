@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmcore.diffusion.guidance import Ask
 from cmcore.diffusion.precond import Denoiser, Labels, noise_coordinate
 from cmcore.tensors import expand_like, norm_per_sample
 
@@ -24,15 +25,21 @@ class Tangent(NamedTuple):
     scaled_dF: Tensor  # noqa: N815 (the paper's symbol)
 
 
-def trig_net(denoiser: Denoiser, labels: Labels) -> TrigNet:
-    """F_trig(x/sigma_data, t), for x/sigma_data (B, ...) and t (B,): minus the network at sigma = sigma_data tan t."""
+def trig_asked(denoiser: Denoiser) -> Ask:
+    """F_trig(x/sigma_data, t, labels), for x/sigma_data (B, ...), t (B,): minus the network at sigma_data tan t."""
 
-    def minus_net(u: Tensor, t: Tensor) -> Tensor:
+    def minus_net(u: Tensor, t: Tensor, labels: Labels) -> Tensor:
         sigma = denoiser.sigma_data * torch.tan(t)
         c_noise = noise_coordinate(sigma, denoiser.sigma_data, denoiser.coordinate)
         return -denoiser.net(u, c_noise.to(u.dtype), labels)
 
     return minus_net
+
+
+def trig_net(denoiser: Denoiser, labels: Labels) -> TrigNet:
+    """F_trig(x/sigma_data, t) for these labels: what is differentiated."""
+    ask = trig_asked(denoiser)
+    return lambda u, t: ask(u, t, labels)
 
 
 def scaled_jvp(F: TrigNet, x_t: Tensor, t: Tensor, dx_dt: Tensor, sigma_data: float) -> Tangent:

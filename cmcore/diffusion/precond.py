@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from cmcore.tensors import expand_like
 
 NoiseCoordinate = Literal["log", "trig", "log1000"]
+NO_LABEL = -1  # a dropped label: the network is told a zero vector instead of a one-hot one
 
 
 class Condition(NamedTuple):
     """What a network is told beside the noise level; travels wherever plain labels do.
 
-    `labels` are class indices (B,) int64, `augment` says how each image was augmented, (B, augment_dim); None is zeros.
+    `labels` are class indices (B,) int64, of which NO_LABEL says none; `augment` says how each image was augmented,
+    (B, augment_dim), and None is zeros; `guidance` are scales (B,) for a network that has learned them, and None is 1.
     """
 
     labels: Tensor | None
     augment: Tensor | None = None
+    guidance: Tensor | None = None
 
 
 Labels = Tensor | Condition | None

@@ -9,6 +9,7 @@ from cmcore.config import require
 from cmcore.consistency.distances import DistanceName, distance
 from cmcore.consistency.pairs import uniform_pair
 from cmcore.diffusion import ode
+from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, told
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
 from cmcore.rng import Draws
@@ -24,11 +25,13 @@ class Config:
     distance: DistanceName = "lpips"
     huber_c: float = 0.03  # of pseudo_huber only
     mu: float = 0.0  # decay of the EMA target; 0 takes the online network itself
+    guidance: Scales | None = None  # range of the teacher's guidance scale, which the student learns (as in sCM)
 
     def __post_init__(self) -> None:
         require(self.N >= 2, "N", "at least 2", self.N)
         require(0 <= self.mu < 1, "mu", "a number in [0, 1)", self.mu)
         require(self.huber_c > 0, "huber_c", "a positive number", self.huber_c)
+        check_scales(self.guidance)
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,16 @@ class CD:
         z = draws.normal(batch.x.shape[1:], stream="noise")
         x_t = batch.x + expand_like(t, z) * z
         step = ode.heun_step if self.config.solver == "heun" else ode.euler_step
+        labels, teacher = batch.labels, models.teacher
+        if self.config.guidance is not None:
+            s = draw_scales(self.config.guidance, draws)
+            labels, teacher = told(labels, s), Guided(teacher, s)
         with torch.no_grad():
-            x_r = step(models.teacher, x_t, t, r, batch.labels)
+            x_r = step(teacher, x_t, t, r, batch.labels)
             with draws.dropout():
-                target = (models.target or models.student)(x_r, r, batch.labels)
+                target = (models.target or models.student)(x_r, r, labels)
         with draws.dropout():
-            f = models.student(x_t, t, batch.labels)
+            f = models.student(x_t, t, labels)
         loss = distance(self.config.distance, self.config.huber_c)(f, target)
         return LossOut(loss, {})
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cmcore.config import require
 from cmcore.consistency import weights
+from cmcore.diffusion.guidance import drop_labels
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.diffusion.uncertainty import UNCERTAINTY_HEAD, Uncertainty
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
@@ -21,9 +22,11 @@ class Config:
     P_mean: float = -1.2
     P_std: float = 1.2
     uncertainty: bool = False  # learn how uncertain each level is, so that all weigh the same (EDM2, Eq. 21)
+    label_dropout: float = 0.0  # share of labels not told, so that the model can be guided (arXiv 2207.12598)
 
     def __post_init__(self) -> None:
         require(self.P_std > 0, "P_std", "a positive number", self.P_std)
+        require(0 <= self.label_dropout <= 1, "label_dropout", "a probability, from 0 to 1", self.label_dropout)
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ class EDM:
         ln_sigma = self.config.P_mean + self.config.P_std * draws.normal(stream="level", dtype=torch.float64)
         sigma = ln_sigma.exp()
         z = draws.normal(batch.x.shape[1:], stream="noise")
+        labels = drop_labels(batch.labels, self.config.label_dropout, draws)
         with draws.dropout():
-            D = models.student(batch.x + expand_like(sigma, z) * z, sigma, batch.labels)
+            D = models.student(batch.x + expand_like(sigma, z) * z, sigma, labels)
         error = mean_per_sample((D - batch.x) ** 2)
         loss = weights.edm(sigma, self.diffusion.sigma_data).to(error.dtype) * error
         scalars: dict[str, Tensor | float] = {"denoising_error": error.detach().mean()}

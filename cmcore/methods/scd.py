@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cmcore.consistency.tangents import trig_net
+from cmcore.consistency.tangents import trig_asked
 from cmcore.consistency.trigflow import WEIGHT_HEAD, TrigConfig, continuous_loss, new_heads, sample_point
+from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, told
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
 from cmcore.rng import Draws
@@ -15,10 +16,18 @@ from cmcore.rng import Draws
 class Config(TrigConfig):
     """The paper's constants for CIFAR-10 (App. D)."""
 
+    guidance: Scales | None = (
+        None  # range of the teacher's guidance scale, which the student learns; ImageNet 512's is 1, 2
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_scales(self.guidance)
+
 
 @dataclass(frozen=True)
 class SCD:
-    """dx/dt comes from the teacher: sigma_data F_teacher(x_t/sigma_data, t)."""
+    """dx/dt comes from the teacher, which may be guided: sigma_data F_teacher(x_t/sigma_data, t)."""
 
     config: Config
     diffusion: DiffusionConfig
@@ -32,13 +41,17 @@ class SCD:
             raise ValueError("scd needs a teacher: set init to the name of a diffusion run")
         sd = self.diffusion.sigma_data
         point = sample_point(batch.x, self.config, sd, draws)
+        labels, ask = batch.labels, trig_asked(models.teacher)
+        if self.config.guidance is not None:
+            s = draw_scales(self.config.guidance, draws)
+            labels, ask = told(labels, s), Guided(ask, s)
         # The direction of a derivative in full precision, and half of the difference in g that vanishes at the optimum.
         with torch.no_grad(), torch.autocast(point.x_t.device.type, enabled=False):
-            dx_dt = sd * trig_net(models.teacher, batch.labels)(point.x_t / sd, point.t)
+            dx_dt = sd * ask(point.x_t / sd, point.t, batch.labels)
         r = self.config.warmup(progress.images)
         with draws.dropout():
             return LossOut(
-                *continuous_loss(models.student, models.heads[WEIGHT_HEAD], batch.labels, point, dx_dt, self.config, r)
+                *continuous_loss(models.student, models.heads[WEIGHT_HEAD], labels, point, dx_dt, self.config, r)
             )
 
     def target_decay(self, progress: Progress) -> float:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from cmcore.config import require
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.nets.layers import GroupNorm, NormKind, condition_vectors, conv, linear
+from cmcore.nets.layers import (
+    GroupNorm,
+    GuidanceEmbedding,
+    NormKind,
+    condition_vectors,
+    conv,
+    guidance_scales,
+    linear,
+)
 from cmcore.nets.layers_unet import Plan, Style, check_halvings, check_images, climb, way_down, way_up
 
 
@@ -34,6 +42,7 @@ class Config:
     norm_eps: float = 1e-5
     group_channels: int = 4  # least number of channels in one of the at most 32 groups of a norm
     augment_dim: int = 0  # entries of the vector that says how an image was augmented
+    guidance: bool = False  # whether it learns guidance scales; distillation with `guidance` turns it on
 
     def __post_init__(self) -> None:
         for key in ("model_channels", "blocks", "head_channels", "embedding_mult", "group_channels"):
@@ -73,7 +82,7 @@ class Features(nn.Module):
 class Embedding(nn.Module):
     """(c_noise (B,), labels (B,), a Condition or None) -> modulation vector e (B, width); labels come in last."""
 
-    def __init__(self, features: int, width: int, *, classes: int, augment_dim: int) -> None:
+    def __init__(self, features: int, width: int, *, classes: int, augment_dim: int, guidance: bool) -> None:
         super().__init__()
         self.classes, self.augment_dim = classes, augment_dim
         self.features = Features(features)
@@ -82,12 +91,16 @@ class Embedding(nn.Module):
         self.label = nn.Linear(classes, width, bias=False) if classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight)
+        self.guidance = GuidanceEmbedding(features, features, init="uniform") if guidance else None
 
     def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
         hot, augment = condition_vectors(c_noise, labels, classes=self.classes, augment_dim=self.augment_dim)
         e = self.features(c_noise)
         if self.augment is not None and augment is not None:
             e = e + self.augment(augment)
+        s = guidance_scales(c_noise, labels, learned=self.guidance is not None)
+        if self.guidance is not None:
+            e = e + self.guidance(s)
         e = self.layer1(nn.functional.silu(self.layer0(e)))
         if self.label is not None and hot is not None:
             e = e + self.label(hot)
@@ -102,7 +115,7 @@ class ADM(nn.Module):
         c, base = config, config.model_channels
         self.channels, self.resolution = channels, resolution
         width, levels = base * c.embedding_mult, tuple(base * m for m in c.channel_mult)
-        self.embedding = Embedding(base, width, classes=classes, augment_dim=c.augment_dim)
+        self.embedding = Embedding(base, width, classes=classes, augment_dim=c.augment_dim, guidance=c.guidance)
         plan = Plan(resolution=resolution, channels=levels[0], levels=levels, blocks=c.blocks)
         style = Style(
             width=width,

@@ -42,6 +42,7 @@ class Config:
     residual_balance: float = 0.3
     attention_balance: float = 0.3
     clip: float = 256.0  # bound of the activations
+    guidance: bool = False  # whether it learns guidance scales; distillation with `guidance` turns it on
 
     def __post_init__(self) -> None:
         for key in ("model_channels", "blocks", "head_channels"):
@@ -83,6 +84,7 @@ class UNet(nn.Module):
             bandwidth=c.fourier_scale,
             classes=classes,
             label_balance=c.label_balance,
+            guidance=c.guidance,
         )
 
         def block(

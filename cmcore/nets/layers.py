@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.diffusion.dual import Conv2d, Linear, conv2d, has_tangent
-from cmcore.diffusion.precond import Labels, as_condition
+from cmcore.diffusion.precond import NO_LABEL, Labels, as_condition
 
 InitKind = Literal["xavier", "uniform"]
 EmbeddingKind = Literal["positional", "fourier"]
@@ -150,12 +150,12 @@ class FourierFeatures(nn.Module):
 def condition_vectors(
     c_noise: Tensor, labels: Labels, *, classes: int, augment_dim: int = 0
 ) -> tuple[Tensor | None, Tensor | None]:
-    """One-hot labels (B, classes) and the augmentation vector (B, augment_dim), in c_noise's dtype.
+    """One-hot labels (B, classes), zero for NO_LABEL, and the augmentation vector (B, augment_dim), in c_noise's dtype.
 
     Raises:
         ValueError: they are not what the network was built for.
     """
-    indices, augment = as_condition(labels)
+    indices, augment, _ = as_condition(labels)
     if c_noise.ndim != 1:
         raise ValueError(f"c_noise: expected shape (B,), got {tuple(c_noise.shape)}")
     if (indices is None) != (classes == 0):
@@ -166,8 +166,44 @@ def condition_vectors(
         wanted = f"shape (B, {augment_dim})" if augment_dim else "None"
         got = tuple(augment.shape)
         raise ValueError(f"augment: expected {wanted}, got {got}; see `augment_dim` in the net's parameters")
-    hot = None if indices is None else nn.functional.one_hot(indices, classes).to(c_noise.dtype)
+    hot = None if indices is None else one_hot(indices, classes).to(c_noise.dtype)
     return hot, None if augment is None else augment.to(c_noise.dtype)
+
+
+def one_hot(indices: Tensor, classes: int) -> Tensor:
+    """(B,) -> (B, classes) int64, all zeros for NO_LABEL, as EDM's networks are told a dropped label."""
+    known = indices != NO_LABEL
+    return nn.functional.one_hot(torch.where(known, indices, 0), classes) * known[:, None]
+
+
+def guidance_scales(c_noise: Tensor, labels: Labels, *, learned: bool) -> Tensor:
+    """The guidance scales s (B,) in c_noise's dtype; ones where nothing is said of them.
+
+    Raises:
+        ValueError: the network has not learned any.
+    """
+    scales = as_condition(labels).guidance
+    if scales is None:
+        return torch.ones_like(c_noise)
+    if not learned:
+        got = tuple(scales.shape)
+        raise ValueError(f"guidance: expected None, got a tensor {got}; see `guidance` in the net's parameters")
+    return scales.to(c_noise.dtype)
+
+
+class GuidanceEmbedding(nn.Module):
+    """Guidance scales (B,) -> (B, width), added to the embedding of the noise level (arXiv 2410.11081).
+
+    Positional features, then a linear layer that is zero at first: a student starts as its unguided teacher.
+    """
+
+    def __init__(self, features: int, width: int, *, init: InitKind = "xavier") -> None:
+        super().__init__()
+        self.features = PositionalFeatures(features)
+        self.layer = linear(features, width, gain=0.0, bias=False, init=init)
+
+    def forward(self, s: Tensor) -> Tensor:
+        return self.layer(self.features(s))
 
 
 class NoiseEmbedding(nn.Module):
@@ -182,6 +218,7 @@ class NoiseEmbedding(nn.Module):
         fourier_scale: float,
         classes: int,
         augment_dim: int = 0,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         self.classes, self.augment_dim = classes, augment_dim
@@ -190,6 +227,7 @@ class NoiseEmbedding(nn.Module):
         self.label = linear(classes, features) if classes else None
         self.augment = linear(augment_dim, features, bias=False) if augment_dim else None
         self.layer0, self.layer1 = linear(features, width), linear(width, width)
+        self.guidance = GuidanceEmbedding(features, features) if guidance else None
 
     def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
         hot, augment = condition_vectors(c_noise, labels, classes=self.classes, augment_dim=self.augment_dim)
@@ -199,6 +237,9 @@ class NoiseEmbedding(nn.Module):
             e = e + self.label(hot * math.sqrt(self.classes))
         if self.augment is not None and augment is not None:
             e = e + self.augment(augment)
+        s = guidance_scales(c_noise, labels, learned=self.guidance is not None)
+        if self.guidance is not None:
+            e = e + self.guidance(s)
         return nn.functional.silu(self.layer1(nn.functional.silu(self.layer0(e))))
 
 

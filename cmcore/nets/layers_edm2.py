@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from cmcore.diffusion.magnitude import MPConv, MPFourier, unit_magnitude
 from cmcore.diffusion.precond import Labels
-from cmcore.nets.layers import EmbeddingKind, PositionalFeatures, Resample, condition_vectors, pixel_norm
+from cmcore.nets.layers import (
+    EmbeddingKind,
+    PositionalFeatures,
+    Resample,
+    condition_vectors,
+    guidance_scales,
+    pixel_norm,
+)
 from cmcore.nets.layers_attention import attend
 
 SILU_MAGNITUDE = 0.596  # root mean square of silu(z) for z ~ N(0, 1)
@@ -45,21 +52,49 @@ class Positional(nn.Module):
         return self.features(c_noise) * math.sqrt(2)
 
 
+class GuidanceEmbedding(nn.Module):
+    """Guidance scales (B,) -> (B, width), added to the embedding of the noise level (arXiv 2410.11081).
+
+    A gain of zero at first: a student starts as its unguided teacher.
+    """
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features = Positional(features)
+        self.layer = MPConv(features, width, 0)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, s: Tensor) -> Tensor:
+        return self.layer(self.features(s), self.gain)
+
+
 class Embedding(nn.Module):
     """(c_noise (B,), labels (B,), a Condition or None) -> modulation vector e (B, width)."""
 
     def __init__(
-        self, features: int, width: int, *, kind: EmbeddingKind, bandwidth: float, classes: int, label_balance: float
+        self,
+        features: int,
+        width: int,
+        *,
+        kind: EmbeddingKind,
+        bandwidth: float,
+        classes: int,
+        label_balance: float,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         self.classes, self.label_balance = classes, label_balance
         self.features = MPFourier(features, bandwidth=bandwidth) if kind == "fourier" else Positional(features)
         self.noise = MPConv(features, width, 0)
         self.label = MPConv(classes, width, 0) if classes else None
+        self.guidance = GuidanceEmbedding(features, width) if guidance else None
 
     def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
         hot, _ = condition_vectors(c_noise, labels, classes=self.classes)
         e = self.noise(self.features(c_noise))
+        s = guidance_scales(c_noise, labels, learned=self.guidance is not None)
+        if self.guidance is not None:
+            e = e + self.guidance(s)
         if self.label is not None and hot is not None:
             e = mp_sum(e, self.label(hot * math.sqrt(self.classes)), self.label_balance)
         return mp_silu(e)

@@ -29,6 +29,7 @@ class Config:
     norm_eps: float = 1e-6
     residual_gain: float = 1e-5  # initial gain of the layer that closes a residual branch
     augment_dim: int = 0  # entries of the vector that says how an image was augmented; 0 has no such input
+    guidance: bool = False  # whether it learns guidance scales; distillation with `guidance` turns it on
 
     def __post_init__(self) -> None:
         for key in ("hidden", "blocks", "expansion", "embedding_width"):
@@ -73,6 +74,7 @@ class MLP(nn.Module):
             fourier_scale=config.fourier_scale,
             classes=classes,
             augment_dim=config.augment_dim,
+            guidance=config.guidance,
         )
         self.input = linear(pixels, config.hidden)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))

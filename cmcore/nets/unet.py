@@ -43,6 +43,7 @@ class Config:
     residual_gain: float = 1e-5  # initial gain of the convolution that closes a residual branch
     attention_gain: float = math.sqrt(0.2)
     augment_dim: int = 0  # entries of the vector that says how an image was augmented; EDM has 9
+    guidance: bool = False  # whether it learns guidance scales; distillation with `guidance` turns it on
 
     def __post_init__(self) -> None:
         for key in ("model_channels", "blocks", "heads", "noise_mult", "embedding_mult"):
@@ -89,6 +90,7 @@ class UNet(nn.Module):
             fourier_scale=c.fourier_scale,
             classes=classes,
             augment_dim=c.augment_dim,
+            guidance=c.guidance,
         )
         plan = Plan(
             resolution=resolution, channels=base, levels=tuple(base * m for m in c.channel_mult), blocks=c.blocks

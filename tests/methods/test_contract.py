@@ -20,8 +20,8 @@ HALFWAY = Progress(images=160, total=320, batch=16)
 # ECT 2406.14548 and its repository's run_ecm.sh (c = 0 there, see the field); sCM 2410.11081 Alg. 1 and App. D, with
 # H = 10k iterations of 512 images; EDM 2206.00364 Table 1.
 PRESETS: dict[str, dict[str, Any]] = {
-    "edm": {"P_mean": -1.2, "P_std": 1.2, "uncertainty": False},
-    "cd": {"N": 18, "solver": "heun", "distance": "lpips", "mu": 0.0},
+    "edm": {"P_mean": -1.2, "P_std": 1.2, "uncertainty": False, "label_dropout": 0.0},
+    "cd": {"N": 18, "solver": "heun", "distance": "lpips", "mu": 0.0, "guidance": None},
     "ct": {"s0": 2, "s1": 150, "mu0": 0.9, "distance": "lpips"},
     "ict": {"s0": 10, "s1": 1280, "P_mean": -1.1, "P_std": 2.0, "huber_c": 0.0},
     "ect": {
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ratio_limit": 1.0,
     },
     "sct": {"P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000},
-    "scd": {"P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000},
+    "scd": {"P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000, "guidance": None},
 }  # fmt: skip
 BOUNDARY = {"edm": False, "cd": True, "ct": True, "ict": True, "ect": False, "sct": False, "scd": False}
 WRONG: list[tuple[str, dict[str, Any], str]] = [
@@ -37,6 +37,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("cd", {"N": 1}, "N"),
     ("cd", {"mu": 1.0}, "mu"),
     ("cd", {"huber_c": 0.0}, "huber_c"),
+    ("cd", {"guidance": [2.0, 1.0]}, "guidance"),
+    ("scd", {"guidance": [-1.0, 1.0]}, "guidance"),
+    ("scd", {"guidance": [1.0]}, "guidance"),
+    ("edm", {"label_dropout": 1.1}, "label_dropout"),
     ("cd", {"solver": "rk4"}, "solver"),
     ("ct", {"s0": 1}, "s0"),
     ("ct", {"s0": 9, "s1": 8}, "s1"),

@@ -1,0 +1,84 @@
+"""Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): towards the label, away from what has none.
+
+D_s = D(no label) + s (D(label) - D(no label)), with the scale s of sCM (arXiv 2410.11081) and EDM2, where 1 is none.
+The same holds of F and of the velocity, which are affine in D. The network has to have learned what has no label, by
+training on labels of which some were dropped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmcore.config import require
+from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition
+from cmcore.rng import Draws
+from cmcore.tensors import expand_like
+
+Ask = Callable[[Tensor, Tensor, Labels], Tensor]
+"""(x (B, ...), level (B,), labels) -> what a network says of x: a `Denoiser`, or F."""
+Scales = tuple[float, float]
+
+
+def drop_labels(labels: Labels, probability: float, draws: Draws) -> Labels:
+    """The labels of a step, each dropped with that probability; with 0 nothing is drawn."""
+    told = as_condition(labels)
+    if not probability or told.labels is None:
+        return labels
+    dropped = draws.uniform(stream="label_dropout") < probability
+    return told._replace(labels=torch.where(dropped, NO_LABEL, told.labels))
+
+
+def check_scales(scales: Scales | None) -> None:
+    """Refuse what is no range of guidance scales; for a method's Config."""
+    ordered = scales is None or 0 <= scales[0] <= scales[1]
+    require(ordered, "guidance", "null, or the least and the largest scale, from 0 on", scales)
+
+
+def draw_scales(scales: Scales, draws: Draws) -> Tensor:
+    """s ~ U[lo, hi] for every image of a step, float64 (B,)."""
+    low, high = scales
+    return low + (high - low) * draws.uniform(stream="guidance")
+
+
+def told(labels: Labels, s: Tensor) -> Condition:
+    """The labels, and guidance scales (B,) for a network that has learned them."""
+    return as_condition(labels)._replace(guidance=s)
+
+
+def telling(ask: Ask, s: float) -> Ask:
+    """A `Denoiser` that has learned guidance scales, told one of them."""
+    return lambda x, level, labels=None: ask(x, level, told(labels, torch.full((len(x),), s, device=x.device)))
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A `Denoiser`, or F, under guidance: one pass of a batch twice as large.
+
+    Args:
+        ask: what is guided.
+        s: the scale: a number, or one for each image (B,).
+    """
+
+    ask: Ask
+    s: Tensor | float
+
+    def __call__(self, x: Tensor, level: Tensor, labels: Labels = None) -> Tensor:
+        with_label, without = self.ask(_twice(x), _twice(level), _half_told(labels)).chunk(2)
+        s = self.s if isinstance(self.s, Tensor) else torch.full((len(x),), self.s, device=x.device)
+        # Unlike the formula as it stands, lerp gives D(label) to the last bit at s = 1.
+        return torch.lerp(without, with_label, expand_like(s, with_label))
+
+
+def _half_told(labels: Labels) -> Condition:
+    """What is told of a batch, then the same without labels."""
+    indices, augment, guidance = as_condition(labels)
+    if indices is None:
+        raise ValueError("guidance: expected a network that is told labels, got none; see `conditional`")
+    half = torch.cat([indices, torch.full_like(indices, NO_LABEL)])
+    return Condition(half, *(None if part is None else _twice(part) for part in (augment, guidance)))
+
+
+def _twice(x: Tensor) -> Tensor:
+    return torch.cat([x, x])
