@@ -305,8 +305,10 @@ def _check_search(project: Project, config: TuneConfig, path: str) -> None:
         raise ConfigError(
             join(path, "init"), f"expected {base.init!r}, which runs.{base.name} starts from, got {config.init!r}"
         )
-    if not build_method(base).few_step:
-        raise ConfigError(join(path, "base"), f"expected a run that samples in few steps, got {base.method}")
+    if build_method(base).needs.file or not build_method(base).few_step:
+        raise ConfigError(
+            join(path, "base"), f"expected a run that is trained and samples in few steps, got {base.method}"
+        )
     budget = config.images or base.train.images
     least = base.train.batch * (config.snapshots if config.kind == "posthoc" else config.parts)
     if budget < least:

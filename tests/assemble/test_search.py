@@ -63,7 +63,7 @@ def test_positions_follow_the_scale_of_the_search():
     ("changes", "path", "words"),
     [
         ({"base": "etc"}, "tune.schedule.base", "expected one of edm, ect, sct, got 'etc'"),
-        ({"base": "edm", "init": "random"}, "tune.schedule.base", "expected a run that samples in few steps"),
+        ({"base": "edm", "init": "random"}, "tune.schedule.base", "is trained and samples in few steps, got edm"),
         ({"init": "random"}, "tune.schedule.init", "expected 'edm', which runs.ect starts from"),
         ({"space": {"options": {"qq": {"uniform": [1, 2]}}}}, "tune.schedule.space.options.qq", "did you mean 'q'?"),
         ({"space": {"options": {"q": {"uniform": [0.5, 2.0]}}}}, "tune.schedule.space.options.q", "0.5 is impossible"),
@@ -98,6 +98,14 @@ def test_a_wrong_search_is_refused_when_the_file_is_read(changes, path, words):
         parse_project(changed)
     assert caught.value.path == path
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "consistency"])
+def test_a_search_over_weights_of_others_is_refused(kind):
+    public = {"method": "pretrained", "init": "random", "options": {"file": "x", "kind": kind}}
+    changes = {"runs": {"public": public}, "tune": {"schedule": {"base": "public", "init": "random"}}}
+    with pytest.raises(ConfigError, match="expected a run that is trained and samples in few steps, got pretrained"):
+        parse_project(merge(PARAMS, changes))
 
 
 def test_rungs_are_spaced_by_ratios_and_equidistant_for_pbt():
