@@ -1,4 +1,4 @@
-"""`python -m stages <stage> [run]`: what dvc.yaml calls.
+"""`python -m stages <stage> [name]`: what dvc.yaml calls.
 
 Stages are imported, not run as scripts, so that Ray can send their jobs away by name.
 """
@@ -9,13 +9,15 @@ from pathlib import Path
 
 from stages.ready import abandoned, take
 
-STAGES = ("prepare", "reference", "train", "evaluate", "tabulate", "tune")
+WHOLE = ("prepare", "reference", "tabulate")  # of the workload
+NAMED = ("train", "evaluate", "tune")  # of a run, or a search
 
 
 def main(arguments: list[str]) -> None:
     """Run one stage, or take the results that wait for it."""
-    if not arguments or arguments[0] not in STAGES:
-        sys.exit(f"usage: python -m stages {{{','.join(STAGES)}}} [run]")
+    name, *rest = arguments or [""]
+    if name not in (NAMED if len(rest) == 1 else () if rest else WHOLE):
+        sys.exit(f"usage: python -m stages {{{','.join(WHOLE)}}}, or python -m stages {{{','.join(NAMED)}}} NAME")
     if abandoned():
         sys.exit(f"{' '.join(arguments)}: `make repro` was killed")
     try:
@@ -23,7 +25,6 @@ def main(arguments: list[str]) -> None:
             return
     except OSError as error:
         sys.exit(f"{' '.join(arguments)}: {error}")
-    name, *rest = arguments
     try:
         from stages.process import guarded
 

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from stages.__main__ import main
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = "import time; from stages.process import guarded; guarded('train x', lambda: time.sleep(60))"
 
@@ -14,3 +18,11 @@ def test_a_stage_whose_dvc_died_while_it_was_starting_ends() -> None:
     environment = {**os.environ, "DVC_STAGE": "train@x"}  # set by DVC alone, and there is none above this process
     ended = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, timeout=30, check=False)
     assert ended.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train"], ["train", "ect", "edm"], ["prepare", "ect"], ["common", "x"]]
+)
+def test_wrong_arguments_get_the_usage(arguments) -> None:
+    with pytest.raises(SystemExit, match=r"^usage: python -m stages \{prepare,reference,tabulate\}, or .*tune\} NAME$"):
+        main(arguments)
