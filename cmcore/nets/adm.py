@@ -7,6 +7,7 @@ Layers start as torch makes them and F = 0. `norm: double` is the variant of sCM
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from cmcore.nets.layers import (
     guidance_scales,
     linear,
 )
-from cmcore.nets.layers_unet import Plan, Style, check_halvings, check_images, climb, way_down, way_up
+from cmcore.nets.layers_unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,13 @@ class ADM(nn.Module):
         self.channels, self.resolution = channels, resolution
         width, levels = base * c.embedding_mult, tuple(base * m for m in c.channel_mult)
         self.embedding = Embedding(base, width, classes=classes, augment_dim=c.augment_dim, guidance=c.guidance)
-        plan = Plan(resolution=resolution, channels=levels[0], levels=levels, blocks=c.blocks)
+        plan = Plan(
+            resolution=resolution,
+            channels=levels[0],
+            levels=levels,
+            blocks=c.blocks,
+            attention_resolutions=c.attention_resolutions,
+        )
         style = Style(
             width=width,
             norm=c.norm,
@@ -124,14 +131,13 @@ class ADM(nn.Module):
             group_channels=c.group_channels,
             dropout=c.dropout,
             dropout_resolution=c.dropout_resolution,
-            attention_resolutions=c.attention_resolutions,
-            attend_up=True,
             head_channels=c.head_channels,
             init="uniform",
         )
         self.input = conv(channels, levels[0], 3, init="uniform")
-        self.encoder, skips = way_down(plan, style)
-        self.decoder, wide = way_up(plan, style, skips)
+        block = partial(Block, style=style)
+        self.encoder, skips = way_down(plan, block)
+        self.decoder, wide = way_up(plan, block, skips)
         self.norm = GroupNorm(wide, groups=style.groups(wide), eps=c.norm_eps)
         self.output = conv(wide, channels, 3, gain=0.0, init="uniform")
 

@@ -4,8 +4,8 @@ The defaults are its network S. F = 0 at the start, as the output's gain is zero
 those of unit weights (diffusion/magnitude.py), which the trainer keeps at unit length.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from cmcore.diffusion.magnitude import MPConv
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
 from cmcore.nets.layers import EmbeddingKind
 from cmcore.nets.layers_edm2 import Block, Embedding, ModulationKind, mp_cat
+from cmcore.nets.layers_unet import Plan, check_halvings, check_images, way_down, way_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class UNet(nn.Module):
     def __init__(self, config: Config, *, channels: int, resolution: int, classes: int) -> None:
         super().__init__()
         c = config
-        self.shape, self.concat_balance = (channels, resolution, resolution), c.concat_balance
+        self.channels, self.resolution, self.concat_balance = channels, resolution, c.concat_balance
         width = c.model_channels * (c.embedding_mult or max(c.channel_mult))
         self.embedding = Embedding(
             c.model_channels * (c.noise_mult or c.channel_mult[0]),
@@ -104,15 +105,22 @@ class UNet(nn.Module):
                 clip=c.clip,
             )
 
-        self.input = MPConv(channels + 1, c.model_channels * c.channel_mult[0], 3)
-        self.encoder, skips = _encoder(c, resolution, block)
-        self.decoder = _decoder(c, resolution, block, skips)
-        self.output = MPConv(c.model_channels * c.channel_mult[0], channels, 3)
+        levels = tuple(c.model_channels * m for m in c.channel_mult)
+        plan = Plan(
+            resolution=resolution,
+            channels=levels[0],
+            levels=levels,
+            blocks=c.blocks,
+            attention_resolutions=c.attention_resolutions,
+        )
+        self.input = MPConv(channels + 1, levels[0], 3)
+        self.encoder, skips = way_down(plan, partial(block, down=True))
+        self.decoder, wide = way_up(plan, partial(block, down=False), skips)
+        self.output = MPConv(wide, channels, 3)
         self.gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"images: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        check_images(x, self.channels, self.resolution)
         e = self.embedding(c_noise, labels)
         # The constant channel does what biases would.
         h = self.input(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
@@ -125,53 +133,13 @@ class UNet(nn.Module):
         return self.output(h, self.gain)
 
 
-def _encoder(config: Config, resolution: int, block: Callable[..., Block]) -> tuple[nn.ModuleDict, list[int]]:
-    """The way down, and the channels that it leaves for the way up."""
-    layers, now = nn.ModuleDict(), config.model_channels * config.channel_mult[0]
-    skips = [now]
-    for level, mult in enumerate(config.channel_mult):
-        size = resolution >> level
-        if level:
-            layers[f"{size}x{size}_down"] = block(now, now, size, down=True, resample="down")
-            skips.append(now)
-        for index in range(config.blocks):
-            wide, attention = config.model_channels * mult, size in config.attention_resolutions
-            layers[f"{size}x{size}_block{index}"] = block(now, wide, size, down=True, attention=attention)
-            now = wide
-            skips.append(now)
-    return layers, skips
-
-
-def _decoder(config: Config, resolution: int, block: Callable[..., Block], skips: list[int]) -> nn.ModuleDict:
-    """The way up. Each `block` is also given its mirror image's output."""
-    layers, now, skips = nn.ModuleDict(), skips[-1], list(skips)
-    for level, mult in reversed(list(enumerate(config.channel_mult))):
-        size = resolution >> level
-        if level == len(config.channel_mult) - 1:
-            layers[f"{size}x{size}_in0"] = block(now, now, size, down=False, attention=True)
-            layers[f"{size}x{size}_in1"] = block(now, now, size, down=False)
-        else:
-            layers[f"{size}x{size}_up"] = block(now, now, size, down=False, resample="up")
-        for index in range(config.blocks + 1):
-            wide, attention = config.model_channels * mult, size in config.attention_resolutions
-            layers[f"{size}x{size}_block{index}"] = block(
-                now + skips.pop(), wide, size, down=False, attention=attention
-            )
-            now = wide
-    return layers
-
-
 def build(config: Config, *, channels: int, resolution: int, classes: int) -> UNet:
     """The network for images (channels, resolution, resolution); classes=0 means unconditional.
 
     Raises:
         ValueError: the resolution cannot be halved as often as channel_mult asks, or heads do not divide the channels.
     """
-    halvings = len(config.channel_mult) - 1
-    if resolution % 2**halvings:
-        raise ValueError(
-            f"resolution: channel_mult halves {halvings} times: expected a multiple of {2**halvings}, got {resolution}"
-        )
+    check_halvings(resolution, len(config.channel_mult))
     attend = [m for i, m in enumerate(config.channel_mult) if resolution >> i in config.attention_resolutions]
     for wide in [config.model_channels * mult for mult in (*attend, config.channel_mult[-1])]:
         if wide % config.head_channels:

@@ -1,8 +1,10 @@
-"""Residual blocks and the ways down and up that DDPM++, NCSN++ and ADM share (arXiv 2206.00364, App. F.2).
+"""The ways down and up that all U-Nets share, and the blocks of DDPM++, NCSN++ and ADM (arXiv 2206.00364, App. F.2).
 
-A `Style` says in what they differ. Images inside are (B, C, H, W), modulation vectors e are (B, E).
+A `Plan` says where the blocks of a network are, a `Style` what those of the three are like. Images inside are
+(B, C, H, W), modulation vectors e are (B, E).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +24,6 @@ class Style:
     group_channels: int = 4  # least number of channels in a normalisation group
     dropout: float
     dropout_resolution: int = 0  # the largest one with dropout; 0 has no limit
-    attention_resolutions: tuple[int, ...]
-    attend_up: bool  # whether every block of those resolutions attends on the way up, or the last one only
     heads: int = 0  # of attention; 0: as many as head_channels makes
     head_channels: int = 64
     skip_scale: float = 1.0
@@ -94,39 +94,45 @@ class Plan:
     channels: int
     levels: tuple[int, ...]  # channels per resolution, each half of the one before
     blocks: int  # residual blocks per resolution
+    attention_resolutions: tuple[int, ...]
+    attend_up: bool = True  # whether every block of those resolutions attends on the way up, or the last one only
 
 
-def way_down(plan: Plan, style: Style) -> tuple[nn.ModuleDict, list[int]]:
+MakeBlock = Callable[..., nn.Module]
+"""(inputs, outputs, size, attention=False, resample="") -> a block."""
+
+
+def way_down(plan: Plan, block: MakeBlock) -> tuple[nn.ModuleDict, list[int]]:
     """The way down, and the channels that it leaves for the way up."""
     layers, now = nn.ModuleDict(), plan.channels
     skips = [now]
     for level, channels in enumerate(plan.levels):
         size = plan.resolution >> level
         if level:
-            layers[f"{size}x{size}_down"] = Block(now, now, size, style, resample="down")
+            layers[f"{size}x{size}_down"] = block(now, now, size, resample="down")
             skips.append(now)
         for index in range(plan.blocks):
-            attention = size in style.attention_resolutions
-            layers[f"{size}x{size}_block{index}"] = Block(now, channels, size, style, attention=attention)
+            attention = size in plan.attention_resolutions
+            layers[f"{size}x{size}_block{index}"] = block(now, channels, size, attention=attention)
             now = channels
             skips.append(now)
     return layers, skips
 
 
-def way_up(plan: Plan, style: Style, skips: list[int]) -> tuple[nn.ModuleDict, int]:
+def way_up(plan: Plan, block: MakeBlock, skips: list[int]) -> tuple[nn.ModuleDict, int]:
     """The way up, and its final number of channels. Each `block` is also given its mirror image's output."""
     layers, now, skips = nn.ModuleDict(), skips[-1], list(skips)
     for level, channels in reversed(list(enumerate(plan.levels))):
         size = plan.resolution >> level
         if level == len(plan.levels) - 1:
-            layers[f"{size}x{size}_in0"] = Block(now, now, size, style, attention=True)
-            layers[f"{size}x{size}_in1"] = Block(now, now, size, style)
+            layers[f"{size}x{size}_in0"] = block(now, now, size, attention=True)
+            layers[f"{size}x{size}_in1"] = block(now, now, size)
         else:
-            layers[f"{size}x{size}_up"] = Block(now, now, size, style, resample="up")
+            layers[f"{size}x{size}_up"] = block(now, now, size, resample="up")
         for index in range(plan.blocks + 1):
-            attention = size in style.attention_resolutions and (style.attend_up or index == plan.blocks)
+            attention = size in plan.attention_resolutions and (plan.attend_up or index == plan.blocks)
             name = f"{size}x{size}_block{index}"
-            layers[name] = Block(now + skips.pop(), channels, size, style, attention=attention)
+            layers[name] = block(now + skips.pop(), channels, size, attention=attention)
             now = channels
     return layers, now
 

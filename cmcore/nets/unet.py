@@ -6,6 +6,7 @@ The defaults are EDM's DDPM++ for CIFAR-10. F = 0 at the start: the last convolu
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from cmcore.config import require
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
 from cmcore.nets.layers import EmbeddingKind, GroupNorm, NoiseEmbedding, NormKind, Resample, conv
-from cmcore.nets.layers_unet import Plan, Style, check_halvings, check_images, climb, way_down, way_up
+from cmcore.nets.layers_unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
 
 Encoder = Literal["standard", "residual"]
 
@@ -93,13 +94,18 @@ class UNet(nn.Module):
             guidance=c.guidance,
         )
         plan = Plan(
-            resolution=resolution, channels=base, levels=tuple(base * m for m in c.channel_mult), blocks=c.blocks
+            resolution=resolution,
+            channels=base,
+            levels=tuple(base * m for m in c.channel_mult),
+            blocks=c.blocks,
+            attention_resolutions=c.attention_resolutions,
+            attend_up=False,
         )
-        style = _style(config)
+        block = partial(Block, style=_style(config))
         self.input = conv(channels, base, 3)
-        self.encoder, skips = way_down(plan, style)
+        self.encoder, skips = way_down(plan, block)
         self.residual = _residual(plan, channels, c.resample_filter) if c.encoder == "residual" else nn.ModuleDict()
-        self.decoder, wide = way_up(plan, style, skips)
+        self.decoder, wide = way_up(plan, block, skips)
         self.norm = GroupNorm(wide, eps=c.norm_eps)
         self.output = conv(wide, channels, 3, gain=0.0)
 
@@ -123,8 +129,6 @@ def _style(c: Config) -> Style:
         norm_eps=c.norm_eps,
         dropout=c.dropout,
         dropout_resolution=c.dropout_resolution,
-        attention_resolutions=c.attention_resolutions,
-        attend_up=False,
         heads=c.heads,
         skip_scale=c.skip_scale,
         taps=c.resample_filter,

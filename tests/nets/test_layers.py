@@ -106,10 +106,7 @@ def test_double_norm_is_bounded_whatever_the_modulation():
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_equals_the_fused_kernel(heads):
-    style = Style(
-        width=4, norm="group", norm_eps=1e-6, dropout=0.0, attention_resolutions=(), attend_up=True, heads=heads,
-        skip_scale=0.5,
-    )  # fmt: skip
+    style = Style(width=4, norm="group", norm_eps=1e-6, dropout=0.0, heads=heads, skip_scale=0.5)
     module = randomised(Attention(8, style))
     x = rand(2, 8, 4, 4)
     qkv = module.qkv(module.norm(x)).reshape(2, heads, 3, 8 // heads, 16).permute(2, 0, 1, 4, 3)
