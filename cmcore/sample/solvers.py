@@ -98,7 +98,7 @@ class Heun(GridSampler):
         """Add noise to go from sigma up to (1 + gamma) sigma (Algorithm 2, lines 5-6)."""
         if gamma == 0:
             return x, sigma
-        added = float(sigma[0]) * ((1 + gamma) ** 2 - 1) ** 0.5
+        added = sigma[0] * ((1 + gamma) ** 2 - 1) ** 0.5
         return x + added * self.S_noise * source.normal(x.shape[1:]), sigma * (1 + gamma)
 
 
