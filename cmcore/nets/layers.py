@@ -117,15 +117,15 @@ class ModulatedNorm(nn.Module):
 class PositionalFeatures(nn.Module):
     """c_noise (B,) -> (B, channels): sines, then cosines, at frequencies from 1 down to 1/max_positions (DDPM++).
 
-    `endpoint` says whether the lowest frequency is reached exactly, as in EDM.
+    The lowest frequency is reached exactly, as in EDM.
     """
 
     freqs: Tensor
 
-    def __init__(self, channels: int, *, max_positions: float = 10_000, endpoint: bool = True) -> None:
+    def __init__(self, channels: int, *, max_positions: float = 10_000) -> None:
         super().__init__()
         half = channels // 2
-        exponents = torch.arange(half, dtype=torch.float64) / max(1, half - endpoint)
+        exponents = torch.arange(half, dtype=torch.float64) / max(1, half - 1)
         self.register_buffer("freqs", (max_positions**-exponents).to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, c_noise: Tensor) -> Tensor:
