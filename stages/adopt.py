@@ -11,10 +11,10 @@ from ruamel.yaml.comments import CommentedMap
 
 from cmcore.assemble.project import parse_project
 from cmcore.config import ConfigError, flatten, load_yaml, merge
+from cmcore.data.replacing import write_atomic
 from cmcore.report.readers import ReportError
 from cmcore.report.search_sections import verdict
 from cmcore.report.searches import read_searches
-from cmcore.train.checkpoint import write_atomic
 from stages.common import PARAMS, load
 
 BEST = "best.yaml"

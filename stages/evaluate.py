@@ -7,8 +7,7 @@ from pathlib import Path
 from cmcore.assemble.evaluation import teacher_of
 from cmcore.assemble.training import SUMMARY
 from cmcore.data.png import to_png
-from cmcore.data.replacing import replacing
-from cmcore.train.checkpoint import write_atomic
+from cmcore.data.replacing import replacing, write_atomic
 from stages.common import Setup, load
 from stages.evaluate_job import Inputs, evaluate
 from stages.files import write_arrays, write_json

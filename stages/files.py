@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cmcore.train.checkpoint import write_atomic
+from cmcore.data.replacing import write_atomic
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmcore.assemble.project import Project
-from cmcore.train.checkpoint import write_atomic
+from cmcore.data.replacing import write_atomic
 
 # Seconds a unit of work takes where nothing was measured yet, on two CPU cores; and what it costs to start a stage.
 GUESS = {"prepare": 1.0, "reference": 15.0, "train": 1.5e-4, "evaluate": 20.0, "tabulate": 10.0}

@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from cmcore.train.checkpoint import write_atomic
+from cmcore.data.replacing import write_atomic
 
 TABLE = Path("reports/digits/tables/comparison.md")
 README = Path("README.md")

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cmcore.train.checkpoint import write_atomic
+from cmcore.data.replacing import write_atomic
 from stages.common import PARAMS
 
 

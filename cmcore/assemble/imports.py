@@ -17,10 +17,10 @@ from cmcore.config import ConfigError, join, plain, read
 from cmcore.data.errors import DataError
 from cmcore.data.foreign import Record, load_foreign, named_tensors
 from cmcore.data.images import open_data
+from cmcore.data.replacing import write_atomic
 from cmcore.nets.public import edm, edm2, openai
 from cmcore.nets.public.base import MappingError, PublicNet
 from cmcore.tracking.base import Tracker
-from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
 
 MAPPINGS = (edm2, edm, openai)
@@ -181,7 +181,7 @@ def _write(folder: Path, run: Run, shape: ModelShape, tensors: dict[str, Tensor]
     shutil.rmtree(partial, ignore_errors=True)
     (partial / SNAPSHOTS).mkdir(parents=True)
     save_model(partial / WEIGHTS, {run.train.eval_ema: tensors}, run, shape, meta)
-    checkpoint.write_atomic(partial / HISTORY, b"")
+    write_atomic(partial / HISTORY, b"")
     denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=build_method(run).boundary)
     denoiser.net.load_state_dict(tensors)  # the last word on whether it fits
     summary = {
@@ -196,5 +196,5 @@ def _write(folder: Path, run: Run, shape: ModelShape, tensors: dict[str, Tensor]
         "workers": 1,
         **meta,
     }
-    checkpoint.write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
     partial.rename(folder / FINAL)

@@ -20,11 +20,11 @@ from cmcore.data.augment import augment, flip
 from cmcore.data.feed import feed
 from cmcore.data.images import Prepared, open_data
 from cmcore.data.order import indices
+from cmcore.data.replacing import write_atomic
 from cmcore.diffusion.precond import Condition, Denoiser
 from cmcore.methods.base import Batch
 from cmcore.rng import Draws
 from cmcore.tracking.base import Tracker
-from cmcore.train import checkpoint
 from cmcore.train.precision import choose_matrix_units
 from cmcore.train.session import HISTORY, run_session
 from cmcore.train.state import State, new_state
@@ -211,6 +211,6 @@ def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str, 
     }
     if state.scale is not None:
         summary["skipped_steps"] = int(state.scale.skipped)
-    checkpoint.write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
     partial.rename(folder / FINAL)
     return folder / FINAL

@@ -11,6 +11,7 @@ from cmcore.assemble.search import WORST, Job, posthoc_run, score, train_once, t
 from cmcore.assemble.space import POSTHOC_STD
 from cmcore.assemble.training import averaged, fingerprint, train_run
 from cmcore.config import ConfigError
+from cmcore.data.replacing import write_atomic
 from cmcore.tracking.base import Null
 from cmcore.train import checkpoint
 from cmcore.train.gate import NonFiniteError
@@ -45,7 +46,7 @@ class Trial:
 
     def save(self, folder: Path) -> None:
         """Write it to its folder."""
-        checkpoint.write_atomic(folder / TRIAL, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_atomic(folder / TRIAL, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> "Trial | None":

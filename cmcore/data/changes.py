@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from cmcore.data.files import walk
+from cmcore.data.replacing import write_atomic
 from cmcore.data.settings import DataConfig
 
 
@@ -32,10 +33,7 @@ def state(config: DataConfig) -> str:
 
 def remember(record: Path, config: DataConfig, before: str) -> None:
     """Write down the state that the files had before they were read."""
-    record.parent.mkdir(parents=True, exist_ok=True)
-    partial = record.with_suffix(".part")
-    partial.write_text(json.dumps({"place": config.place, "state": before}) + "\n", encoding="utf-8")
-    partial.replace(record)
+    write_atomic(record, (json.dumps({"place": config.place, "state": before}) + "\n").encode())
 
 
 def changed(record: Path, config: DataConfig) -> bool:

@@ -1,5 +1,6 @@
-"""A folder that appears whole or not at all."""
+"""A folder or file that appears whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,3 +27,26 @@ def replacing(out: Path) -> Iterator[Path]:
             old.rename(out)
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step, also through a crash.
+
+    A full disk leaves the old file as it was; the OSError says so, and where.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not write {path} ({error.strerror}); the previous file is intact") from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

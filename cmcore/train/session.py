@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmcore.data.replacing import write_atomic
 from cmcore.methods.base import Method
 from cmcore.tracking import jsonl
 from cmcore.tracking.base import Tracker
@@ -33,7 +34,7 @@ class History:
     def __init__(self, path: Path, images: int) -> None:
         """Open the file of a run that stands at `images`; later lines are of a lost future and are dropped."""
         kept = [row for row in jsonl.read(path) if row["images"] <= images] if path.exists() else []
-        checkpoint.write_atomic(path, "".join(jsonl.line(row) for row in kept).encode())
+        write_atomic(path, "".join(jsonl.line(row) for row in kept).encode())
         self._path = path
 
     def append(self, values: dict[str, float]) -> None:

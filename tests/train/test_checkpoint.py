@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from cmcore.train import checkpoint
-from cmcore.train.checkpoint import CheckpointError, load, save, write_atomic
+from cmcore.data import replacing
+from cmcore.data.replacing import write_atomic
+from cmcore.train.checkpoint import CheckpointError, load, save
 
 TENSORS = {"b/x": torch.arange(6.0).reshape(2, 3), "a/y": torch.ones(2, dtype=torch.float64), "a/n": torch.tensor(3)}
 
@@ -95,7 +96,7 @@ def test_a_write_that_fails_late_leaves_the_previous_file_and_nothing_else(
     def fail(*_: Any) -> None:
         raise OSError(errno.EIO, "the disk is on fire")
 
-    monkeypatch.setattr(*((checkpoint.os, "fsync", fail) if call == "fsync" else (Path, "replace", fail)))
+    monkeypatch.setattr(*((replacing.os, "fsync", fail) if call == "fsync" else (Path, "replace", fail)))
     with pytest.raises(OSError, match="the disk is on fire"):
         write_atomic(path, b"new")
     monkeypatch.undo()
@@ -106,7 +107,7 @@ def test_a_write_that_fails_late_leaves_the_previous_file_and_nothing_else(
 def test_the_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
     real_fsync, real_replace = os.fsync, Path.replace
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda fd: (calls.append("fsync"), real_fsync(fd)))
+    monkeypatch.setattr(replacing.os, "fsync", lambda fd: (calls.append("fsync"), real_fsync(fd)))
     monkeypatch.setattr(Path, "replace", lambda self, target: (calls.append("replace"), real_replace(self, target)))
     write_atomic(tmp_path / "c", b"data")
     assert calls == ["fsync", "replace", "fsync"]
