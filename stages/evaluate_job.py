@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cmcore.assemble.evaluation import Evaluation, Outcome, Share, draw, evaluate_run
 from cmcore.assemble.project import Run
+from cmcore.edge.autoencoder import load_decoding
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_each import execute_each
 from cmcore.edge.ray_run import execute, pick_device
@@ -34,7 +35,8 @@ def job(
     inception, why_not = load_inception(config.inception, device)
     if inception is not None:
         references.append(load_reference(inputs.reference / INCEPTION, inception, references[0].digest))
-    whole = Evaluation(run, workload, config, references, inputs.results, inputs.teacher, inputs.work, device)
+    decoding = load_decoding(inputs.reference, config.decoder, device)
+    whole = Evaluation(run, workload, config, references, inputs.results, inputs.teacher, inputs.work, device, decoding)
     if share is not None:
         return draw(whole, share, reporter(emit))
     return evaluate_run(whole, fid_absent=why_not, on_progress=reporter(emit))

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cmcore.data.images import ImageData
 from cmcore.data.replacing import replacing
+from cmcore.edge.autoencoder import open_images, save_decoding
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
@@ -19,10 +19,12 @@ INCEPTION = "inception"  # folder of the Inception reference, where its weights 
 def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, out: Path, emit: Emit) -> None:
     """Train the extractor and store the reference; with Inception weights, store theirs as well."""
     del emit
-    images, device = ImageData.open(data), pick_device(compute)
+    device = pick_device(compute)
+    images = open_images(data, config.decoder, device)
     inception = load_inception(config.inception, device).extractor
     with replacing(out) as folder:
         reference(images, config, workload, folder, device)
+        save_decoding(images, folder)
         if inception is not None and config.reference_npz:
             store_published(Path(config.reference_npz), inception.dim, folder / INCEPTION)
         elif inception is not None:

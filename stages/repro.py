@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cmcore.assemble.project import require_files, require_images
+from cmcore.assemble.project import require_decoder, require_files
 from cmcore.config import ConfigError
 from cmcore.data.changes import changed
+from cmcore.edge.autoencoder import check_decoder
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from stages.common import Setup, load
 from stages.parallel import compute_all, is_ahead
@@ -190,7 +191,9 @@ def main(wanted: str = "auto") -> int:
         compute = setup.compute
         ours = compute.backend == "ray" and not (os.environ.get("RAY_ADDRESS") or compute.address)
         jobs = jobs_at_once(wanted, setup, ours)
-        require_images(setup.project)
+        require_decoder(setup.project)
+        if (decoder := setup.project.sections.eval.decoder).path:
+            check_decoder(decoder)
         require_files(setup.project.runs.values())
     except ConfigError as error:
         print(f"params.yaml: {error}" if error.path != "JOBS" else error, file=sys.stderr)

@@ -8,30 +8,35 @@ from cmcore.assemble.preview import previewer
 from cmcore.assemble.project import Run, build_method, needs_lpips, require_files
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, train_run, work_folder
 from cmcore.consistency import distances
-from cmcore.data.images import ImageData, open_data
+from cmcore.data.images import open_data
+from cmcore.edge.autoencoder import showing
 from cmcore.edge.lpips import load_lpips
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.ray_train import execute_together
 from cmcore.edge.settings import ComputeConfig
+from cmcore.evaluate.settings import DecoderConfig
 from cmcore.tracking.base import Sender
 from cmcore.train.steps import ALONE, Worker
+from cmcore.train.took import TIME
 from stages.common import Setup, load
 from stages.progress import Emit, listener, reporter
 from stages.ready import Find, Results, put
 from stages.tidy import tidy
 
 
-def job(compute: ComputeConfig, run: Run, inputs: Inputs, folder: Path, emit: Emit, worker: Worker = ALONE) -> Path:
-    """Train, or continue, the run in its work folder."""
+def job(
+    compute: ComputeConfig, run: Run, inputs: Inputs, folder: Path, decoder: DecoderConfig, emit: Emit,
+    worker: Worker = ALONE,
+) -> Path:  # fmt: skip
+    """Train, or continue, the run in its work folder. Without a decoder, latents are not shown on the way."""
     if build_method(run).needs.file:
         return import_run(run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit))
     device = pick_device(compute)
     if needs_lpips(run.method_config):
         distances.provide("lpips", load_lpips(run.train.lpips_weights, device=device))
     data = open_data(inputs.data)
-    shape = ModelShape.of(data, run.conditional)
-    images = isinstance(data, ImageData)  # latents show nothing
-    preview = previewer(run, shape.channels, shape.resolution, shape.classes, device=device) if images else None
+    to_images = showing(data, decoder, device)
+    preview = to_images and previewer(run, ModelShape.of(data, run.conditional), device=device, to_images=to_images)
     return train_run(
         run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit), preview=preview, device=device,
         worker=worker,
@@ -41,6 +46,7 @@ def job(compute: ComputeConfig, run: Run, inputs: Inputs, folder: Path, emit: Em
 def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
     """Train, or continue, the run in its work folder and return the folder of its results."""
     compute, folder = setup.compute, work_folder(setup.folders.work, setup.folders.workload, run, inputs)
+    known = (compute, run, inputs, folder, setup.project.sections.eval.decoder)
     final = folder / FINAL
     with (
         setup.tracker(run, fingerprint(run, inputs)) as tracker,
@@ -48,9 +54,9 @@ def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
     ):
         alone = compute.workers == 1 or build_method(run).needs.file
         if not final.exists() and not alone:
-            execute_together(compute, folder, job, compute, run, inputs, folder, progress=listen)
+            execute_together(compute, folder, job, *known, progress=listen)
         elif not final.exists():
-            execute(compute, job, compute, run, inputs, folder, progress=listen)
+            execute(compute, job, *known, progress=listen)
         tracker.artifact(final / WEIGHTS, "weights")
     tidy(folder)
     return final
@@ -65,8 +71,7 @@ def make(setup: Setup, name: str, find: Find) -> Results:
     """Train the run."""
     run, folders = setup.project.run(name), setup.folders
     require_files([run])
-    final = train(setup, run, Inputs(find(folders.data), find(folders.weights(run.init))))
-    return {folders.runs / name: final}
+    return {folders.runs / name: train(setup, run, Inputs(find(folders.data), find(folders.weights(run.init))))}
 
 
 def main(name: str) -> None:

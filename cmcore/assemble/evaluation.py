@@ -15,15 +15,16 @@ from cmcore.assemble.project import RANDOM, Run
 from cmcore.assemble.training import SUMMARY, WEIGHTS
 from cmcore.closure import source_digest
 from cmcore.config import digest
+from cmcore.data.decoded import Decoding
 from cmcore.evaluate.endpoints import endpoint_rmse
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, Provenance, Source, to_json
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.suite import Reference, measure, record
 from cmcore.sample.base import Sampler
 from cmcore.sample.fewstep import Multistep
-from cmcore.train import checkpoint
 from cmcore.sample.guided import GuidedSampler
 from cmcore.tensors import to_uint8
+from cmcore.train import checkpoint
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Evaluation:
     teacher: Path | None  # weight file of the run it starts from, for the end-point error; None: it has none
     work: Path  # where finished shards lie, in folders named by their fingerprint
     device: str = "cpu"
+    decoding: Decoding | None = None  # what makes images of samples that are latents
 
     @cached_property
     def passes(self) -> list[Pass]:
@@ -66,16 +68,17 @@ class Evaluation:
         """The folder of this evaluation's shards: another one for other weights, settings, extractors or code."""
         files = dict.fromkeys(path for one in self.passes for path in (one.weights, one.teacher) if path)
         found = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-        extractors = [reference.extractor.digest for reference in self.references]
+        seen_by = [reference.extractor.digest for reference in self.references]
+        seen_by += [self.decoding.digest] if self.decoding else []
         code = source_digest(["cmcore.assemble.evaluation", f"cmcore.nets.{self.run.net.kind}"])
         samplers = [f"{one.name} {one.sampler.name} {one.sampler.nfe} {_levels(one.sampler)}" for one in self.passes]
-        return self.work / f"{self.run.name}-{digest([self.config, found, extractors, code, samplers])}"
+        return self.work / f"{self.run.name}-{digest([self.config, found, seen_by, code, samplers])}"
 
     @cached_property
     def worker(self) -> Worker:
         """Does its shards."""
         extractors = [reference.extractor for reference in self.references]
-        return Worker(self.store, self.config, extractors, self.device)
+        return Worker(self.store, self.config, extractors, self.device, self.decoding or to_uint8)
 
 
 def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int], None]) -> None:
@@ -122,6 +125,7 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
         "seed": summary["seed"],
         "conditional": run.conditional,
         "fid_absent": fid_absent,
+        **({"decoder": evaluation.decoding.digest} if evaluation.decoding else {}),
         **({"left_out": "; ".join(absent)} if absent else {}),
         **{name: [to_json(found) for found in records] for name, records in lists.items()},
     }

@@ -82,6 +82,7 @@ class Worker:
     config: EvalConfig
     extractors: Sequence[FeatureExtractor]
     device: str = "cpu"
+    to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
 
     def units(self, wanted: Sequence[Pass]) -> list[Unit]:
         """All shards of some passes."""
@@ -145,7 +146,7 @@ class Worker:
 
         batches = generate(
             one.sampler, model.denoiser, _shape(model), range(start, stop), seed=self.config.seed,
-            batch=self.config.batch, classes=model.shape.classes, device=self.device,
+            batch=self.config.batch, classes=model.shape.classes, device=self.device, to_images=self.to_images,
         )  # fmt: skip
         keep = max(0, self.config.kept - offset)
         extractors = self.extractors[: one.judges]
@@ -174,7 +175,7 @@ class Worker:
             theirs = truth(teacher.denoiser, _shape(model), NoiseSource(seed, rows, self.device), labels)
             errors.append(squared_errors(ours, theirs).cpu())
             if at < one.shown:
-                first.append(to_uint8(theirs[: one.shown - at]).cpu())
+                first.append(self.to_images(theirs[: one.shown - at]).cpu())
             on_images(len(rows))
         return {"errors": torch.cat(errors), **({"shown": torch.cat(first)} if first else {})}
 

@@ -4,29 +4,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Run
 from cmcore.assemble.samplers import quickest_sampler
 from cmcore.data.png import to_png
+from cmcore.data.replacing import write_atomic
 from cmcore.diffusion.precond import Denoiser
 from cmcore.sample.stream import generate
-from cmcore.train.checkpoint import write_atomic
+from cmcore.tensors import to_uint8
 
 SEED = 1
 STEPS = 10  # Heun steps of a diffusion model: enough to see what it draws
 
 
 def previewer(
-    run: Run, channels: int, resolution: int, classes: int, *, columns: int = 8, device: str = "cpu"
+    run: Run,
+    model: ModelShape,
+    *,
+    columns: int = 8,
+    device: str = "cpu",
+    to_images: Callable[[Tensor], Tensor] = to_uint8,
 ) -> Callable[[Denoiser, Path], None]:
     """A function that draws columns^2 samples of a denoiser into a PNG file: always from the same noise and labels."""
     sampler = quickest_sampler(run, run.diffusion, STEPS)
 
     def draw(denoiser: Denoiser, path: Path) -> None:
-        shape = (channels, resolution, resolution)
+        shape, count = (model.channels, model.resolution, model.resolution), columns**2
         batches = generate(
-            sampler, denoiser, shape, range(columns**2), seed=SEED, batch=columns**2, classes=classes, device=device
-        )
+            sampler, denoiser, shape, range(count), seed=SEED, batch=count, classes=model.classes, device=device,
+            to_images=to_images,
+        )  # fmt: skip
         write_atomic(path, to_png(torch.cat(list(batches)).cpu().numpy(), columns))
 
     return draw

@@ -125,7 +125,10 @@ def parse_project(data: Mapping[str, Any]) -> Project:
         _check_level(level, sections.diffusion, f"eval.scan[{index}]")
     runs = {name: _resolve(sections, name, entry) for name, entry in sections.runs.items()}
     if sections.data.source == "latents":
-        _check_latents(runs.values())
+        _check_latents(sections, runs.values())
+    elif sections.eval.decoder.path:
+        got = sections.eval.decoder.path
+        raise ConfigError("eval.decoder.path", f"expected nothing, as only latents are decoded, got {got!r}")
     for run in runs.values():
         _check_init(runs, run)
     project = Project(sections=sections, runs=runs)
@@ -201,8 +204,10 @@ def _check_augment(train: TrainConfig, net: NetChoice, path: str) -> None:
         )
 
 
-def _check_latents(runs: Iterable[Run]) -> None:
-    """The latent of a distorted image is not the distorted latent."""
+def _check_latents(sections: Sections, runs: Iterable[Run]) -> None:
+    """The latent of a distorted image is not the distorted latent, and searches do not decode."""
+    for name in sections.tune:
+        raise ConfigError(join("tune", name), "expected no search for data.source = latents: its trials are images'")
     for run in runs:
         for key in ("flip", "augment"):
             if value := getattr(run.train, key):
@@ -210,13 +215,13 @@ def _check_latents(runs: Iterable[Run]) -> None:
                 raise ConfigError(path, f"expected {type(value)()} for data.source = latents, got {value}")
 
 
-def require_images(project: Project) -> None:
-    """Where it is about more than training, a ConfigError for latents: no decoder makes images of them here."""
-    if project.sections.data.source == "latents":
+def require_decoder(project: Project) -> None:
+    """Where it is about more than training, a ConfigError for latents that nothing is named to decode."""
+    if project.sections.data.source == "latents" and not project.sections.eval.decoder.path:
         raise ConfigError(
-            "data.source",
-            "latents can be trained on, with `dvc repro train@<run>`; to measure and to show samples they would have "
-            "to be decoded, and there is no decoder here; expected images",
+            "eval.decoder.path",
+            "latents can be trained on, with `dvc repro train@<run>`; to measure and to show samples, expected the "
+            "folder of a diffusers AutoencoderKL that decodes them, got ''",
         )
 
 
@@ -248,12 +253,12 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
         raise ConfigError(
             path, f"{run.method} distils a teacher; expected the name of a diffusion run, got {run.init!r}"
         )
+    check_guidance(run, build_method(run).few_step, runs.get(run.init))
 
 
 def needs_lpips(method_config: Any) -> bool:
     """Whether a method's loss asks for the LPIPS network, whose weights do not come with the project."""
     return getattr(method_config, "distance", "") == "lpips"
-    check_guidance(run, build_method(run).few_step, runs.get(run.init))
 
 
 def _no_lpips(name: str, train: TrainConfig) -> ConfigError:

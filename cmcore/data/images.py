@@ -61,7 +61,7 @@ class ImageData(Prepared):
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Open a prepared folder of images; latents are refused, as they show nothing without a decoder.
+        """Open a prepared folder of images; latents are refused, as they are no images until they are decoded.
 
         Raises:
             DataError: a file is missing or damaged, or they do not belong together.
@@ -69,7 +69,7 @@ class ImageData(Prepared):
         data = open_data(folder)
         if not isinstance(data, cls):
             raise DataError(
-                f"{folder}: holds latents, and what is asked for needs images; only training works without a decoder"
+                f"{folder}: holds latents, and what is asked for needs images; only training and evaluation take both"
             )
         return data
 

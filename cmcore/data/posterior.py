@@ -31,6 +31,12 @@ def sample(stored: Tensor, draws: Draws, manifest: dict[str, Any]) -> Tensor:
     return (raw - centre) * (manifest["final_std"] / width)
 
 
+def unnormalised(latents: Tensor, manifest: dict[str, Any]) -> Tensor:
+    """Latents as an autoencoder knows them, from normalised ones (B, C, H, W): what a decoder takes."""
+    centre, width = (_per_channel(tuple(manifest[key]), latents.device) for key in ("raw_mean", "raw_std"))
+    return latents * (width / manifest["final_std"]) + centre
+
+
 @lru_cache(maxsize=8)  # by device, so that no step waits for a copy
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)[:, None, None]

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmcore.evaluate.images import ImageArray
 from cmcore.rng import generator
 
 _CHUNK = 1000  # training images in memory at once
 
 
-def gaussian_pixels(images: np.ndarray, count: int, seed: int) -> Tensor:
+def gaussian_pixels(images: ImageArray, count: int, seed: int) -> Tensor:
     """Samples (count, C, H, W) uint8 from the Gaussian with the mean and the covariance of uint8 images (N, C, H, W).
 
     A sample is mean + sum_i w_i (x_i - mean) / sqrt(N - 1) with standard normal w, whose covariance is exactly that of
@@ -29,6 +30,6 @@ def gaussian_pixels(images: np.ndarray, count: int, seed: int) -> Tensor:
     return x.round().clip(0, 255).to(torch.uint8).reshape(count, *images.shape[1:])
 
 
-def _rows(images: np.ndarray, start: int) -> np.ndarray:
+def _rows(images: ImageArray, start: int) -> np.ndarray:
     chunk = np.asarray(images[start : start + _CHUNK])
     return chunk.reshape(len(chunk), -1).astype(np.float64)

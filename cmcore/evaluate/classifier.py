@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.evaluate.features import Classifier, NetworkExtractor, Shape, build_classifier
+from cmcore.evaluate.images import ImageArray
 from cmcore.evaluate.settings import ClassifierConfig
 from cmcore.rng import Draws, generator
 from cmcore.tensors import to_float
@@ -18,7 +19,7 @@ _JUDGED = 10_000  # images that accuracy is measured of, at most
 
 
 def train_classifier(
-    images: np.ndarray,
+    images: ImageArray,
     labels: np.ndarray,
     config: ClassifierConfig,
     *,
@@ -57,7 +58,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _split(
-    images: np.ndarray, labels: np.ndarray, classes: int, config: ClassifierConfig
+    images: ImageArray, labels: np.ndarray, classes: int, config: ClassifierConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels):
         raise ValueError(f"expected images (N, C, R, R) and labels (N,), got {images.shape} and {labels.shape}")
@@ -72,7 +73,7 @@ def _split(
 
 def _fit(
     net: Classifier,
-    images: np.ndarray,
+    images: ImageArray,
     labels: np.ndarray,
     train: np.ndarray,
     config: ClassifierConfig,
@@ -121,7 +122,7 @@ def _shift(images: Tensor, most: int, draws: Draws) -> Tensor:
     return shifted.gather(3, columns[:, None, None, :].expand_as(images))
 
 
-def _accuracy(extractor: NetworkExtractor, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> float:
+def _accuracy(extractor: NetworkExtractor, images: ImageArray, labels: np.ndarray, rows: np.ndarray) -> float:
     right = 0
     for part in np.array_split(rows, max(1, math.ceil(len(rows) / 1000))):
         logits = extractor.logits(extractor(torch.from_numpy(images[part])))

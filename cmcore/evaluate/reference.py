@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from cmcore.evaluate.classifier import train_classifier
 from cmcore.evaluate.collect import Collector
 from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor, random_extractor
 from cmcore.evaluate.frechet import frechet_distance
+from cmcore.evaluate.images import ImageArray, ImageSet
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.published import read_moments
 from cmcore.evaluate.records import MetricRecord, Source, to_json
@@ -25,22 +26,6 @@ from cmcore.rng import generator
 
 _SAMPLES, _FITTED = 5000, 10_000  # most samples of the baseline, and images that it is fitted to, ...
 _NUMBERS = 2**28  # ... and most numbers in all of the samples
-
-
-class ImageSet(Protocol):
-    """Reference images: (N, C, R, R) uint8 with labels (N,), and what identifies them."""
-
-    @property
-    def images(self) -> np.ndarray: ...
-
-    @property
-    def labels(self) -> np.ndarray: ...
-
-    @property
-    def classes(self) -> int: ...
-
-    @property
-    def digest(self) -> str: ...
 
 
 def reference(
@@ -183,7 +168,7 @@ def _baseline(
     return evaluate_samples(samples, [built], source, config, device)
 
 
-def _batches(images: np.ndarray | Tensor, batch: int) -> Iterator[Tensor]:
+def _batches(images: ImageArray | Tensor, batch: int) -> Iterator[Tensor]:
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         yield part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))

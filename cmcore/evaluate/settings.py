@@ -1,5 +1,6 @@
 """What an evaluation measures. Imports no torch, so that reading parameters stays cheap."""
 
+import re
 from dataclasses import dataclass
 
 from cmcore.config import require
@@ -44,6 +45,18 @@ class InceptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """What makes images of latents; where the data are images, there is none."""
+
+    path: str = ""  # folder of a diffusers AutoencoderKL: its config.json and diffusion_pytorch_model.safetensors
+    sha256: str = ""  # of its weights, checked where given
+
+    def __post_init__(self) -> None:
+        hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
+        require(hex_digest, "sha256", "64 hexadecimal digits (lower case) or nothing", self.sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """The evaluation of every run of a workload."""
 
@@ -68,6 +81,7 @@ class EvalConfig:
         ""  # published Inception moments: EDM's .npz, or a .pt of torch-fidelity; empty: our own images'
     )
     inception: InceptionConfig = InceptionConfig()
+    decoder: DecoderConfig = DecoderConfig()
 
     def __post_init__(self) -> None:
         for key in (

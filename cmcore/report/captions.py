@@ -54,10 +54,11 @@ def caption(runs: Sequence[RunReport], reference: ReferenceFacts, data: str) -> 
         f"Weights: EMA {_listed(p.ema for p in scored)}.",
         f"± is a spread ({_spreads(ours)}).",
         _ranges(ours),
-        "Images seen are the run's own, without those of the run that it starts from.",
+        "Images seen and wall time are the run's own, without those of the run that it starts from.",
         "Bold: best of its column; italic: best at its number of function evaluations.",
         "Gaussian fit: samples from a Gaussian fitted to the pixels." if reference.baselines else "",
         _endpoint(ours),
+        *(f"Latents are decoded (decoder {digest[:8]})." for digest in sorted({r.facts.decoder for r in runs} - {""})),
         *(f"No FID: {why}." for why in sorted({r.facts.fid_absent for r in runs} - {""})),
         *(f"{why}." for why in sorted({r.facts.left_out for r in runs} - {""})),
     ]

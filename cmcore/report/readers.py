@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cmcore.config import ConfigError, read
 from cmcore.evaluate.records import MetricRecord, from_json
+from cmcore.train.took import Took
 
 Images = NDArray[np.uint8]  # (N, C, H, W)
 
@@ -35,6 +36,7 @@ class RunFacts:
     conditional: bool = False
     fid_absent: str = ""  # why there is no Inception FID; empty where there is one
     left_out: str = ""  # which other metrics are missing, and why
+    decoder: str = ""  # digest of what decoded the samples; empty where they were images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class RunReport:
     snapshots: tuple[MetricRecord, ...] = ()  # of the weights on the way
     history: tuple[Mapping[str, Any], ...] = ()  # lines of history.jsonl
     samples: Mapping[int, Images] | None = None  # by NFE, all runs from the same noise
+    took: Took | None = None  # how long the training took, where that is known
     endpoints: Images | None = None  # the teacher's probability-flow end points from that noise
 
 
@@ -69,6 +72,7 @@ class Inputs:
     reference: Path | None = None  # reference.json
     runs: Path | None = None  # folder of <run>/history.jsonl
     samples: Path | None = None  # folder of <run>.npz
+    times: Path | None = None  # folder of <run>.json
     order: tuple[str, ...] = ()
     data: str = ""  # the data in words, for captions
 
@@ -125,6 +129,7 @@ def _run(path: Path, inputs: Inputs) -> RunReport:
         snapshots=snapshots,
         history=_history(inputs.runs / facts.run / "history.jsonl" if inputs.runs else None),
         samples=samples,
+        took=_took(inputs.times / f"{facts.run}.json" if inputs.times else None),
         endpoints=endpoints,
     )
 
@@ -145,6 +150,15 @@ def _records(data: Mapping[str, Any], key: str, path: Path) -> tuple[MetricRecor
         return tuple(from_json(item) for item in data.get(key, ()))
     except (ValueError, TypeError, AttributeError) as error:
         raise ReportError(f"{path}: {key}: {error}") from error
+
+
+def _took(path: Path | None) -> Took | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        return read(Took, read_json(path))
+    except ConfigError as error:
+        raise ReportError(f"{path}: {error}") from error
 
 
 def _history(path: Path | None) -> tuple[dict[str, Any], ...]:

@@ -22,6 +22,7 @@ def generate(
     labels: Callable[[Sequence[int]], Tensor] | None = None,
     classes: int = 0,
     device: torch.device | str = "cpu",
+    to_images: Callable[[Tensor], Tensor] = to_uint8,
 ) -> Iterator[Tensor]:
     """Yield uint8 images (B, C, H, W), B <= batch, for the image numbers `indices`, in order, on `device`.
 
@@ -29,7 +30,7 @@ def generate(
 
     `labels` maps image numbers to labels (B,). Without it a conditional model (classes > 0) gets uniform labels, from a
     source of their own: the noise is that of the unconditional model. A denoiser in training mode is refused: its
-    dropout is on.
+    dropout is on. `to_images` makes uint8 images of what the sampler gives: decodes it, where that is latents.
     """
     if batch < 1:
         raise ValueError(f"generate: expected batch >= 1, got {batch}")
@@ -39,7 +40,7 @@ def generate(
         part = indices[start : start + batch]
         y = labels(part) if labels is not None else uniform_labels(part, seed, classes)
         x = sampler(denoiser, shape, NoiseSource(seed, part, device), y if y is None else y.to(device))
-        yield to_uint8(x)
+        yield to_images(x)
 
 
 def uniform_labels(indices: Sequence[int], seed: int, classes: int) -> Tensor | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmcore.assemble.project import load_project, parse_project, require_images
+from cmcore.assemble.project import load_project, parse_project, require_decoder
 from cmcore.assemble.training import image_batches
 from cmcore.config import ConfigError, load_yaml
 from cmcore.data.augment import draw
@@ -53,11 +53,22 @@ def test_latents_are_not_distorted(train):
         parse_project(latents(**train))
 
 
-def test_latents_can_be_trained_on_but_not_measured():
-    project = parse_project(latents())
-    with pytest.raises(ConfigError, match=r"^data\.source: latents can be trained on.*no decoder"):
-        require_images(project)
-    require_images(load_project(WORKLOAD))
+def test_latents_can_be_trained_on_but_are_not_measured_without_a_decoder():
+    data = latents()
+    with pytest.raises(ConfigError, match=r"^eval\.decoder\.path: latents can be trained on.*got ''"):
+        require_decoder(parse_project(data))
+    data["eval"]["decoder"] = {"path": "vae"}
+    require_decoder(parse_project(data))
+    require_decoder(load_project(WORKLOAD))
+
+
+def test_only_latents_are_decoded_and_they_are_not_searched():
+    data = parameters()
+    with pytest.raises(ConfigError, match=r"^eval\.decoder\.path: expected nothing, as only latents.*got 'vae'"):
+        parse_project(data | {"eval": {**data["eval"], "decoder": {"path": "vae"}}})
+    search = {"base": "ect", "init": "edm", "space": {"options": {"q": {"uniform": [2.0, 8.0]}}}}
+    with pytest.raises(ConfigError, match=r"^tune\.schedule: expected no search for data\.source = latents"):
+        parse_project(latents() | {"tune": {"schedule": search}})
 
 
 def test_a_step_gets_distorted_images_and_what_to_tell_the_network(tmp_path):

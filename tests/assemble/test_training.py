@@ -202,7 +202,7 @@ def test_labels_belong_to_their_images(inputs: dict[str, Inputs]):
 def test_a_preview_draws_the_same_picture_for_the_same_weights(trained: tuple[Run, Path], tmp_path: Path):
     run, final = trained
     model: LoadedModel = load_model(final / WEIGHTS)
-    draw = previewer(run, 1, 8, 0, columns=2)
+    draw = previewer(run, ModelShape(1, 8, 0), columns=2)
     state = torch.random.get_rng_state()
     draw(model.denoiser, tmp_path / "a.png")
     draw(model.denoiser, tmp_path / "b.png")

@@ -10,9 +10,10 @@ import torch
 from pictures_on_disk import write_folder, write_tar, write_zip
 
 from cmcore.config import ConfigError, read
+from cmcore.data.decoded import DecodedData
 from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData, LatentData, open_data
-from cmcore.data.posterior import FINAL_STD, RAW_MEAN, RAW_STD, sample
+from cmcore.data.posterior import FINAL_STD, RAW_MEAN, RAW_STD, sample, unnormalised
 from cmcore.data.prepare import prepare
 from cmcore.data.settings import DataConfig
 from cmcore.rng import Draws
@@ -111,6 +112,37 @@ def test_numbers_of_the_normalisation():
     manifest = {"raw_mean": [*RAW_MEAN], "raw_std": [*RAW_STD], "final_std": FINAL_STD}
     x = sample(torch.cat([means, torch.zeros_like(means)], dim=1), Draws(1, 0, 1), manifest)
     torch.testing.assert_close(x.flatten(), torch.tensor([0.5, 0.0, -0.5, 1.0]))
+
+
+def test_normalisation_is_undone(prepared):
+    batch, _ = prepared.batch(range(5))
+    drawn = unnormalised(
+        prepared.decoded(torch.cat([batch[:, :4], 0 * batch[:, 4:]], 1), Draws(1, 0, 5)), prepared.manifest
+    )
+    torch.testing.assert_close(drawn, batch[:, :4], rtol=1e-5, atol=1e-5)
+    ones = torch.full((1, 4, 1, 1), 0.5, dtype=torch.float64)
+    expected = torch.tensor(RAW_MEAN) + torch.tensor(RAW_STD)  # one deviation above the mean
+    torch.testing.assert_close(unnormalised(ones, prepared.manifest).flatten(), expected.double())
+
+
+class Decoder:
+    """Shows the first three channels, twice as large."""
+
+    digest = "d" * 64
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        return (10 * raw[:, :3] + 100).clip(0, 255).to(torch.uint8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_a_decoded_data_set_is_one_of_images_and_makes_them_as_an_array_gives_them(prepared):
+    data = DecodedData(prepared, Decoder())
+    images = Decoder()(torch.from_numpy(stored()[:, :4])).numpy()
+    assert (data.images.shape, data.images.ndim, len(data.images)) == ((COUNT, 3, 2 * SIZE, 2 * SIZE), 4, COUNT)
+    for key in (0, -1, slice(3, 60), slice(60, 100), np.array([5, 2, 2]), np.array([], np.int64)):
+        np.testing.assert_array_equal(data.images[key], images[key])
+    assert data.images[2].dtype == np.uint8
+    assert (data.classes, data.labels.tolist()) == (3, prepared.labels.tolist())
+    assert data.digest not in (prepared.digest, Decoder.digest)
 
 
 def test_nothing_takes_them_for_images(tmp_path, prepared):

@@ -14,6 +14,7 @@ from cmcore.edge.ray_run import execute
 from cmcore.edge.ray_session import ComputeError, connection
 from cmcore.edge.ray_train import check_places, execute_together
 from cmcore.edge.settings import ComputeConfig
+from cmcore.evaluate.settings import DecoderConfig
 from cmcore.train import checkpoint
 from cmcore.train.session import CHECKPOINT, HISTORY
 from stages.progress import Done
@@ -84,7 +85,9 @@ def trained(cluster, inputs, tmp_path_factory):
     del cluster
     project, said = tiny_project(), []
     folder = tiny_folder(project, "ict", inputs, tmp_path_factory.mktemp("two"))
-    final = execute_together(TWO, folder, job, TWO, project.run("ict"), inputs, folder, progress=said.append)
+    final = execute_together(
+        TWO, folder, job, TWO, project.run("ict"), inputs, folder, DecoderConfig(), progress=said.append
+    )
     return final, said
 
 
@@ -100,7 +103,9 @@ class TestOnTwoNodes:
     def test_the_result_is_that_of_one_worker_within_floating_point(self, trained, inputs, tmp_path):
         project, inline = tiny_project(), ComputeConfig(backend="inline", threads=1, device="cpu")
         folder = tiny_folder(project, "ict", inputs, tmp_path)
-        final = execute(inline, job, inline, project.run("ict"), inputs, folder, progress=lambda _: None)
+        final = execute(
+            inline, job, inline, project.run("ict"), inputs, folder, DecoderConfig(), progress=lambda _: None
+        )
         expected, _ = checkpoint.load(final / WEIGHTS)
         got, _ = checkpoint.load(trained[0] / WEIGHTS)
         assert sorted(got) == sorted(expected)
@@ -130,7 +135,9 @@ class TestOnTwoNodes:
                 workers[0].kill()
                 killed.append(event.done)
 
-        final = execute_together(TWO, folder, job, TWO, project.run("ict"), inputs, folder, progress=kill)
+        final = execute_together(
+            TWO, folder, job, TWO, project.run("ict"), inputs, folder, DecoderConfig(), progress=kill
+        )
         assert killed
         for file in (WEIGHTS, HISTORY, "summary.json"):
             assert (final / file).read_bytes() == (trained[0] / file).read_bytes(), file
@@ -140,6 +147,8 @@ class TestOnTwoNodes:
         project = tiny_project(lr=1e30)
         folder, start = tiny_folder(project, "ict", inputs, tmp_path), time.monotonic()
         with pytest.raises(RuntimeError, match="not taken"):
-            execute_together(TWO, folder, job, TWO, project.run("ict"), inputs, folder, progress=lambda _: None)
+            execute_together(
+                TWO, folder, job, TWO, project.run("ict"), inputs, folder, DecoderConfig(), progress=lambda _: None
+            )
         assert time.monotonic() - start < 60
         assert not (folder / "final").exists()

@@ -1,0 +1,73 @@
+"""Images of latents: the decoder of an autoencoder, applied to samples and to a data set."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmcore.config import digest
+from cmcore.data.images import LatentData
+from cmcore.data.posterior import normalisation, unnormalised
+
+
+class Decoder(Protocol):
+    """The decoder of an autoencoder."""
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the weights."""
+        ...
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Latents (B, C, h, w), not normalised -> uint8 images (B, 3, H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """From what networks see to uint8 images (B, 3, H, W)."""
+
+    decoder: Decoder
+    manifest: dict[str, Any]  # of the latents that the networks were trained on
+
+    @property
+    def digest(self) -> str:
+        """Of the decoder's weights."""
+        return self.decoder.digest
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What identifies it, to be written down."""
+        return {"decoder": self.digest, **{key: self.manifest[key] for key in normalisation()}}
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return self.decoder(unnormalised(latents, self.manifest))
+
+
+class DecodedImages:
+    """The mean of every posterior as an image; as an array would be, but decoded only when it is asked for."""
+
+    def __init__(self, data: LatentData, decoder: Decoder) -> None:
+        self._data, self._decoder = data, decoder
+        self.shape = (len(data), *self[:1].shape[1:])
+        self.ndim = len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows = np.arange(len(self))[key]
+        mean = self._data.batch(np.atleast_1d(rows))[0].chunk(2, dim=1)[0]
+        images = self._decoder(mean.to(torch.float32)).cpu().numpy()
+        return images if np.ndim(rows) else images[0]
+
+
+class DecodedData:
+    """A data set of latents as one of images."""
+
+    def __init__(self, data: LatentData, decoder: Decoder) -> None:
+        self.data, self.decoder, self.images = data, decoder, DecodedImages(data, decoder)
+        self.labels, self.classes = data.labels, data.classes
+        self.digest = digest([data.digest, decoder.digest])
