@@ -145,6 +145,22 @@ def test_what_a_step_asks_of_the_networks(name):
     assert dict(passes(project().run(name))) == PASSES[name]
 
 
+@pytest.mark.parametrize("name", ["cd", "scd"])
+def test_a_guided_teacher_is_asked_twice(name):
+    teacher = TEACHER | {"options": {"label_dropout": 0.1}}
+    options = {"guidance": [1.0, 2.0]} | ({"distance": "l2"} if name == "cd" else {})
+    student = {"method": name, "init": "edm", "options": options}
+    run = project(conditional=True, runs={"edm": teacher, name: student}).run(name)
+    plain = PASSES[name][("teacher", "forward")]
+    assert dict(passes(run)) == PASSES[name] | {("teacher", "forward"): 2 * plain}
+    costs = Costs(ModelShape(3, 16, 10))
+    assert costs.parameters(run) == costs.parameters(project(conditional=True).run("edm")) + 16 * 16  # the embedding
+    extra = plan_run(run, costs, Setting(MACHINES["h100"])).operations
+    unguided = dataclasses.replace(run, method_config=dataclasses.replace(run.method_config, guidance=None))
+    extra -= plan_run(unguided, costs, Setting(MACHINES["h100"])).operations
+    assert extra == plain * sum(costs.of(run, "forward").flops.values())
+
+
 def test_cd_by_euler_with_an_average_as_target():
     options = {"solver": "euler", "mu": 0.9, "distance": "l2"}
     run = project(runs={"edm": TEACHER, "cd": {"method": "cd", "init": "edm", "options": options}}).run("cd")

@@ -287,3 +287,14 @@ def test_published_rows_go_to_the_run_with_their_settings():
     assert beside("imagenet64", "imagenet64", "scd_m", "scd", 2) == "1.89"
     assert beside("imagenet512", "imagenet512", "sct_xxl", "sct", 1) == "4.29"
     assert beside("lsun_cat256", "lsun_cat256", "cd", "cd", 2) == "8.84"
+
+
+@pytest.mark.parametrize("size", ["s", "m", "l", "xl", "xxl"])
+def test_imagenet512_is_guided_as_published(size: str, projects: dict[str, Project]):
+    """sCM's teachers drop labels, and sCD learns s ~ U[1, 2]; sCT has no teacher that could be guided."""
+    runs = projects["imagenet512"].runs
+    assert runs[f"edm_trig_{size}"].method_config.label_dropout == 0.1
+    assert runs[f"scd_{size}"].method_config.guidance == (1.0, 2.0)
+    teacher, student = runs[f"edm_trig_{size}"].sample.guidance, runs[f"scd_{size}"].sample.guidance
+    assert teacher == student == (1.4 if size == "s" else 1.2)
+    assert (runs[f"sct_{size}"].sample.guidance, runs[f"edm2_{size}"].sample.guidance) == (1.0, 1.0)

@@ -1,0 +1,234 @@
+"""Guidance from the parameter file to the records: what is refused, and a teacher and its guided students."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import PARAMS, tiny_inputs
+
+from cmcore.assemble import training
+from cmcore.assemble.evaluation import Evaluation, evaluate_run
+from cmcore.assemble.models import load_model
+from cmcore.assemble.passes import passes
+from cmcore.assemble.project import Project, build_method, parse_project
+from cmcore.assemble.samplers import ode_sampler, quickest_sampler, samplers
+from cmcore.assemble.training import WEIGHTS, Inputs, train_run
+from cmcore.config import ConfigError, merge
+from cmcore.data.images import ImageData
+from cmcore.diffusion.guidance import telling
+from cmcore.diffusion.precond import NO_LABEL
+from cmcore.evaluate.records import from_json
+from cmcore.evaluate.reference import reference
+from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
+from cmcore.methods.base import Batch
+from cmcore.rng import Draws
+from cmcore.sample.stream import generate
+from cmcore.tracking.base import Null
+
+CONFIG = EvalConfig(
+    samples=40, batch=20, shard=40, teacher_steps=3, bootstrap=0, kid_subsets=2, kid_size=20, score_splits=2,
+    endpoints=20, scan=(2.0,), scan_samples=20, snapshot_samples=20,
+    reference=ClassifierConfig(width=4, features=8, images=300, batch=50),
+)  # fmt: skip
+RUNS: dict[str, Any] = {
+    "edm": {"method": "edm", "init": "random", "options": {"label_dropout": 0.3}, "sample": {"guidance": 1.5}},
+    "plain": {"method": "edm", "init": "random"},
+    "ect": {"method": "ect", "init": "edm"},
+    "scd": {
+        "method": "scd", "init": "edm", "options": {"guidance": [1.0, 2.0], "warmup_images": 256},
+        "sample": {"guidance": 1.5},
+    },
+    "cd": {"method": "cd", "init": "edm", "options": {"guidance": [1.0, 2.0], "distance": "l2"}},
+    "public": {"method": "pretrained", "init": "random"},
+}  # fmt: skip
+TRAIN = {"images": 1024, "lr": 1e-2, "micro_batch": 40, "snapshots": 1, "log_images": 256}
+
+
+def project(changes: dict[str, Any] | None = None, **sections: Any) -> Project:
+    params = PARAMS | {"conditional": True, "runs": RUNS, "train": PARAMS["train"] | TRAIN} | sections
+    return parse_project(merge(params, {"runs": changes or {}}))
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"plain": {"sample": {"guidance": 1.5}}}, "runs.plain.sample.guidance"),
+    ({"plain": {"sample": {"guidance": -1.0}}}, "runs.plain.sample.guidance"),
+    ({"ect": {"sample": {"guidance": 1.5}}}, "runs.ect.sample.guidance"),
+    ({"scd": {"sample": {"guidance": 2.5}}}, "runs.scd.sample.guidance"),
+    ({"scd": {"init": "plain"}}, "runs.scd.options.guidance"),
+    ({"cd": {"init": "plain"}}, "runs.cd.options.guidance"),
+    ({"scd": {"options": {"guidance": [2.0, 1.0]}}}, "runs.scd.options.guidance"),
+    ({"ect": {"net": {"guidance": True}}}, "runs.ect.net.guidance"),
+    ({"public": {"options": {"kind": "consistency"}, "sample": {"guidance": 1.5}}}, "runs.public.sample.guidance"),
+]
+
+
+@pytest.mark.parametrize(("changes", "path"), WRONG)
+def test_what_cannot_be_guided_is_refused(changes: dict[str, Any], path: str):
+    with pytest.raises(ConfigError) as error:
+        project(changes)
+    assert error.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("run", "path"),
+    [
+        ({"options": {"label_dropout": 0.1}}, "runs.a.options.label_dropout"),
+        ({"sample": {"guidance": 1.5}}, "runs.a.sample.guidance"),
+    ],
+)
+def test_networks_without_labels_cannot_be_guided(run: dict[str, Any], path: str):
+    with pytest.raises(ConfigError, match="which the networks are not told") as error:
+        project(conditional=False, runs={"a": {"method": "edm", "init": "random"} | run})
+    assert error.value.path == path
+    runs = {"a": RUNS["plain"], "b": {"method": "scd", "init": "a", "options": {"guidance": [1.0, 2.0]}}}
+    with pytest.raises(ConfigError) as error:
+        project(conditional=False, runs=runs)
+    assert error.value.path == "runs.b.options.guidance"
+
+
+def test_of_imported_weights_the_user_knows():
+    found = project({"public": {"sample": {"guidance": 1.5}}, "scd": {"init": "public"}})
+    assert found.run("public").sample.guidance == 1.5
+
+
+def test_only_students_of_guided_teachers_learn_scales():
+    assert {name: run.net.config.guidance for name, run in project().runs.items() if run.net.config.guidance} == {
+        "scd": True,
+        "cd": True,
+    }
+
+
+Trained = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return tiny_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def train(name: str, inputs: Inputs, folder: Path) -> Path:
+    torch.rand(1)  # the global generator is never where it was before
+    return train_run(project().run(name), inputs, folder, tracker=Null(), on_progress=lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def teacher(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train("edm", inputs, tmp_path_factory.mktemp("edm") / "work")
+
+
+@pytest.fixture(scope="module")
+def student(inputs: Inputs, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train("scd", Inputs(inputs.data, teacher / WEIGHTS), tmp_path_factory.mktemp("scd") / "work")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("name", ["edm", "scd"])
+def test_dropped_labels_and_drawn_scales_survive_a_kill(
+    name: str, inputs: Inputs, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = training.image_batches
+
+    def image_batches(*arguments: Any) -> Callable[[Draws], Batch]:
+        batches = real(*arguments)
+
+        def until(draws: Draws) -> Batch:
+            if draws.images == 576 and (draws.rows.start or 0) > 0:  # in the middle of an accumulated gradient
+                raise Killed
+            return batches(draws)
+
+        return until
+
+    use = inputs if name == "edm" else Inputs(inputs.data, teacher / WEIGHTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "image_batches", image_batches)
+        with pytest.raises(Killed):
+            train(name, use, tmp_path / "broken")
+    whole, again = teacher if name == "edm" else student, train(name, use, tmp_path / "broken")
+    assert (again / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_a_student_starts_as_its_teacher_and_learns_scales(teacher: Path, student: Path, inputs: Inputs):
+    ours, theirs = load_model(student / WEIGHTS, "raw"), load_model(teacher / WEIGHTS)
+    own = ours.denoiser.net.state_dict().keys() - theirs.denoiser.net.state_dict().keys()
+    assert own
+    assert all(name.startswith("embedding.guidance.") for name in own)
+    fresh = training._networks(  # pyright: ignore[reportPrivateUsage]
+        project().run("scd"), Inputs(inputs.data, teacher / WEIGHTS), theirs.shape, _method("scd"), "cpu"
+    )[0].eval()
+    x, sigma, y = torch.randn(4, 1, 8, 8), torch.full((4,), 3.0), torch.tensor([0, 3, 9, NO_LABEL])
+    assert torch.equal(telling(fresh, 1.8)(x, sigma, y), theirs.denoiser(x, sigma, y))
+    assert not torch.equal(telling(ours.denoiser, 1.8)(x, sigma, y), telling(ours.denoiser, 1.1)(x, sigma, y))
+    assert torch.equal(telling(ours.denoiser, 1.0)(x, sigma, y), ours.denoiser(x, sigma, y))
+
+
+def _method(name: str) -> Any:
+    return build_method(project().run(name))
+
+
+def test_records_say_the_scale_and_count_each_evaluation(
+    teacher: Path, student: Path, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ref = reference(ImageData.open(inputs.data), CONFIG, "tiny", tmp_path / "reference")
+
+    def records(name: str, folder: Path, source: Path | None) -> dict[str, list[tuple[str, int, tuple[float, ...]]]]:
+        evaluation = Evaluation(project().run(name), "tiny", CONFIG, [ref], folder, source, tmp_path / "shards")
+        metrics = evaluate_run(evaluation, fid_absent="no weights", on_progress=lambda *_: None).metrics
+        found = {place: [from_json(one) for one in metrics[place]] for place in ("records", "scan", "snapshots")}
+        return {
+            place: sorted({(r.provenance.sampler, r.provenance.nfe, r.provenance.levels) for r in rs})
+            for place, rs in found.items()
+        }
+
+    heun = [("heun, guidance 1.5", 10, ())]  # 3 steps of Heun's method are 5 evaluations
+    assert records("edm", teacher, None) == {"records": heun, "scan": [], "snapshots": heun}
+    told, d = "multistep, guidance 1.5", project().sections.diffusion
+    one, two = (told, 1, (d.sigma_max,)), (told, 2, (d.sigma_max, 0.821))
+    assert records("scd", student, teacher / WEIGHTS) == {
+        "records": [one, two],
+        "scan": [(told, 2, (d.sigma_max, 2.0))],
+        "snapshots": [one],
+    }
+
+
+def test_another_scale_is_another_evaluation(teacher: Path, tmp_path: Path):
+    def evaluation(s: float) -> Evaluation:
+        run = project({"edm": {"sample": {"guidance": s}}}).run("edm")
+        return Evaluation(run, "tiny", CONFIG, [], teacher, None, tmp_path)
+
+    assert len({evaluation(s).store for s in (1.0, 1.5, 1.75, 1.5)}) == 3
+
+
+def test_end_points_of_a_guided_student_are_those_of_the_guided_teacher(student: Path, teacher: Path, tmp_path: Path):
+    run = project().run("scd")
+    (one,) = (p for p in passes(run, CONFIG, student, teacher / WEIGHTS, 1) if p.teacher)
+    evaluation = Evaluation(run, "tiny", CONFIG, [], student, teacher / WEIGHTS, tmp_path)
+    worker = evaluation.worker
+    for unit in worker.units([one]):
+        worker.do(unit, lambda _: None)
+    theirs = load_model(teacher / WEIGHTS)
+    (guided,) = samplers(project().run("edm"), run.diffusion, CONFIG.teacher_steps)
+    truth, plain = (
+        next(generate(sampler, theirs.denoiser, (1, 8, 8), range(20), seed=CONFIG.seed, batch=20, classes=10)).numpy()
+        for sampler in (guided, ode_sampler(run.diffusion, CONFIG.teacher_steps))
+    )
+    assert (worker.shown(one) == truth).all()
+    assert (truth != plain).any()
+
+
+def test_previews_are_guided_too():
+    """They are drawn by the quickest sampler."""
+    diffusion = project().sections.diffusion
+    names = {name: quickest_sampler(run, diffusion, 10).name for name, run in project().runs.items()}
+    assert names == {
+        "edm": "heun, guidance 1.5",
+        "plain": "heun",
+        "ect": "multistep",
+        "scd": "multistep, guidance 1.5",
+        "cd": "multistep",
+        "public": "heun",
+    }
