@@ -206,7 +206,7 @@ def main(wanted: str = "auto") -> int:
     try:
         with connection(compute, jobs) if compute.backend == "ray" and todo else contextlib.nullcontext() as session:
             shared = {SHARED: session.address} if session and session.own else {}
-            code = run(todo, kept, setup, jobs, {DRIVER: str(os.getpid()), **shared})
+            code = run(todo, kept, setup, jobs, {DRIVER: str(os.getpid()), **shared}) if todo else 0
     except ComputeError as error:
         print(error, file=sys.stderr)
         code = 1

@@ -122,6 +122,9 @@ def test_a_second_call_runs_nothing(made):
     said = repository.dvc("repro")
     assert "Running stage" not in said
     assert repository.changed() == set()
+    said = repository.call("stages.repro")
+    assert said.startswith("tiny: 0 stages to run\n")
+    assert "| ect |" in said
 
 
 @pytest.mark.parametrize(
