@@ -78,7 +78,7 @@ class EvalConfig:
     snapshot_samples: int = 2000
     reference: ClassifierConfig = ClassifierConfig()
     reference_npz: str = (
-        ""  # published Inception moments: EDM's .npz, or a .pt of torch-fidelity; empty: our own images'
+        ""  # published Inception moments: EDM's .npz, EDM2's .pkl, or a .pt of torch-fidelity; empty: our own images'
     )
     inception: InceptionConfig = InceptionConfig()
     decoder: DecoderConfig = DecoderConfig()
