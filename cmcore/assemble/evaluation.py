@@ -1,6 +1,5 @@
 """Evaluation of one run: samples at every number of function evaluations, measured against the references."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from cmcore.assemble.passes import Pass, Worker, passes
 from cmcore.assemble.project import RANDOM, Run
-from cmcore.assemble.training import SUMMARY, WEIGHTS
+from cmcore.assemble.training import SUMMARY, WEIGHTS, file_digest
 from cmcore.closure import source_digest
 from cmcore.config import digest
 from cmcore.data.decoded import Decoding
@@ -67,7 +66,7 @@ class Evaluation:
     def store(self) -> Path:
         """The folder of this evaluation's shards: another one for other weights, settings, extractors or code."""
         files = dict.fromkeys(path for one in self.passes for path in (one.weights, one.teacher) if path)
-        found = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+        found = [file_digest(path) for path in files]
         seen_by = [reference.extractor.digest for reference in self.references]
         seen_by += [self.decoding.digest] if self.decoding else []
         code = source_digest(["cmcore.assemble.evaluation", f"cmcore.nets.{self.run.net.kind}"])
