@@ -12,7 +12,6 @@ seconds of the processor instead of those of the wall. Prints Markdown, and writ
 
 import argparse
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from benchmarks.clock import Clock, Job, matrix_rate
 from benchmarks.speed_jobs import METHODS, NETS, Case, evaluation, products, samplers, training
 from cmcore.assemble.cost import Meter
 from cmcore.train.precision import HALF
+from cmcore.train.took import device_name
 
 PARTS = ("methods", "products", "samplers", "evaluation", "growth")
 Rows = list[dict[str, Any]]
@@ -124,9 +124,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     ):
         if part in arguments.parts:
             tables[title] = table(case, clock, arguments.repeats)
-    on = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "device": on,
+        "device": device_name(device),
         "torch": torch.__version__,
         "matrix rate, GFLOP/s": rate / 1e9,
         **{key: value for key, value in vars(arguments).items() if key not in ("out", "parts", "methods", "device")},

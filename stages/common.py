@@ -51,6 +51,11 @@ class Folders:
         return self.outputs / "samples"
 
     @property
+    def times(self) -> Path:
+        """How long runs took: beside their results, which are the same whenever they are made."""
+        return self.outputs / "times"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports" / self.workload
 

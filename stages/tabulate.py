@@ -34,6 +34,7 @@ def main() -> None:
         reference=folders.reference / "reference.json",
         runs=folders.runs,
         samples=folders.samples,
+        times=folders.times,
         order=tuple(setup.project.runs),
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
     )

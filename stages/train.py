@@ -48,10 +48,8 @@ def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
     compute, folder = setup.compute, work_folder(setup.folders.work, setup.folders.workload, run, inputs)
     known = (compute, run, inputs, folder, setup.project.sections.eval.decoder)
     final = folder / FINAL
-    with (
-        setup.tracker(run, fingerprint(run, inputs)) as tracker,
-        listener(f"train {run.name}", "img", tracker) as listen,
-    ):
+    mark, said = fingerprint(run, inputs), f"train {run.name}"
+    with setup.tracker(run, mark) as tracker, listener(said, "img", tracker) as listen:
         alone = compute.workers == 1 or build_method(run).needs.file
         if not final.exists() and not alone:
             execute_together(compute, folder, job, *known, progress=listen)
@@ -71,7 +69,8 @@ def make(setup: Setup, name: str, find: Find) -> Results:
     """Train the run."""
     run, folders = setup.project.run(name), setup.folders
     require_files([run])
-    return {folders.runs / name: train(setup, run, Inputs(find(folders.data), find(folders.weights(run.init))))}
+    final = train(setup, run, Inputs(find(folders.data), find(folders.weights(run.init))))
+    return {folders.runs / name: final, folders.times / f"{name}.json": final.parent / TIME}
 
 
 def main(name: str) -> None:

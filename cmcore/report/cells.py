@@ -87,6 +87,14 @@ def count(number: int) -> Cell:
     return Cell((millions if number >= 1e7 else f"{number:,}").replace(",", GAP).replace(" ", GAP), float(number))
 
 
+def duration(seconds: float) -> Cell:
+    """A time, in seconds below two minutes, else in minutes, and in hours from two hours on."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return Cell(f"{seconds / length:.3g}{GAP}{unit}", seconds)
+    return Cell(f"{seconds:.3g}{GAP}s", seconds)
+
+
 def marked(table: Table) -> Table:
     """The table with the best values of each column marked: over all rows that have a group, and within each group."""
     rows = [list(row) for row in table.rows]

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord
 from cmcore.report.captions import BASELINES, caption, is_high, metric_key, metric_title, title
-from cmcore.report.cells import DASH, Cell, Column, Table, count, marked, measured
+from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, measured
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReferenceFacts, ReportError, RunReport
+from cmcore.train.took import Took
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
 METRICS = ("fd", *FEATURE_METRICS, "endpoint_rmse", "fid", *(f"{name}_inception" for name in FEATURE_METRICS))
@@ -54,12 +55,14 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts = NO_REFEREN
         Column("init", "Starts from"),
         Column("images", "Images seen"),
         Column("parameters", "Parameters"),
+        Column("seconds", "Wall time"),
+        Column("device", "Device"),
     )
     rows, groups = [], []
     for run in runs:
         for (nfe, _), found in by_sampler(run.records).items():
             facts = run.facts
-            trained = (Cell(facts.init), count(facts.images), count(facts.parameters))
+            trained = (Cell(facts.init), count(facts.images), count(facts.parameters), *_took(run.took))
             names = (Cell(facts.run), Cell(title(facts.method)))
             rows.append((*names, count(nfe), *_values(found, metrics), _level(found), *trained))
             groups.append(str(nfe))
@@ -71,7 +74,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts = NO_REFEREN
                 Cell("baseline"),
                 EMPTY,
                 *_values(record_set, metrics),
-                *[EMPTY] * 4,
+                *[EMPTY] * 6,
             )
         )
         groups.append("")
@@ -113,6 +116,13 @@ def _least(record: MetricRecord | None) -> Cell:
 def _level(found: dict[str, MetricRecord]) -> Cell:
     levels = next(iter(found.values())).provenance.levels
     return Cell(f"{levels[1]:.4g}", levels[1]) if len(levels) == 2 else EMPTY
+
+
+def _took(took: Took | None) -> tuple[Cell, Cell]:
+    """Wall time and device of the training."""
+    if took is None or not took.device:
+        return EMPTY, EMPTY
+    return duration(took.seconds), Cell(took.device if took.workers == 1 else f"{took.workers} x {took.device}")
 
 
 def _by_run(records: Iterable[MetricRecord]) -> dict[str, dict[str, MetricRecord]]:

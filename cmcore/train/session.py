@@ -23,6 +23,7 @@ from cmcore.train.gate import NonFiniteError
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State, load_state_tensors, state_tensors
 from cmcore.train.steps import ALONE, StepRecord, Worker, steps
+from cmcore.train.took import TIME, Stopwatch
 
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.jsonl"
@@ -101,7 +102,7 @@ def run_session(
         method: the objective.
         batches: images by address, see `steps`.
         config: training settings.
-        folder: where the checkpoint and the history live.
+        folder: where the checkpoint, the history and the time that was needed live.
         fingerprint: of the run.
         tracker: told the history as it grows.
         on_progress: called with (images seen, total).
@@ -120,6 +121,7 @@ def run_session(
         return
     checkpoint.remove_partial(folder)
     history, window = History(folder / HISTORY, state.images), Window()
+    watch = Stopwatch(folder / TIME, state.parameters[0].device, worker.world)
     saved = time.monotonic()
     on_progress(state.images, config.total)
     try:
@@ -138,6 +140,7 @@ def run_session(
             tracker.metrics({f"train/{name}": value for name, value in values.items()}, record.images)
             on_progress(record.images, config.total)
             if record.images == config.total or time.monotonic() - saved >= config.checkpoint_seconds:
+                watch.write()
                 _save(state, folder, fingerprint)
                 saved = time.monotonic()
     except NonFiniteError as error:

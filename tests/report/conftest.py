@@ -10,6 +10,7 @@ import pytest
 
 from cmcore.evaluate.records import MetricRecord, Provenance, to_json
 from cmcore.report.readers import Inputs
+from cmcore.train.took import Took
 
 RUNS = ("edm", "cd", "ct", "ict", "ect", "sct", "scd")
 FD = {"edm": 1.9, "cd": 6.1, "ct": 14.8, "ict": 7.3, "ect": 4.4, "sct": 5.2, "scd": 5.0}
@@ -111,6 +112,8 @@ def write_run(root: Path, run: str, channels: int = 1) -> None:
     ]
     (root / "runs" / run).mkdir(parents=True)
     (root / "runs" / run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / "times").mkdir(exist_ok=True)
+    Took(seconds=60.0 * (RUNS.index(run) + 1), device="Abacus, 1 thread").write(root / "times" / f"{run}.json")
     arrays = {
         f"nfe_{nfe}": np.stack([digit(noise, 4 * fd) for _ in range(COLUMNS)]).repeat(channels, axis=1)
         for nfe, fd in steps.items()
@@ -143,6 +146,7 @@ def write_workload(root: Path, runs: tuple[str, ...] = RUNS) -> Inputs:
         reference=root / "reference.json",
         runs=root / "runs",
         samples=root / "samples",
+        times=root / "times",
         order=RUNS,
         data="synthetic rings, invented numbers",
     )

@@ -12,6 +12,7 @@ from cmcore.report.published import published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
 from cmcore.report.tables import beside, comparison
+from cmcore.train.took import Took
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,27 @@ def test_values_levels_and_absences(ours: Table) -> None:
     assert cell(ours, "two_step_level", "ect", 1).value is None
     assert cell(ours, "endpoint_rmse", "ict", 1).text == DASH
     assert cell(ours, "method", "sct", 1).text == "sCT"
+
+
+def test_wall_time_and_device_of_the_training(workload: Callable[..., Inputs]) -> None:
+    inputs = workload()
+    assert inputs.times is not None
+    (inputs.times / "edm.json").unlink()
+    Took(seconds=9000.0, device="Abacus, 2 threads", workers=4).write(inputs.times / "ect.json")
+    table = comparison(read_runs(inputs))
+    assert cell(table, "seconds", "edm", 1).text == cell(table, "device", "edm", 1).text == DASH
+    assert (cell(table, "seconds", "ect", 1).text, cell(table, "seconds", "ect", 2).value) == ("2.5\u202fh", 9000.0)
+    assert cell(table, "device", "ect", 1).text == "4 x Abacus, 2 threads"
+    (inputs.times / "ect.json").write_text('{"seconds": "many"}')
+    with pytest.raises(ReportError, match=r"ect\.json: seconds"):
+        read_runs(inputs)
+
+
+def test_nothing_is_said_of_the_time_of_weights_that_others_trained(workload: Callable[..., Inputs]) -> None:
+    inputs = workload()
+    assert inputs.times is not None
+    Took().write(inputs.times / "ect.json")
+    assert cell(comparison(read_runs(inputs)), "seconds", "ect", 1).text == DASH
 
 
 def test_the_best_is_marked_overall_and_at_each_nfe(ours: Table) -> None:

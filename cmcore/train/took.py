@@ -1,0 +1,61 @@
+"""How long the training of a run took, over all its sessions, and on what.
+
+Two equal runs differ in it, so it stands in a file of its own, beside the results and not among them.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmcore.data.replacing import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+TIME = "time.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """The content of the file."""
+
+    seconds: float = 0.0  # of the clock; what a kill threw away is not in it
+    device: str = ""  # of one worker; empty where nothing was trained
+    workers: int = 1
+
+    def write(self, path: Path) -> None:
+        """Write, or replace, the file."""
+        write_atomic(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+
+class Stopwatch:
+    """Goes on from what the file says of earlier sessions."""
+
+    def __init__(self, path: Path, device: "torch.device", workers: int) -> None:
+        self._path, self._device, self._workers = path, device_name(device), workers
+        self._before = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else 0.0
+        self._start = time.monotonic()
+
+    def write(self) -> None:
+        """Write what was needed so far."""
+        seconds = round(self._before + time.monotonic() - self._start, 3)
+        Took(seconds=seconds, device=self._device, workers=self._workers).write(self._path)
+
+
+def device_name(device: "torch.device") -> str:
+    """What the hardware calls itself; of a CPU also how many threads compute."""
+    import torch  # the report, which only reads the file, does without
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu()}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _cpu() -> str:
+    """Linux says it in a file; elsewhere it is only called a CPU."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
