@@ -188,14 +188,6 @@ def test_a_search_gets_into_the_report_and_is_no_stage_of_it(repository):
     assert not (folder / "tables/search_lr.csv").exists()
 
 
-def test_inline_gives_the_same_bytes(repository):
-    before = repository.weights("ect")
-    shutil.rmtree(repository.folder / ".work")
-    repository.edit("backend: ray", "backend: inline")
-    repository.dvc("repro", "--force", "--single-item", "train@ect")
-    assert repository.weights("ect") == before
-
-
 def test_results_come_back_from_the_run_cache(repository):
     reports = repository.folder / "reports"
     before = {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()}
@@ -208,6 +200,15 @@ def test_results_come_back_from_the_run_cache(repository):
     assert "[7/7] tabulate, about" in said
     assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
     assert not (repository.folder / ".work/tiny").exists(), "nothing was computed"
+
+
+def test_inline_gives_the_same_bytes(repository):
+    """After the test of the cache, as the cache then knows two times that the same weights took."""
+    before = repository.weights("ect")
+    shutil.rmtree(repository.folder / ".work")
+    repository.edit("backend: ray", "backend: inline")
+    repository.dvc("repro", "--force", "--single-item", "train@ect")
+    assert repository.weights("ect") == before
 
 
 @pytest.mark.parametrize(
