@@ -130,7 +130,12 @@ def compute_all(
     desk, speeds = Desk(setup.folders.root), Speeds.read(setup.folders.work / "speeds.json")
     costs = {stage: speeds.work(stage, setup.project) for stage in needs}
     inner = {stage: [other for other in before if other in needs] for stage, before in needs.items()}
-    left, lock, folder = dict(costs), threading.Lock(), setup.folders.work / setup.folders.workload
+    left, lock, folder = list(needs), threading.Lock(), setup.folders.work / setup.folders.workload
+
+    def rest() -> float:
+        """Seconds for what is left, by all that is known by now: of a new workload that is nothing at first."""
+        each = {stage: speeds.work(stage, setup.project) for stage in left}
+        return max(sum(each.values()) / jobs, *chains(each, inner).values(), 0.0)
 
     def work(stage: str) -> None:
         if desk.waiting(stage) is None:
@@ -141,8 +146,8 @@ def compute_all(
                 with lock:
                     speeds.learn(stage, setup.project, time.monotonic() - start)
         with lock:
-            del left[stage]
-            say(stage, max(sum(left.values()) / jobs, *chains(left, inner).values(), 0.0))
+            left.remove(stage)
+            say(stage, rest())
 
     with connection(setup.compute):
         run_graph(costs, inner, jobs, work)

@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.closure import source_digest
 from cmcore.edge.ray_session import ComputeError
+from stages import parallel
 from stages.common import Setup, load
 from stages.parallel import JobsFailedError, chains, compute_all, run_graph
-from stages.ready import put
+from stages.ready import Results, put
 from stages.train import Inputs, train
 
 NEEDS = {"b": ["a"], "c": ["a"], "d": ["c"]}
@@ -122,6 +124,29 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_inline_is_refused(tmp_path):
     with pytest.raises(ComputeError, match="expected ray for JOBS above 1, got inline"):
         compute_all(project(tmp_path / "p", compute={"backend": "inline"}), ["train@edm"], 2)
+
+
+def test_what_is_left_is_told_by_what_was_learned_on_the_way(tmp_path, monkeypatch):
+    """Of a workload that never ran nothing is known: the first run says how long the others of its kind may take."""
+    setup, said = project(tmp_path / "p"), {}
+    made = setup.folders.work / "tiny/made"
+    made.parent.mkdir(parents=True)
+    made.write_text("done")
+
+    def do(_: Setup, stage: str, find: object) -> tuple[Results, list[Path]]:
+        time.sleep(0.5)
+        return {setup.folders.runs / stage: made}, []
+
+    monkeypatch.setattr(parallel, "do", do)
+    monkeypatch.setattr(parallel, "connection", lambda _: nullcontext())
+    trained = [f"train@{name}" for name in PARAMS["runs"]]
+    total = setup.project.run("edm").train.total
+    assert all(setup.project.run(name).train.total == total for name in PARAMS["runs"])
+    compute_all(setup, trained, 1, said.__setitem__)
+    left = list(said.values())
+    assert left[0] == pytest.approx(0.5 * (len(trained) - 1), rel=0.5)
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 0.0
 
 
 @pytest.mark.slow
