@@ -1,5 +1,6 @@
 """Quality curves. Each takes runs and returns a matplotlib figure, or None where there is nothing to show."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -143,7 +144,8 @@ def _baseline(axes: Axes, baselines: Sequence[MetricRecord]) -> None:
         if record.metric == "fd":
             name = BASELINES.get(record.provenance.run, record.provenance.run)
             axes.axhline(record.value, color=QUIET, linestyle="--", linewidth=1)
+            low = record.value < math.sqrt(math.prod(axes.get_ylim()))  # then there is more room above
             axes.annotate(
-                name, (0.99, record.value), (0, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                ha="right", va="top", color=QUIET, fontsize=8.5,
+                name, (0.99, record.value), (0, 3 if low else -3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", va="bottom" if low else "top", color=QUIET, fontsize=8.5,
             )  # fmt: skip

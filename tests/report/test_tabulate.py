@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from cmcore.report import curves, figures
 from cmcore.report.cells import Cell, Column, Table
 from cmcore.report.page import Section, page
 from cmcore.report.plots import apart, canvas
-from cmcore.report.readers import Inputs, ReportError, read_runs
+from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
 from cmcore.report.tabulate import Written, tabulate
 
 
@@ -192,3 +193,17 @@ def test_the_running_mean_keeps_constants_and_means_what_it_says() -> None:
     assert figures.smooth(np.full(50, 3.0)) == pytest.approx(3.0)
     y = np.arange(100.0)
     assert figures.smooth(y, 0.1)[50] == pytest.approx(y[45:56].mean())
+
+
+@pytest.mark.parametrize(("baseline", "below"), [(1.0, False), (44.0, True)])
+def test_the_name_of_a_baseline_stands_inside_the_chart(synthetic: Inputs, baseline: float, below: bool) -> None:
+    """On the side of its line where there is room: an axis would run through it on the other."""
+    record = replace(read_reference(synthetic.reference).baselines[0], value=baseline)
+    figure = curves.quality_by_nfe(read_runs(synthetic), [record])
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    name = next(text for text in axes.texts if text.get_text() == "Gaussian fit").get_window_extent()
+    assert axes.bbox.y0 < name.y0
+    assert name.y1 < axes.bbox.y1
+    assert (name.y1 < axes.transData.transform((1.0, baseline))[1]) == below
