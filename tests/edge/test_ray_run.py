@@ -111,7 +111,14 @@ print(execute(ComputeConfig(threads=1), locate(name), *args))
 def driver(*args: str, cwd: Path, **environment: str) -> subprocess.Popen:
     environment["PYTHONPATH"] = os.pathsep.join([str(ray_session.ROOT), str(Path(ray_jobs.__file__).parent)])
     command, pipe = [sys.executable, "-c", DRIVER, *args], subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=cwd, env=os.environ | environment)
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, cwd=cwd, env=os.environ | environment, preexec_fn=heeds_ctrl_c
+    )
+
+
+def heeds_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl-C, with all that comes of it, as these tests may."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
@@ -127,10 +134,10 @@ def test_nothing_survives_a_driver_that_is_stopped(tmp_path, number):
     names = {child.pid: child.name() for child in family}
     assert int(file.read_text()) in names
     process.send_signal(number)
-    process.communicate(timeout=80)
+    process.communicate(timeout=30)
     # Two small helpers of Ray notice only after a minute that they are alone; nothing else may stay.
     working = [child for child in family if not (number == signal.SIGKILL and "Agent" in names[child.pid])]
-    _, alive = psutil.wait_procs(working, timeout=30)
+    _, alive = psutil.wait_procs(working, timeout=15)
     assert alive == []
 
 
