@@ -90,40 +90,39 @@ def two_nodes(space: Workspace, threads: int) -> Iterator[None]:
         cluster.shutdown()
 
 
-def pipeline_rows(space: Workspace, params: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Measure the three ways of running everything; a RuntimeError says that their results differ."""
+def pipeline_rows(space: Workspace, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Measure the ways of running everything, a row at a time; a RuntimeError says that their results differ."""
     stages = order(params)
     (space.folder / "bare.py").write_text(BARE, encoding="utf-8")
     space.write(merge(params, ONLY_CORE))
     bare, expected = space.call("bare", *stages), results(space)
+    yield f"bare core, {len(stages)} stages in one process", shown(bare)
+
+    def same(way: str) -> None:
+        if results(space) != expected:
+            raise RuntimeError(f"{way} gave other results than the bare core")
+
     space.forget()
     space.write(params)
     full = space.call("stages.repro", "1")
-    if results(space) != expected:
-        raise RuntimeError("make repro gave other results than the bare core")
-    nothing = min(space.call("dvc", "repro") for _ in range(3))
+    same("make repro")
+    yield "make repro JOBS=1: DVC + Ray + MLflow", shown(full)
+    yield "overhead by the clock", overhead(bare.wall, full.wall, len(stages))
+    yield "overhead in processor time", overhead(bare.cpu, full.cpu, len(stages))
+    yield "dvc repro with nothing changed", shown(min(space.call("dvc", "repro") for _ in range(3)))
     space.forget()
     two = space.call("stages.repro", "2")
-    if results(space) != expected:
-        raise RuntimeError("make repro JOBS=2 gave other results than the bare core")
+    same("make repro JOBS=2")
+    yield "make repro JOBS=2", f"{shown(two)}, saves {1 - two.wall / full.wall:.0%}"
     with two_nodes(space, params["compute"]["threads"]):
         spread = []
         for jobs in ("1", "2"):
             space.forget()
             spread.append(space.call("stages.repro", jobs).wall)
-    if results(space) != expected:
-        raise RuntimeError("make repro JOBS=2 on two nodes gave other results than the bare core")
-    return [
-        (f"bare core, {len(stages)} stages in one process", shown(bare)),
-        ("make repro JOBS=1: DVC + Ray + MLflow", shown(full)),
-        ("overhead by the clock", overhead(bare.wall, full.wall, len(stages))),
-        ("overhead in processor time", overhead(bare.cpu, full.cpu, len(stages))),
-        ("dvc repro with nothing changed", shown(nothing)),
-        ("make repro JOBS=2", f"{shown(two)}, saves {1 - two.wall / full.wall:.0%}"),
-        ("make repro JOBS=1 on a cluster of two nodes", f"{spread[0]:.1f} s"),
-        ("make repro JOBS=2 on it", f"{spread[1]:.1f} s, saves {1 - spread[1] / spread[0]:.0%}"),
-        ("results of all these", "the same bits"),
-    ]
+            same(f"make repro JOBS={jobs} on two nodes")
+    yield "make repro JOBS=1 on a cluster of two nodes", f"{spread[0]:.1f} s"
+    yield "make repro JOBS=2 on it", f"{spread[1]:.1f} s, saves {1 - spread[1] / spread[0]:.0%}"
+    yield "results of all these", "the same bits"
 
 
 def shown(cost: Cost) -> str:
@@ -146,6 +145,11 @@ def tune_row(space: Workspace, params: Mapping[str, Any], name: str) -> tuple[st
     return f"trials of {name}", f"{len(trials)} in {seconds:.0f} s, {60 * len(trials) / seconds:.1f} a minute"
 
 
+def show(what: str, value: str) -> None:
+    """Print a row of the table as soon as it is known."""
+    print(f"| {what} | {value} |", flush=True)
+
+
 def main() -> int:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").splitlines()[0])
@@ -161,20 +165,19 @@ def main() -> int:
     params = scaled(load_yaml(ROOT / "workloads" / f"{options.workload}.yaml"), options.scale)
     params["compute"] = {**params.get("compute", {}), "threads": options.threads}
     space = Workspace(folder / "space" / "project", params)
+    print(f"| {options.workload} with {options.scale:g} x the images | |\n| --- | --- |", flush=True)
     try:
-        rows = pipeline_rows(space, params)
+        for row in pipeline_rows(space, params):
+            show(*row)
         if options.tune:
-            rows.append(tune_row(space, params, options.tune))
+            show(*tune_row(space, params, options.tune))
         if options.kills:
             killed = survive(options.kills, 1, list(WAYS), folder / "kills")
-            rows.append(("kills survived", f"{sum(killed.values())} of {options.kills}"))
+            show("kills survived", f"{sum(killed.values())} of {options.kills}")
     except RuntimeError as error:
         print(f"{error}\nleft for inspection: {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)
-    print(f"\n| {options.workload} with {options.scale:g} x the images | |\n| --- | --- |")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
     return 0
 
 
