@@ -6,6 +6,7 @@ the batch size.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import index
@@ -27,6 +28,22 @@ def derive_seed(*address: int | str) -> int:
 def generator(*address: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator on `device`, seeded from the address."""
     return torch.Generator(device).manual_seed(derive_seed(*address))
+
+
+_GENERATORS = threading.RLock()  # the global ones, which the threads of a process share
+
+
+@contextmanager
+def seeded(*address: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Start the global generators of the CPU and of `device` at an address inside this context, then put them back.
+
+    For what takes no generator: initial weights, dropout. One thread at a time is let in.
+    """
+    device = torch.device(device)
+    devices = [device] if device.type != "cpu" else []
+    with _GENERATORS, torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(derive_seed(*address))
+        yield
 
 
 class Draws:
@@ -60,12 +77,10 @@ class Draws:
     def dropout(self) -> Iterator[None]:
         """Make dropout inside this context draw one fixed mask per layer, whatever device the step runs on.
 
-        Entered once for the student and once for the target, it gives both the same masks. It seeds the global
-        generator of the CPU and of the step's own device (which dropout kernels read), and restores both afterwards.
+        Entered once for the student and once for the target, it gives both the same masks. Dropout reads the global
+        generator of the device it runs on.
         """
-        devices = [self.device] if self.device.type != "cpu" else []
-        with torch.random.fork_rng(devices=devices, device_type=devices[0].type if devices else "cuda"):
-            torch.manual_seed(derive_seed(self.seed, "dropout", self.images, self.rows.start or 0))
+        with seeded(self.seed, "dropout", self.images, self.rows.start or 0, device=self.device):
             yield
 
 

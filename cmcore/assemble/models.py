@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cmcore import plugins
@@ -13,7 +12,7 @@ from cmcore.config import plain, read
 from cmcore.data.images import Prepared
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.rng import derive_seed
+from cmcore.rng import seeded
 from cmcore.train import checkpoint
 
 RAW = "raw"
@@ -40,8 +39,7 @@ def build_denoiser(
     net: NetChoice, shape: ModelShape, diffusion: DiffusionConfig, *, boundary: bool, seed: int = 0
 ) -> Denoiser:
     """A denoiser with random weights, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "init"))
+    with seeded(seed, "init"):
         module = plugins.load("cmcore.nets", net.kind).build(net.config, **plain(shape))
     return Denoiser(
         module,

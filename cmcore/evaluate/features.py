@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmcore.rng import derive_seed
+from cmcore.rng import seeded
 from cmcore.tensors import to_float
 
 _SMALLEST = 4  # resolution at which halving stops
@@ -86,8 +86,7 @@ def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
 
 def build_classifier(shape: Shape, seed: int) -> Classifier:
     """The network with He initialisation (arXiv 1502.01852) from a seed; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "classifier"))
+    with seeded(seed, "classifier"):
         net = Classifier(shape)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,5 +1,6 @@
 """Addressed randomness: what an address gives does not depend on who asks, in what batch or in what order."""
 
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmcore.rng import Draws, NoiseSource, derive_seed, generator
+from cmcore.rng import Draws, NoiseSource, derive_seed, generator, seeded
 
 part = st.one_of(st.integers(-(2**70), 2**70), st.text("ab:019 é", max_size=8))
 addresses = st.lists(part, min_size=1, max_size=4)
@@ -77,6 +78,30 @@ def test_dropout_repeats_its_mask_and_leaves_the_global_generator_alone():
     for other in (Draws(1, 72, 8, slice(0, 4)), Draws(1, 64, 8, slice(4, 8)), Draws(2, 64, 8, slice(0, 4))):
         with other.dropout():
             assert not torch.equal(torch.nn.functional.dropout(ones, 0.5), first[0])
+
+
+def test_threads_that_seed_the_global_generator_do_not_disturb_each_other():
+    expected, got = {}, {}
+    for address in (1, 2):
+        with seeded(address):
+            expected[address] = torch.rand(2)
+    inside, done = threading.Event(), threading.Event()
+
+    def second() -> None:
+        inside.wait(10)
+        with seeded(2):
+            got[2] = torch.rand(2)
+        done.set()
+
+    other = threading.Thread(target=second)
+    other.start()
+    with seeded(1):
+        first = torch.rand(1)
+        inside.set()
+        assert not done.wait(0.2)
+        got[1] = torch.cat([first, torch.rand(1)])
+    other.join(10)
+    assert all(torch.equal(got[address], expected[address]) for address in (1, 2))
 
 
 @pytest.mark.gpu
