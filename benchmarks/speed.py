@@ -95,11 +95,16 @@ def growth(case: Case, clock: Clock, repeats: int) -> Rows:
     ]
 
 
+def shown(value: Any) -> str:
+    """A number to three digits, or as many as it has before the point."""
+    return str(value) if not isinstance(value, float) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def markdown(rows: Rows) -> str:
     """A table."""
     heads = list(rows[0])
     lines = [heads, ["---"] * len(heads)]
-    lines += [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    lines += [[shown(value) for value in row.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
