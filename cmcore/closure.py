@@ -8,11 +8,14 @@ import ast
 import hashlib
 import threading
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 PACKAGES = ("cmcore", "stages")
 ROOT = Path(__file__).resolve().parent.parent
-_PARSER = threading.Lock()  # CPython 3.11 counts the depth of trees for all threads together: a SystemError
+# CPython 3.11 counts the depth of trees for all threads together: a SystemError where two build one. NumPy does, too,
+# to read a header; so a source is parsed once in a process, and not again for every run.
+_PARSER = threading.Lock()
 
 
 def module_file(module: str, root: Path = ROOT) -> Path | None:
@@ -26,18 +29,23 @@ def module_file(module: str, root: Path = ROOT) -> Path | None:
 
 def imported_modules(file: Path) -> set[str]:
     """Dotted names of the project's modules that a file imports anywhere, also inside functions."""
+    return set(_imports(file.read_bytes(), str(file)))
+
+
+@cache
+def _imports(source: bytes, name: str) -> frozenset[str]:
     found: set[str] = set()
     with _PARSER:
-        tree = ast.parse(file.read_bytes(), filename=str(file))
+        tree = ast.parse(source, filename=name)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             if node.level or not node.module:
-                raise ValueError(f"{file}:{node.lineno}: expected absolute imports only, got a relative one")
+                raise ValueError(f"{name}:{node.lineno}: expected absolute imports only, got a relative one")
             # `from package import name` may name a submodule or an attribute; a name that is no file is dropped later.
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name.split(".")[0] in PACKAGES}
+    return frozenset(module for module in found if module.split(".")[0] in PACKAGES)
 
 
 def import_closure(roots: Iterable[str], root: Path = ROOT) -> set[Path]:

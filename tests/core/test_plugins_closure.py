@@ -56,6 +56,19 @@ def test_the_closure_follows_imports_with_their_packages(tmp_path: Path):
     assert imported_modules(tmp_path / "cmcore/a.py") == {"cmcore.b", "cmcore.sub", "cmcore.sub.c", "cmcore.sub.VALUE"}
 
 
+def test_a_source_is_parsed_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Threads that train side by side must not parse: CPython 3.11 counts their trees together."""
+    root, parsed, parse = tree(tmp_path), [], ast.parse
+    monkeypatch.setattr(ast, "parse", lambda source, filename: parsed.append(filename) or parse(source, filename))
+    first = import_closure(["cmcore.a"], root)
+    assert len(parsed) == len(first) == 5
+    assert import_closure(["cmcore.a"], root) == first
+    assert len(parsed) == 5
+    (root / "cmcore/b.py").write_text("from cmcore import alone\n")
+    assert len(import_closure(["cmcore.a"], root)) == 6
+    assert [Path(name).name for name in parsed[5:]] == ["b.py", "alone.py"]
+
+
 def test_the_digest_changes_with_the_closure_only(tmp_path: Path):
     root = tree(tmp_path)
     before = source_digest(["cmcore.a"], root)
