@@ -145,7 +145,7 @@ def tune_row(space: Workspace, params: Mapping[str, Any], name: str) -> tuple[st
     return f"trials of {name}", f"{len(trials)} in {seconds:.0f} s, {60 * len(trials) / seconds:.1f} a minute"
 
 
-def show(what: str, value: str) -> None:
+def print_row(what: str, value: str) -> None:
     """Print a row of the table as soon as it is known."""
     print(f"| {what} | {value} |", flush=True)
 
@@ -168,12 +168,12 @@ def main() -> int:
     print(f"| {options.workload} with {options.scale:g} x the images | |\n| --- | --- |", flush=True)
     try:
         for row in pipeline_rows(space, params):
-            show(*row)
+            print_row(*row)
         if options.tune:
-            show(*tune_row(space, params, options.tune))
+            print_row(*tune_row(space, params, options.tune))
         if options.kills:
             killed = survive(options.kills, 1, list(WAYS), folder / "kills")
-            show("kills survived", f"{sum(killed.values())} of {options.kills}")
+            print_row("kills survived", f"{sum(killed.values())} of {options.kills}")
     except RuntimeError as error:
         print(f"{error}\nleft for inspection: {folder}", file=sys.stderr)
         return 1

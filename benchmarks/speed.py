@@ -97,7 +97,9 @@ def growth(case: Case, clock: Clock, repeats: int) -> Rows:
 
 def shown(value: Any) -> str:
     """A number to three digits, or as many as it has before the point."""
-    return str(value) if not isinstance(value, float) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def markdown(rows: Rows) -> str:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from devices import CUDA
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,10 +105,9 @@ def test_threads_that_seed_the_global_generator_do_not_disturb_each_other():
     assert all(torch.equal(got[address], expected[address]) for address in (1, 2))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_dropout_repeats_its_mask_on_the_accelerator():
-    draws, ones = Draws(1, 64, 8, device="cuda"), torch.ones(8, 100, device="cuda", requires_grad=True)
+@pytest.mark.parametrize("device", [CUDA])
+def test_dropout_repeats_its_mask_on_the_accelerator(device: str):
+    draws, ones = Draws(1, 64, 8, device=device), torch.ones(8, 100, device=device, requires_grad=True)
     with draws.dropout():
         first = torch.nn.functional.dropout(ones, 0.5)
     with draws.dropout(), torch.no_grad():

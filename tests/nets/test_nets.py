@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from devices import CUDA, MPS
 from torch import Tensor, nn
 
 from cmcore.config import ConfigError, plain, read
@@ -176,14 +177,7 @@ def test_weights_round_trip_through_plain_tensors(kind, fields):
     assert torch.equal(other.eval()(x, c), net(x, c))
 
 
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
-    pytest.param("mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no MPS device here")),
-]
-
-
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", ["cpu", CUDA, MPS])
 @pytest.mark.parametrize(("kind", "fields"), [(unet, UNET), (mlp, MLP), (edm2, EDM2)], ids=["unet", "mlp", "edm2"])
 def test_dropout_replay(kind, fields, device):
     net = make(kind, fields, dropout=0.3).float().to(device).train()

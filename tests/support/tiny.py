@@ -57,10 +57,10 @@ def make_train(**options: Any) -> TrainConfig:
     return TrainConfig(**{"images": 320, "batch": 32, "lr": 1e-3, **options})
 
 
-def make_state(method: Method, config: TrainConfig | None = None, **options: Any) -> State:
+def make_state(method: Method, config: TrainConfig | None = None, *, device: str = "cpu", **options: Any) -> State:
     """A student, a teacher where the method needs one, and the rest."""
-    student = make_denoiser(boundary=method.boundary, **options)
-    teacher = make_denoiser(**{**options, "seed": 7}) if method.needs.teacher else None
+    student = make_denoiser(boundary=method.boundary, **options).to(device)
+    teacher = make_denoiser(**{**options, "seed": 7}).to(device) if method.needs.teacher else None
     return new_state(method, student, teacher, config or make_train())
 
 

@@ -6,23 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import CUDA
 from faulty import Overflows, copied, gate
-from tiny import DIFFUSION, METHODS, SHAPE, batches, make_denoiser, make_method, make_train
+from tiny import DIFFUSION, METHODS, SHAPE, batches, make_denoiser, make_method, make_state, make_train
 from torch import Tensor
 
 from cmcore.data.feed import feed
 from cmcore.data.images import Prepared
 from cmcore.diffusion.grids import karras_grid, with_zero
-from cmcore.methods.base import Method
 from cmcore.rng import Draws, NoiseSource
 from cmcore.sample.solvers import Heun
 from cmcore.train import steps
 from cmcore.train.gate import NonFiniteError
-from cmcore.train.settings import TrainConfig
-from cmcore.train.state import State, load_state_tensors, new_state, state_tensors
+from cmcore.train.state import load_state_tensors, state_tensors
 
-MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-CUDA = pytest.param("cuda", marks=MARKS)
 DEVICES = ["cpu", CUDA]
 
 
@@ -44,18 +41,11 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "Draws", Carried)
 
 
-def state_on(device: str, method: Method, config: TrainConfig, **options: Any) -> State:
-    """As `make_state`, on a device."""
-    student = make_denoiser(boundary=method.boundary, noise=0.3, **options).to(device)
-    teacher = make_denoiser(noise=0.3, seed=7).to(device) if method.needs.teacher else None
-    return new_state(method, student, teacher, config)
-
-
 def losses(device: str, name: str, *, deferred: bool, **train: Any) -> Tensor:
     """The losses of a short run."""
     method, config = make_method(name), make_train(images=160, **train)
     with gate(deferred):
-        records = list(steps.steps(state_on(device, method, config), method, batches, config))
+        records = list(steps.steps(make_state(method, config, device=device, noise=0.3), method, batches, config))
     assert all(record.loss.device.type == device for record in records)
     return torch.stack([record.loss for record in records]).cpu()
 
@@ -92,7 +82,9 @@ def test_what_is_fast_on_a_gpu_is_near_what_is_exact(settings: dict[str, Any], n
 @pytest.mark.parametrize("name", ["edm", "ct", "sct"])
 def test_a_continued_run_ends_in_the_bits_of_one_that_went_through(name: str, precision: str, device: str):
     method, config = make_method(name), make_train(precision=precision)
-    whole, first, second = (state_on(device, method, config, dropout=0.1, seed=seed) for seed in (0, 0, 1))
+    whole, first, second = (
+        make_state(method, config, device=device, noise=0.3, dropout=0.1, seed=seed) for seed in (0, 0, 1)
+    )
     with gate(deferred=True):
         list(steps.steps(whole, method, batches, config))
         loop = steps.steps(first, method, batches, config)
@@ -107,7 +99,7 @@ def test_a_continued_run_ends_in_the_bits_of_one_that_went_through(name: str, pr
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_bad_step_ends_the_run_and_changes_nothing(device: str):
     method, config = Overflows(make_method("edm"), lambda k: k == 3), make_train(images=128)
-    state = state_on(device, method, config)
+    state = make_state(method, config, device=device, noise=0.3)
     with gate(deferred=True):
         loop = steps.steps(state, method, batches, config)
         for _ in range(3):
