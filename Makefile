@@ -21,46 +21,46 @@ help: ## this list
 
 .PHONY: repro
 repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report; JOBS=n trains n runs at a time (default: what the cores carry)
-	@$(BIN)/python -m stages.repro $(JOBS)
+	@$(BIN)/python -m cmcore.commands.repro $(JOBS)
 
 .PHONY: use
 use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digits
-	@$(BIN)/python -m stages.use "$(WORKLOAD)"
+	@$(BIN)/python -m cmcore.commands.use "$(WORKLOAD)"
 
 .PHONY: plan
 plan: $(VENV)/.pipeline ## what a workload takes, before any compute: make plan WORKLOAD=cifar10 GPU=h100 GPUS=8 PRICE=2.5
-	@$(BIN)/python -m stages.cost --workload "$(WORKLOAD)" --gpu "$(GPU)" --gpus "$(GPUS)" --price "$(PRICE)" \
+	@$(BIN)/python -m cmcore.commands.plan --workload "$(WORKLOAD)" --gpu "$(GPU)" --gpus "$(GPUS)" --price "$(PRICE)" \
 		--efficiency "$(EFFICIENCY)"
 
 .PHONY: tune
 tune: $(VENV)/.pipeline ## run a search of the active workload: make tune NAME=ect_schedule
 	@test -n "$(NAME)" || { echo 'expected NAME=<an entry of tune in params.yaml>' >&2; exit 2; }
 	@$(BIN)/dvc repro searches/dvc.yaml:tune@$(NAME)
-	@$(BIN)/python -m stages.report
+	@$(BIN)/python -m cmcore.commands.report
 
 .PHONY: adopt
 adopt: $(VENV)/.pipeline ## write what a search found into params.yaml: make adopt NAME=ect_schedule
-	@$(BIN)/python -m stages.adopt "$(NAME)"
+	@$(BIN)/python -m cmcore.commands.adopt "$(NAME)"
 
 .PHONY: report
 report: $(VENV)/.pipeline ## tables, figures and page again, from what is there
-	@$(BIN)/python -m stages.report
+	@$(BIN)/python -m cmcore.commands.report
 
 .PHONY: readme
 readme: $(VENV)/.pipeline ## copy the default workload's table into README.md
-	@$(BIN)/python -m stages.readme
+	@$(BIN)/python -m cmcore.commands.readme
 
 .PHONY: sync-mlflow
 sync-mlflow: $(VENV)/.pipeline ## tell MLflow what it missed: a server was down, or the reports came with git
-	@$(BIN)/python -m stages.sync_mlflow
+	@$(BIN)/python -m cmcore.commands.sync_mlflow
 
 .PHONY: import-weights
 import-weights: $(VENV)/.pipeline ## say what a public weight file is and what to write to use it: make import-weights FILE=edm.pkl
-	@$(BIN)/python -m stages.import_weights "$(FILE)" "$(PART)"
+	@$(BIN)/python -m cmcore.commands.import_weights "$(FILE)" "$(PART)"
 
 .PHONY: clean-work
 clean-work: $(VENV)/.pipeline ## remove checkpoints of runs that no workload file describes any more, and say how much that frees
-	@$(BIN)/python -m stages.clean_work
+	@$(BIN)/python -m cmcore.commands.clean_work
 
 .PHONY: test
 test: lint ## lint, types, import contracts and tests, in minutes

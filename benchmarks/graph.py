@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from cmcore.assemble.project import Project
-from stages.common import load
-from stages.parallel import chains, is_ahead, stage_needs
-from stages.plan import SEALING, Speeds
+from cmcore.pipeline.common import load
+from cmcore.pipeline.parallel import chains, is_ahead, stage_needs
+from cmcore.pipeline.speeds import SEALING, Speeds
 
 Needs = Mapping[str, Iterable[str]]
 

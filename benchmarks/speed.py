@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.clock import Clock, Job, matrix_rate
 from benchmarks.speed_jobs import METHODS, NETS, Case, evaluation, products, samplers, training
-from cmcore.assemble.cost import Meter
+from cmcore.budget.cost import Meter
 from cmcore.train.precision import HALF
 from cmcore.train.took import device_name
 

@@ -7,9 +7,9 @@ from types import ModuleType
 
 
 def available(package: str) -> list[str]:
-    """Names of a package's plug-ins: its modules, but not its packages and what starts with `_`, `base` or `layers`."""
+    """Names of a package's plug-ins: its modules, but not its packages and what starts with `_` or `base`."""
     path = importlib.import_module(package).__path__
-    hidden = ("_", "base", "layers")
+    hidden = ("_", "base")
     return sorted(m.name for m in pkgutil.iter_modules(path) if not (m.ispkg or m.name.startswith(hidden)))
 
 

@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from stages.ready import abandoned, take
+from cmcore.pipeline.ready import abandoned, take
 
 WHOLE = ("prepare", "reference", "tabulate")  # of the workload
 NAMED = ("train", "evaluate", "tune")  # of a run, or a search
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     except OSError as error:
         sys.exit(f"{' '.join(arguments)}: {error}")
     try:
-        from stages.process import guarded
+        from cmcore.pipeline.process import guarded
 
         stage = importlib.import_module(f"stages.{name}")
     except ModuleNotFoundError as error:

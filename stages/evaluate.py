@@ -6,14 +6,14 @@ from pathlib import Path
 
 from cmcore.assemble.evaluation import teacher_of
 from cmcore.assemble.training import SUMMARY
+from cmcore.atomic import replacing, write_atomic
 from cmcore.data.png import to_png
-from cmcore.data.replacing import replacing, write_atomic
-from stages.common import Setup, load
+from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.files import write_arrays, write_json
+from cmcore.pipeline.progress import listener
+from cmcore.pipeline.ready import Find, Results, put
+from cmcore.pipeline.track import track
 from stages.evaluate_job import Inputs, evaluate
-from stages.files import write_arrays, write_json
-from stages.progress import listener
-from stages.ready import Find, Results, put
-from stages.track import track
 
 
 def reads(setup: Setup, name: str) -> list[Path]:

@@ -12,7 +12,7 @@ from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import EvalConfig
-from stages.progress import Emit, added, reporter
+from cmcore.pipeline.progress import Emit, added, reporter
 from stages.reference import INCEPTION
 
 

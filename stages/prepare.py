@@ -4,12 +4,12 @@ from pathlib import Path
 
 from cmcore.assemble.models import save_random
 from cmcore.assemble.project import RANDOM
-from cmcore.data.changes import remember, state
-from cmcore.data.prepare import prepare
 from cmcore.data.settings import DataConfig
+from cmcore.data.sources.changes import remember, state
+from cmcore.data.sources.prepare import prepare
 from cmcore.edge.ray_run import execute
-from stages.common import load
-from stages.progress import Emit, listener, reporter
+from cmcore.pipeline.common import load
+from cmcore.pipeline.progress import Emit, listener, reporter
 
 
 def job(config: DataConfig, out: Path, emit: Emit) -> None:

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from cmcore.data.replacing import replacing
+from cmcore.atomic import replacing
 from cmcore.edge.autoencoder import open_images, save_decoding
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.reference import reference, store_features, store_published
 from cmcore.evaluate.settings import EvalConfig
-from stages.common import Setup, load
-from stages.progress import Emit, listener
-from stages.ready import Find, Results, put
+from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.progress import Emit, listener
+from cmcore.pipeline.ready import Find, Results, put
 
 INCEPTION = "inception"  # folder of the Inception reference, where its weights are
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from cmcore.config import plain
 from cmcore.edge.ray_run import execute
+from cmcore.pipeline.common import load
+from cmcore.pipeline.progress import listener
+from cmcore.pipeline.track import REPORT, track_report
 from cmcore.report.readers import Inputs
 from cmcore.report.search_sections import sections as search_sections
 from cmcore.report.searches import read_searches
 from cmcore.report.tabulate import tabulate
-from stages.common import load
-from stages.progress import listener
-from stages.track import REPORT, track_report
 
 
 def job(inputs: Inputs, entries: Mapping[str, Any], out: Path) -> None:

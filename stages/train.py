@@ -15,13 +15,13 @@ from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.ray_train import execute_together
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.settings import DecoderConfig
+from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.progress import Emit, listener, reporter
+from cmcore.pipeline.ready import Find, Results, put
+from cmcore.pipeline.tidy import tidy
 from cmcore.tracking.base import Sender
 from cmcore.train.steps import ALONE, Worker
 from cmcore.train.took import TIME
-from stages.common import Setup, load
-from stages.progress import Emit, listener, reporter
-from stages.ready import Find, Results, put
-from stages.tidy import tidy
 
 
 def job(

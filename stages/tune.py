@@ -1,17 +1,17 @@
 """One entry of `tune` -> reports/<workload>/tune/<name>: ranked trials, the best values, figures."""
 
-from cmcore.assemble.search import Job, overrides, search_fingerprint
 from cmcore.assemble.training import Inputs
-from cmcore.assemble.trial import Trial
+from cmcore.atomic import replacing
 from cmcore.config import ConfigError, join
-from cmcore.data.replacing import replacing
 from cmcore.edge.mlflow_search import SearchRecorder
 from cmcore.edge.ray_tune import search
+from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.progress import Done, listener
+from cmcore.pipeline.tidy import tidy_search
 from cmcore.report.trials import Axis, Row, SearchReport
 from cmcore.report.tune import write_search
-from stages.common import Setup, load
-from stages.progress import Done, listener
-from stages.tidy import tidy_search
+from cmcore.search.search import Job, overrides, search_fingerprint
+from cmcore.search.trial import Trial
 
 
 def job_of(setup: Setup, name: str) -> Job:

@@ -13,13 +13,13 @@ from cmcore import plugins
 from cmcore.assemble.models import ModelShape, build_denoiser, save_model
 from cmcore.assemble.project import NetChoice, Run, build_method, resolved
 from cmcore.assemble.training import FINAL, SNAPSHOTS, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint
+from cmcore.atomic import write_atomic
 from cmcore.config import ConfigError, join, plain, read
-from cmcore.data.errors import DataError
-from cmcore.data.foreign import Record, load_foreign, named_tensors
 from cmcore.data.images import open_data
-from cmcore.data.replacing import write_atomic
+from cmcore.errors import DataError
 from cmcore.nets.public import edm, edm2, openai
 from cmcore.nets.public.base import MappingError, PublicNet
+from cmcore.nets.public.foreign import Record, load_foreign, named_tensors
 from cmcore.tracking.base import Tracker
 from cmcore.train.session import HISTORY
 from cmcore.train.took import TIME, Took

@@ -9,8 +9,8 @@ from torch import Tensor
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Run
 from cmcore.assemble.samplers import quickest_sampler
+from cmcore.atomic import write_atomic
 from cmcore.data.png import to_png
-from cmcore.data.replacing import write_atomic
 from cmcore.diffusion.precond import Denoiser
 from cmcore.sample.stream import generate
 from cmcore.tensors import to_uint8

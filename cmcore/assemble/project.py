@@ -7,11 +7,11 @@ from typing import Any
 
 from cmcore import plugins
 from cmcore.assemble.guided import check_guidance, with_guidance
-from cmcore.assemble.space import TuneConfig
 from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
 from cmcore.data.settings import AUGMENT_DIM, DataConfig
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.evaluate.settings import EvalConfig
+from cmcore.search.space import TuneConfig
 from cmcore.train.settings import TrainConfig
 
 RANDOM = "random"  # the `init` of a run that starts from random weights

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, save_model, start_from
 from cmcore.assemble.project import RANDOM, Run, build_method, needs_lpips, resolved
+from cmcore.atomic import write_atomic
 from cmcore.closure import source_digest
 from cmcore.config import digest
 from cmcore.data.augment import augment, flip
 from cmcore.data.feed import feed
 from cmcore.data.images import Prepared, open_data
 from cmcore.data.order import indices
-from cmcore.data.replacing import write_atomic
 from cmcore.diffusion.precond import Condition, Denoiser
 from cmcore.methods.base import Batch
 from cmcore.rng import Draws

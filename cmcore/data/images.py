@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmcore.data.errors import DataError
 from cmcore.data.posterior import sample
 from cmcore.data.rows import take
+from cmcore.errors import DataError
 from cmcore.rng import Draws
 from cmcore.tensors import to_float
 

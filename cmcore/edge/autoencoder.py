@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cmcore.config import ConfigError
 from cmcore.data.decoded import DecodedData, Decoding
-from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData, LatentData, open_data
 from cmcore.data.settings import LATENT_CHANNELS
 from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.errors import DataError
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.tensors import to_uint8
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cmcore.data.errors import DataError
 from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.errors import DataError
 from cmcore.evaluate.records import INCEPTION_DIGEST
 from cmcore.evaluate.settings import InceptionConfig
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmcore.assemble.search import Job
-from cmcore.assemble.trial import BAD, FINISHED, Trial
 from cmcore.config import flatten, plain
 from cmcore.edge.mlflow_store import open_run, store_uri
 from cmcore.edge.settings import TrackingConfig
+from cmcore.search.search import Job
+from cmcore.search.trial import BAD, FINISHED, Trial
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

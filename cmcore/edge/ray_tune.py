@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from cmcore.assemble.confirm import confirm
-from cmcore.assemble.search import Job, posthoc_run, train_once
-from cmcore.assemble.trial import FINISHED, Trial, ranked, run_trial, trial_folder
 from cmcore.edge.ray_run import limited, pick_device
 from cmcore.edge.ray_session import ROOT, ComputeError, connection
 from cmcore.edge.settings import ComputeConfig
 from cmcore.edge.tune_choice import domain, scheduler_of, searcher_of
+from cmcore.search.confirm import confirm
+from cmcore.search.search import Job, posthoc_run, train_once
+from cmcore.search.trial import FINISHED, Trial, ranked, run_trial, trial_folder
 from cmcore.train.session import CHECKPOINT
 
 FAILURES = 2  # of a trial's worker, before the trial is given up

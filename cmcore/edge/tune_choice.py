@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cmcore.assemble.space import Dimension, TuneConfig
+from cmcore.search.space import Dimension, TuneConfig
 
 
 def domain(dimension: Dimension) -> Any:

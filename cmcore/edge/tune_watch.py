@@ -6,8 +6,8 @@ from typing import Any
 
 from ray import tune
 
-from cmcore.assemble.search import Job
-from cmcore.assemble.trial import RUNNING, Trial, trial_folder
+from cmcore.search.search import Job
+from cmcore.search.trial import RUNNING, Trial, trial_folder
 
 
 @dataclass

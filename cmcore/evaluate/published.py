@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmcore.data.errors import DataError
+from cmcore.errors import DataError
 from cmcore.evaluate.moments import Moments
 
 _RECONSTRUCT = np._core.multiarray._reconstruct  # pyright: ignore[reportAttributeAccessIssue]

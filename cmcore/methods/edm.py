@@ -9,7 +9,7 @@ from cmcore.config import require
 from cmcore.consistency import weights
 from cmcore.diffusion.guidance import drop_labels
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.diffusion.uncertainty import UNCERTAINTY_HEAD, Uncertainty
+from cmcore.layers.uncertainty import UNCERTAINTY_HEAD, Uncertainty
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like, mean_per_sample

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cmcore.config import require
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.nets.layers import (
+from cmcore.layers.basic import (
     GroupNorm,
     GuidanceEmbedding,
     NormKind,
@@ -23,7 +23,7 @@ from cmcore.nets.layers import (
     guidance_scales,
     linear,
 )
-from cmcore.nets.layers_unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
+from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.config import require
-from cmcore.diffusion.magnitude import MPConv
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.nets.layers import EmbeddingKind
-from cmcore.nets.layers_edm2 import Block, Embedding, ModulationKind, mp_cat
-from cmcore.nets.layers_unet import Plan, check_halvings, check_images, way_down, way_up
+from cmcore.layers.basic import EmbeddingKind
+from cmcore.layers.edm2 import Block, Embedding, ModulationKind, mp_cat
+from cmcore.layers.magnitude import MPConv
+from cmcore.layers.unet import Plan, check_halvings, check_images, way_down, way_up
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cmcore.config import require
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.nets.layers import EmbeddingKind, GroupNorm, ModulatedNorm, NoiseEmbedding, NormKind, linear
+from cmcore.layers.basic import EmbeddingKind, GroupNorm, ModulatedNorm, NoiseEmbedding, NormKind, linear
 
 
 @dataclass(frozen=True, kw_only=True)

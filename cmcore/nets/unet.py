@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cmcore.config import require
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.nets.layers import EmbeddingKind, GroupNorm, NoiseEmbedding, NormKind, Resample, conv
-from cmcore.nets.layers_unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
+from cmcore.layers.basic import EmbeddingKind, GroupNorm, NoiseEmbedding, NormKind, Resample, conv
+from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
 
 Encoder = Literal["standard", "residual"]
 

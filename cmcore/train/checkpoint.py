@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from cmcore.data.replacing import write_atomic
+from cmcore.atomic import write_atomic
 
 
 class CheckpointError(ValueError):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmcore.data.replacing import write_atomic
+from cmcore.atomic import write_atomic
 from cmcore.methods.base import Method
 from cmcore.tracking import jsonl
 from cmcore.tracking.base import Tracker

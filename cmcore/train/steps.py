@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmcore.diffusion.magnitude import force_normalisation, unit_layers
+from cmcore.layers.magnitude import force_normalisation, unit_layers
 from cmcore.methods.base import Batch, Method, Progress
 from cmcore.rng import Draws
 from cmcore.train import ema

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmcore.data.replacing import write_atomic
+from cmcore.atomic import write_atomic
 
 if TYPE_CHECKING:
     import torch

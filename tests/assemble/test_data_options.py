@@ -12,8 +12,8 @@ from cmcore.assemble.training import image_batches
 from cmcore.config import ConfigError, load_yaml
 from cmcore.data.augment import draw
 from cmcore.data.images import ImageData
-from cmcore.data.prepare import prepare
 from cmcore.data.settings import AUGMENT_DIM, DataConfig
+from cmcore.data.sources.prepare import prepare
 from cmcore.diffusion.precond import Condition
 from cmcore.rng import Draws
 

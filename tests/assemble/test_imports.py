@@ -11,17 +11,17 @@ import yaml
 from public_weights import CASES, inputs, nvlabs_pickle, weights
 
 from cmcore.assemble.imports import WeightsError, import_run, read_public, section
-from cmcore.assemble.machines import MACHINES
 from cmcore.assemble.models import load_model, save_random
-from cmcore.assemble.plan import Setting, plan
 from cmcore.assemble.project import Project, parse_project, require_files
 from cmcore.assemble.training import HISTORY, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint, train_run
+from cmcore.budget.machines import MACHINES
+from cmcore.budget.plan import Setting, plan
+from cmcore.commands.import_weights import describe
 from cmcore.config import ConfigError
-from cmcore.data.errors import DataError
-from cmcore.data.prepare import prepare
+from cmcore.data.sources.prepare import prepare
 from cmcore.diffusion.precond import Condition
+from cmcore.errors import DataError
 from cmcore.tracking.base import Null
-from stages.import_weights import describe
 
 UNET = {
     "kind": "unet", "model_channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [8],

@@ -12,16 +12,16 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmcore.assemble.cost import Meter, autocast_anywhere, lpips_cost, on_meta, parameter_count, pass_cost
-from cmcore.assemble.machines import MACHINES, Machine, machine, this_cpu
 from cmcore.assemble.models import ModelShape
-from cmcore.assemble.plan import RESERVE, Costs, Setting, data_shape, plan_run
-from cmcore.assemble.plan_passes import head_count, passes
 from cmcore.assemble.project import Project, parse_project
+from cmcore.budget.cost import Meter, autocast_anywhere, lpips_cost, on_meta, parameter_count, pass_cost
+from cmcore.budget.machines import MACHINES, Machine, machine, this_cpu
+from cmcore.budget.passes import head_count, passes
+from cmcore.budget.plan import RESERVE, Costs, Setting, data_shape, plan_run
+from cmcore.commands import plan as cost
 from cmcore.config import ConfigError
 from cmcore.diffusion.precond import Denoiser
 from cmcore.nets import adm, unet
-from stages import cost
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [8]}
@@ -338,7 +338,7 @@ def test_sizes_and_durations_in_words():
 def test_costs_are_counted_once(costs, monkeypatch):
     run = project().run("edm")
     before = costs.of(run, "forward")
-    monkeypatch.setattr("cmcore.assemble.plan.pass_cost", None)
+    monkeypatch.setattr("cmcore.budget.plan.pass_cost", None)
     assert costs.of(dataclasses.replace(run, name="other"), "forward") is before
     assert isinstance(before.flops, Counter)
     assert pass_cost is not None

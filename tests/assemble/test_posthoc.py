@@ -11,8 +11,8 @@ from cmcore.assemble.models import load_model, save_random
 from cmcore.assemble.posthoc import reconstruct
 from cmcore.assemble.project import parse_project
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS, Inputs, train_run
-from cmcore.data.prepare import prepare
 from cmcore.data.settings import DataConfig
+from cmcore.data.sources.prepare import prepare
 from cmcore.tracking.base import Null
 from cmcore.train.checkpoint import CheckpointError
 

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_search import PARAMS, make_job
 
-from cmcore.assemble import trial as trials
-from cmcore.assemble.confirm import confirm
 from cmcore.assemble.project import parse_project
-from cmcore.assemble.search import WORST, overrides, posthoc_run, scaled, search_fingerprint, train_once, trial_run
-from cmcore.assemble.space import Dimension, TuneConfig, dimensions
-from cmcore.assemble.trial import Trial, ranked, run_trial, trial_folder
 from cmcore.config import ConfigError, merge
+from cmcore.search import trial as trials
+from cmcore.search.confirm import confirm
+from cmcore.search.search import WORST, overrides, posthoc_run, scaled, search_fingerprint, train_once, trial_run
+from cmcore.search.space import Dimension, TuneConfig, dimensions
+from cmcore.search.trial import Trial, ranked, run_trial, trial_folder
 from cmcore.train import checkpoint
 from cmcore.train.session import CHECKPOINT
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
-from cmcore.assemble.machines import MACHINES
 from cmcore.assemble.models import ModelShape, build_denoiser
-from cmcore.assemble.plan import Costs, Setting, plan_run
 from cmcore.assemble.project import Project, load_project
+from cmcore.budget.machines import MACHINES
+from cmcore.budget.plan import Costs, Setting, plan_run
 from cmcore.consistency.curriculum import ct_points, ict_points
 from cmcore.consistency.distances import huber_constant
 from cmcore.consistency.trigflow import TrigConfig

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_runs import tiny_project
 
 from benchmarks.graph import critical_path, durations, makespan, pipeline, repro, schedule
-from stages.plan import SEALING, Speeds
+from cmcore.pipeline.speeds import SEALING, Speeds
 
 DIAMOND = ({"a": 1.0, "b": 2.0, "c": 4.0, "d": 1.0}, {"b": ["a"], "c": ["a"], "d": ["b", "c"]})
 

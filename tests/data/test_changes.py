@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cmcore.data.changes import changed, remember, state
 from cmcore.data.settings import DataConfig
+from cmcore.data.sources.changes import changed, remember, state
 
 
 def config(place: Path, source: str = "folder") -> DataConfig:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmcore.data import sources
-from cmcore.data.download import download
-from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData
-from cmcore.data.prepare import prepare
 from cmcore.data.settings import DataConfig
+from cmcore.data.sources import open as sources
+from cmcore.data.sources.download import download
+from cmcore.data.sources.prepare import prepare
+from cmcore.errors import DataError
 
 NAMES = [b"airplane", b"automobile", b"bird"]
 PER_BATCH = 4

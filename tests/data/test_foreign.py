@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmcore.data.foreign import ForeignError, Record, load_foreign, named_tensors
+from cmcore.nets.public.foreign import ForeignError, Record, load_foreign, named_tensors
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_names_beside_the_list_are_refused(kind, witness):
 
 def test_functions_and_classes_cannot_be_changed(tmp_path):
     """BUILD with a pair as the state sets attributes of whatever lies on the stack."""
-    from cmcore.data import foreign
+    from cmcore.nets.public import foreign
 
     before = dict(vars(foreign.Record)), foreign._tensor.__defaults__
     state = b"(N(dS'__call__'\nI1\nst"  # (None, {'__call__': 1})

@@ -11,11 +11,11 @@ from pictures_on_disk import write_folder, write_tar, write_zip
 
 from cmcore.config import ConfigError, read
 from cmcore.data.decoded import DecodedData
-from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData, LatentData, open_data
 from cmcore.data.posterior import FINAL_STD, RAW_MEAN, RAW_STD, sample, unnormalised
-from cmcore.data.prepare import prepare
 from cmcore.data.settings import DataConfig
+from cmcore.data.sources.prepare import prepare
+from cmcore.errors import DataError
 from cmcore.rng import Draws
 
 SIZE, COUNT = 8, 70  # more than one block of files

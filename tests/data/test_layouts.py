@@ -11,12 +11,13 @@ from pictures_on_disk import FILES, ORDER, config, png, refused, write_folder, w
 from PIL import Image
 from pool_task import halved
 
-from cmcore.data import pictures, rows
-from cmcore.data.decode import decode, decode_all, fit
-from cmcore.data.errors import DataError
+from cmcore.data import rows
 from cmcore.data.images import ImageData
-from cmcore.data.pool import ordered
-from cmcore.data.prepare import prepare
+from cmcore.data.sources import pictures
+from cmcore.data.sources.decode import decode, decode_all, fit
+from cmcore.data.sources.pool import ordered
+from cmcore.data.sources.prepare import prepare
+from cmcore.errors import DataError
 
 LABELLED = {f"0000{k // 2}/img0000000{k}.png": png(k) for k in (3, 0, 2, 1)}
 LABELS = {name: label for name, label in zip(sorted(LABELLED), (7, 0, 7, 3), strict=True)}
@@ -150,7 +151,7 @@ def test_decoding_can_be_sent_to_another_process():
 def test_a_tar_that_does_not_fit_in_memory_is_read_twice(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "in.tar.gz", mode="w:gz")
     before = prepare(config("archive", path), tmp_path / "out")
-    monkeypatch.setattr("cmcore.data.listing.HELD", 100)
+    monkeypatch.setattr("cmcore.data.sources.listing.HELD", 100)
     assert prepare(config("archive", path), tmp_path / "out") == before
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cmcore.data.augment import flip
-from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData
 from cmcore.data.order import indices
-from cmcore.data.prepare import prepare
 from cmcore.data.settings import DataConfig
+from cmcore.data.sources.prepare import prepare
+from cmcore.errors import DataError
 from cmcore.rng import Draws
 
 

@@ -17,17 +17,17 @@ import pytest
 from pictures_on_disk import FILES, ORDER, config, picture, png, refused, write_folder, write_tar, write_zip
 from PIL import Image
 
+from cmcore.atomic import replacing
 from cmcore.config import ConfigError, read
-from cmcore.data import decode as decoding
-from cmcore.data import files
-from cmcore.data.decode import decode, fit
-from cmcore.data.errors import DataError
 from cmcore.data.images import ImageData
-from cmcore.data.listing import classes_of
-from cmcore.data.prepare import prepare
-from cmcore.data.replacing import replacing
 from cmcore.data.settings import DataConfig
-from cmcore.data.statistics import statistics
+from cmcore.data.sources import decode as decoding
+from cmcore.data.sources import files
+from cmcore.data.sources.decode import decode, fit
+from cmcore.data.sources.listing import classes_of
+from cmcore.data.sources.prepare import prepare
+from cmcore.data.sources.statistics import statistics
+from cmcore.errors import DataError
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
@@ -379,7 +379,7 @@ def test_truncated_arrays_are_refused(tmp_path, keep):
 
 
 def test_dense_npz_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmcore.data.arrays.SIZE_LIMIT", 10_000)
+    monkeypatch.setattr("cmcore.data.sources.arrays.SIZE_LIMIT", 10_000)
     np.savez_compressed(tmp_path / "in.npz", images=np.zeros((1000, 8, 8, 3), np.uint8))
     refused(config("array", tmp_path / "in.npz"), tmp_path / "w" / "out", "decompression bomb")
 
@@ -399,7 +399,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cmcore.data.prepare.os.fsync", full)
+    monkeypatch.setattr("cmcore.data.sources.prepare.os.fsync", full)
     refused(
         config("folder", write_folder(tmp_path / "in")), tmp_path / "w" / "out", "cannot be written .*No space left"
     )

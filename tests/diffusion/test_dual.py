@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.dual import Conv2d, Linear, conv2d, linear
+from cmcore.layers.dual import Conv2d, Linear, conv2d, linear
 
 
 def both(kernel: int, **options: int) -> tuple[Conv2d, nn.Conv2d]:

@@ -2,7 +2,7 @@ import pytest
 
 from cmcore.assemble.project import load_project
 from cmcore.closure import ROOT
-from stages.plan import GUESS, STARTING, Speeds, changed_stages, words
+from cmcore.pipeline.speeds import GUESS, STARTING, Speeds, changed_stages, words
 
 TINY = load_project(ROOT / "tests" / "e2e" / "tiny.yaml")
 PARENTS = {

@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from stages.use import use
+from cmcore.commands.use import use
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from cmcore.config import ConfigError, read
 from cmcore.data.decoded import Decoding
-from cmcore.data.errors import DataError
 from cmcore.data.posterior import FINAL_STD, RAW_MEAN, RAW_STD, normalisation, sample
 from cmcore.edge.autoencoder import FILES, check_decoder, load_decoder, load_decoding
 from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.errors import DataError
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.rng import Draws
 

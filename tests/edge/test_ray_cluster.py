@@ -16,7 +16,7 @@ from sockets import open_doors
 from tiny_runs import PARAMS
 
 from cmcore.edge.ray_session import ROOT, SHARED
-from stages.common import Folders
+from cmcore.pipeline.common import Folders
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -15,9 +15,9 @@ from cmcore.edge.ray_session import ComputeError, connection
 from cmcore.edge.ray_train import check_places, execute_together
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.settings import DecoderConfig
+from cmcore.pipeline.progress import Done
 from cmcore.train import checkpoint
 from cmcore.train.session import CHECKPOINT, HISTORY
-from stages.progress import Done
 from stages.train import job
 
 pytest.importorskip("ray.train")

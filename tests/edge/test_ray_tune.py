@@ -11,9 +11,9 @@ import pytest
 from search_driver import run_search
 from tiny_search import make_job
 
-from cmcore.assemble.trial import Trial, trial_folder
 from cmcore.edge.mlflow_search import SearchRecorder
 from cmcore.edge.settings import TrackingConfig
+from cmcore.search.trial import Trial, trial_folder
 
 pytest.importorskip("ray.tune")
 mlflow = pytest.importorskip("mlflow")

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cmcore.assemble.space import Dimension, TuneConfig
 from cmcore.edge.tune_choice import domain, explored, scheduler_of, searcher_of
+from cmcore.search.space import Dimension, TuneConfig
 
 pytest.importorskip("ray.tune")
 DIMENSIONS = [

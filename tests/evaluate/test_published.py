@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmcore.data.errors import DataError
+from cmcore.errors import DataError
 from cmcore.evaluate.published import read_moments
 
 

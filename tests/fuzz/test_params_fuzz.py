@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cmcore.assemble.models import ModelShape, build_denoiser
 from cmcore.assemble.project import Project, Run, build_method, resolved
 from cmcore.config import ConfigError, load_yaml
-from stages.common import load
+from cmcore.pipeline.common import load
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "workloads" / "digits.yaml").read_text(encoding="utf-8")

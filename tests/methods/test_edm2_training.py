@@ -18,9 +18,9 @@ from cmcore.assemble.project import parse_project
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import ConfigError, merge
 from cmcore.consistency import weights
-from cmcore.diffusion.magnitude import MPConv
 from cmcore.diffusion.precond import Denoiser
-from cmcore.diffusion.uncertainty import UNCERTAINTY_HEAD, Uncertainty
+from cmcore.layers.magnitude import MPConv
+from cmcore.layers.uncertainty import UNCERTAINTY_HEAD, Uncertainty
 from cmcore.methods.base import Batch, Method, Progress
 from cmcore.nets import edm2
 from cmcore.rng import Draws

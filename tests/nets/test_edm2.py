@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.magnitude import MPConv, MPFourier, force_normalisation, unit_layers, unit_magnitude
 from cmcore.diffusion.precond import Condition, Denoiser
+from cmcore.layers.attention import attend
+from cmcore.layers.edm2 import CosineAttention, Positional, mp_cat, mp_silu, mp_sum
+from cmcore.layers.magnitude import MPConv, MPFourier, force_normalisation, unit_layers, unit_magnitude
 from cmcore.nets import edm2
-from cmcore.nets.layers_attention import attend
-from cmcore.nets.layers_edm2 import CosineAttention, Positional, mp_cat, mp_silu, mp_sum
 
 TINY = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,), "head_channels": 4}
 ODD = {

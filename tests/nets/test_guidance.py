@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.diffusion.precond import NO_LABEL, Condition
+from cmcore.layers.basic import one_hot
 from cmcore.nets import adm, edm2, mlp, unet
-from cmcore.nets.layers import one_hot
 
 SMALL = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
 KINDS = {

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmcore.nets import unet
-from cmcore.nets.layers import (
+from cmcore.layers.basic import (
     FourierFeatures,
     ModulatedNorm,
     PositionalFeatures,
@@ -17,7 +16,8 @@ from cmcore.nets.layers import (
     linear,
     pixel_norm,
 )
-from cmcore.nets.layers_unet import Attention, Style
+from cmcore.layers.unet import Attention, Style
+from cmcore.nets import unet
 
 
 def rand(*shape):

@@ -16,7 +16,7 @@ from cmcore.assemble.imports import WeightsError, import_run, mismatches, net_of
 from cmcore.assemble.models import load_model, save_random
 from cmcore.assemble.project import parse_project
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
-from cmcore.data.prepare import prepare
+from cmcore.data.sources.prepare import prepare
 from cmcore.nets import edm2
 from cmcore.nets.public import edm as public_edm
 from cmcore.nets.public import edm2 as public

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cmcore.commands.adopt import adopt, adopted
 from cmcore.config import ConfigError, load_yaml, merge
-from stages.adopt import adopt, adopted
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "workloads" / "digits.yaml").read_text(encoding="utf-8")

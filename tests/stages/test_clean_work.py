@@ -14,12 +14,12 @@ from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
 from cmcore.closure import ROOT
+from cmcore.commands.clean_work import clean
 from cmcore.config import ConfigError
+from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.ready import put
+from cmcore.pipeline.tidy import in_words, size, tidy, tidy_search
 from cmcore.train.session import CHECKPOINT
-from stages.clean_work import clean
-from stages.common import Setup, load
-from stages.ready import put
-from stages.tidy import in_words, size, tidy, tidy_search
 from stages.train import train
 
 HOW = {"compute": {"backend": "inline", "threads": 1, "device": "cpu"}, "tracking": {"mlflow": False}}
@@ -179,7 +179,7 @@ def test_nothing_is_removed_while_a_stage_runs(root):
 def test_the_command_says_a_line(root):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "stages.clean_work"],
+        [sys.executable, "-m", "cmcore.commands.clean_work"],
         cwd=root,
         env=environment,
         capture_output=True,

@@ -15,18 +15,20 @@ from pictures_on_disk import write_zip
 
 from cmcore.assemble.models import load_model
 from cmcore.assemble.samplers import samplers
+from cmcore.commands import repro
 from cmcore.config import ConfigError
 from cmcore.data.decoded import Decoding
-from cmcore.data.errors import DataError
 from cmcore.data.posterior import RAW_MEAN, RAW_STD, normalisation
 from cmcore.edge import ray_run
 from cmcore.edge.autoencoder import load_decoder
+from cmcore.errors import DataError
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import DecoderConfig
+from cmcore.pipeline import common
 from cmcore.sample.stream import generate
-from stages import common, evaluate, prepare, reference, repro, tabulate, train
+from stages import evaluate, prepare, reference, tabulate, train
 
 COUNT, SIZE = 96, 8
 RUNS = ("edm", "ect")

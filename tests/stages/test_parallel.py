@@ -14,10 +14,10 @@ from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.closure import source_digest
 from cmcore.edge.ray_session import ComputeError
-from stages import parallel
-from stages.common import Setup, load
-from stages.parallel import JobsFailedError, chains, compute_all, run_graph
-from stages.ready import Results, put
+from cmcore.pipeline import parallel
+from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.parallel import JobsFailedError, chains, compute_all, run_graph
+from cmcore.pipeline.ready import Results, put
 from stages.train import Inputs, train
 
 NEEDS = {"b": ["a"], "c": ["a"], "d": ["c"]}

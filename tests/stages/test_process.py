@@ -11,7 +11,7 @@ import pytest
 from stages.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = "import time; from stages.process import guarded; guarded('train x', lambda: time.sleep(60))"
+PROGRAM = "import time; from cmcore.pipeline.process import guarded; guarded('train x', lambda: time.sleep(60))"
 
 
 def test_a_stage_whose_dvc_died_while_it_was_starting_ends() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.readme import README, TABLE, with_table
+from cmcore.commands.readme import README, TABLE, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from cmcore import plugins
 from cmcore.closure import ROOT, module_file
 from cmcore.config import load_yaml, merge, read
 from cmcore.data.settings import DataConfig
-from stages.common import load
+from cmcore.pipeline.common import load
 
 TEXT = README.read_text(encoding="utf-8")
 PROSE = re.findall(r"`(make [^`]+)`", TEXT)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cmcore.closure import ROOT
-from stages import ready
-from stages.ready import Desk, abandoned, content, put, take
+from cmcore.pipeline import ready
+from cmcore.pipeline.ready import Desk, abandoned, content, put, take
 
 STAGE = "train@ect"
 

@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from cmcore.closure import ROOT
-from cmcore.data.errors import DataError
+from cmcore.errors import DataError
+from cmcore.pipeline.common import load
 from stages import evaluate, reference, train, tune
-from stages.common import load
 
 SEARCH = "tune: {lr: {base: ect, init: edm, space: {train: {lr: {loguniform: [1e-4, 1e-3]}}}}}"
 

@@ -11,18 +11,18 @@ import pytest
 import yaml
 from tiny_runs import PARAMS, tiny_inputs
 
+from cmcore.commands.sync_mlflow import sync
 from cmcore.data.png import to_png
 from cmcore.edge import mlflow_replay
 from cmcore.edge.mlflow_replay import TrackingError
 from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.settings import TrackingConfig
 from cmcore.evaluate.records import MetricRecord, Provenance, to_json
+from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.files import write_json
+from cmcore.pipeline.process import expected as known
+from cmcore.pipeline.ready import put
 from cmcore.tracking import jsonl
-from stages.common import Setup, load
-from stages.files import write_json
-from stages.process import expected as known
-from stages.ready import put
-from stages.sync_mlflow import sync
 from stages.train import Inputs, train
 
 mlflow = pytest.importorskip("mlflow")

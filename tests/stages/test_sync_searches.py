@@ -10,19 +10,19 @@ import pytest
 import yaml
 from tiny_search import PARAMS, make_job
 
-from cmcore.assemble.search import Job
-from cmcore.assemble.trial import Trial, ranked, trial_folder
+from cmcore.atomic import replacing
+from cmcore.commands.sync_mlflow import sync
 from cmcore.config import load_yaml
-from cmcore.data.replacing import replacing
 from cmcore.edge.mlflow_replay import TrackingError
 from cmcore.edge.mlflow_search import METRIC, SearchRecorder
 from cmcore.edge.settings import TrackingConfig
+from cmcore.pipeline.common import Setup, load
 from cmcore.report.searches import read_searches
 from cmcore.report.tune import write_search
+from cmcore.search.search import Job
+from cmcore.search.trial import Trial, ranked, trial_folder
 from cmcore.train.session import CHECKPOINT
 from stages import tune
-from stages.common import Setup, load
-from stages.sync_mlflow import sync
 from stages.tune import described, job_of
 
 mlflow = pytest.importorskip("mlflow")

@@ -9,7 +9,7 @@ from tiny_runs import PARAMS
 from cmcore.assemble.models import save_random
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.training import Inputs, train_run
-from cmcore.data.prepare import prepare
+from cmcore.data.sources.prepare import prepare
 from cmcore.tracking.base import Null
 
 FROM_EDM = {"cd", "ect", "scd", "sct"}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmcore.data.errors import DataError
-from cmcore.data.prepare import prepare
 from cmcore.data.settings import DataConfig
+from cmcore.data.sources.prepare import prepare
+from cmcore.errors import DataError
 
 
 def picture(seed: int, size=(4, 4), mode="RGB") -> Image.Image:

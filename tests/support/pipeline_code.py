@@ -8,11 +8,11 @@ from cmcore.closure import ROOT, imported_modules, module_file
 
 # How a stage runs, what it prints and where it is tracked: none of it changes a result.
 HOW = {
-    "stages.common",
-    "stages.progress",
-    "stages.tidy",
-    "stages.track",
-    "stages.ready",
+    "cmcore.pipeline.common",
+    "cmcore.pipeline.progress",
+    "cmcore.pipeline.tidy",
+    "cmcore.pipeline.track",
+    "cmcore.pipeline.ready",
     "cmcore.closure",
     "cmcore.edge.mlflow_search",
     "cmcore.edge.mlflow_store",

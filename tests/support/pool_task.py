@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from cmcore.data.errors import DataError
+from cmcore.errors import DataError
 
 
 def halved(number: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from cmcore.assemble.models import save_random
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.training import Inputs, work_folder
-from cmcore.data.prepare import prepare
+from cmcore.data.sources.prepare import prepare
 
 PARAMS: dict[str, Any] = {
     "workload": "tiny",

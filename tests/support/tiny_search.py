@@ -8,12 +8,12 @@ import numpy as np
 
 from cmcore.assemble.models import save_random
 from cmcore.assemble.project import parse_project
-from cmcore.assemble.search import Job, search_fingerprint
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import merge
 from cmcore.data.images import ImageData
-from cmcore.data.prepare import prepare
+from cmcore.data.sources.prepare import prepare
 from cmcore.evaluate.reference import reference
+from cmcore.search.search import Job, search_fingerprint
 from cmcore.tracking.base import Null
 
 PARAMS: dict[str, Any] = {

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from cmcore.data import replacing
-from cmcore.data.replacing import write_atomic
+from cmcore import atomic as replacing
+from cmcore.atomic import write_atomic
 from cmcore.train.checkpoint import CheckpointError, load, save
 
 TENSORS = {"b/x": torch.arange(6.0).reshape(2, 3), "a/y": torch.ones(2, dtype=torch.float64), "a/n": torch.tensor(3)}

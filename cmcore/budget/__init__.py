@@ -1,0 +1,1 @@
+"""The budget of a workload before any compute: operations, memory, time and money."""

@@ -1,0 +1,210 @@
+"""What training a workload takes, before any of it is done and without its data: operations, memory, time, money."""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cmcore.assemble.models import ModelShape, build_denoiser
+from cmcore.assemble.project import NetChoice, Project, Run, build_method, needs_lpips
+from cmcore.budget.cost import PassCost, PassKind, lpips_cost, on_meta, parameter_count, pass_cost
+from cmcore.budget.machines import Machine
+from cmcore.budget.passes import Passes, head_count, passes
+from cmcore.config import ConfigError, digest
+from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.train.precision import HALF
+
+FLOAT = 4  # bytes: weights, gradients, moments and averages are float32 under every precision
+RESERVE = 1.5e9  # bytes that the driver, the libraries and their work spaces take
+FRAGMENTED = 0.05  # share of the memory that the allocator cannot use
+Parts = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs are planned for."""
+
+    machine: Machine
+    count: int = 1
+    efficiency: float = 0.4  # share of the peak matrix rate that a training step reaches
+    price: float | None = None  # of one machine for one hour
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What one run takes. Bytes are those of each machine; operations are of one image."""
+
+    name: str
+    method: str
+    passes: Passes
+    parameters: int
+    forward: float  # operations of the network
+    training: Counter[torch.dtype]  # operations of a training step by precision
+    images: int
+    steps: int
+    rows: int  # micro-batch of the parameter file on each machine
+    most_rows: int  # largest that fits, 0 for none
+    memory: Parts  # at `rows`
+    seconds: float
+    cost: float | None
+
+    @property
+    def bytes(self) -> float:
+        """Memory at the micro-batch of the parameter file."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run fits as the parameter file has it."""
+        return self.most_rows >= self.rows
+
+    @property
+    def operations(self) -> float:
+        """Of a training step, by image."""
+        return float(sum(self.training.values()))
+
+
+def data_shape(project: Project, data: Path) -> ModelShape:
+    """What the images will be: from the parameter file, and from prepared data where there are any.
+
+    Raises:
+        ConfigError: the networks are conditional, and nothing says how many classes there are.
+    """
+    config, classes = project.sections.data, 0
+    if project.sections.conditional:
+        manifest = data / "manifest.json"
+        known = json.loads(manifest.read_text(encoding="utf-8"))["classes"] if manifest.is_file() else 0
+        classes = config.classes or known
+        if not classes:
+            raise ConfigError("data.classes", "expected the number of classes, as the networks are conditional")
+    return ModelShape(config.channels, config.resolution, classes)
+
+
+class Costs:
+    """Costs of the passes of the networks of a project; each is counted once."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.shape = shape
+        self._denoiser = functools.cache(self._build)
+        self._known: dict[tuple[str, PassKind, torch.dtype | None], PassCost] = {}
+        self.lpips = functools.cache(lpips_cost)
+
+    def _build(self, net: "Net") -> Denoiser:
+        return on_meta(lambda: build_denoiser(net.choice, self.shape, net.diffusion, boundary=False))
+
+    def parameters(self, run: Run) -> int:
+        """Of the run's network."""
+        return parameter_count(self._denoiser(Net(run.net, run.diffusion)))
+
+    def of(self, run: Run, kind: PassKind) -> PassCost:
+        """Of one pass through the run's network at the run's precision."""
+        net, dtype = Net(run.net, run.diffusion), HALF.get(run.train.precision)
+        key = (net.digest, kind, dtype)
+        if key not in self._known:
+            size = (self.shape.channels, self.shape.resolution, self.shape.resolution)
+            denoiser = self._denoiser(net)
+            self._known[key] = pass_cost(denoiser, kind, size, labelled=self.shape.classes > 0, dtype=dtype)
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network by its shape."""
+
+    choice: NetChoice
+    diffusion: DiffusionConfig
+
+    @property
+    def digest(self) -> str:
+        return digest([self.choice.shape, self.diffusion])
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Net) and self.digest == other.digest
+
+
+def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
+    """What a run takes on some machines; its global batch is shared out evenly."""
+    count, needs = passes(run), build_method(run).needs
+    share = -(-run.train.batch // setting.count)
+    rows = min(run.train.micro_batch or share, share)
+    parameters = costs.parameters(run)
+    trained = parameters + head_count(run)
+    training: Counter[torch.dtype] = Counter()
+    for (_, kind), times in count.items():
+        for dtype, flops in costs.of(run, kind).flops.items():
+            training[dtype] += times * flops
+    lpips = costs.lpips() if needs_lpips(run.method_config) else None
+    if lpips:
+        training.update(lpips.flops)
+    copies = needs.teacher + needs.target
+    memory: Parts = {
+        "weights": FLOAT * trained,
+        "gradients": FLOAT * trained,
+        "optimiser": 2 * FLOAT * trained,
+        "averages": len(run.train.ema) * FLOAT * parameters,
+        "teacher, target": copies * FLOAT * parameters + (lpips.base if lpips else 0),
+        "reserve": RESERVE + FRAGMENTED * setting.machine.memory if setting.machine.name != "cpu" else 0.0,
+    }
+    kinds: list[PassKind] = [kind for _, kind in count]
+
+    def activations(rows: int) -> float:
+        """The largest pass, beyond the gradients; micro-batches keep those of the ones before."""
+        kept = 0.0 if rows < share else memory["gradients"]
+        most = max((costs.of(run, kind).bytes(rows) for kind in kinds), default=0)
+        return max(0.0, most - kept) + (lpips.per_image * rows if lpips else 0)
+
+    free = setting.machine.memory - sum(memory.values())
+    seconds = sum(
+        flops / (setting.machine.rate(dtype, run.train.precision) * setting.efficiency)
+        for dtype, flops in training.items()
+    )
+    seconds *= run.train.total * (share * setting.count / run.train.batch) / setting.count if count else 0
+    return RunPlan(
+        name=run.name,
+        method=run.method,
+        passes=count,
+        parameters=parameters,
+        forward=float(sum(costs.of(run, "forward").flops.values())),
+        training=training,
+        images=run.train.total if count else 0,
+        steps=run.train.steps if count else 0,
+        rows=rows,
+        most_rows=_most(activations, free, share),
+        memory=memory | {"activations": activations(rows)},
+        seconds=seconds,
+        cost=None if setting.price is None else seconds / 3600 * setting.count * setting.price,
+    )
+
+
+def _most(activations: Callable[[int], float], free: float, share: int) -> int:
+    """The largest micro-batch up to `share` whose activations are within `free` bytes."""
+    if activations(share) <= free:  # a whole batch at once keeps no gradients of earlier micro-batches
+        return share
+    low, high = 0, share - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if activations(middle) <= free else (low, middle - 1)
+    return low
+
+
+def plan(project: Project, setting: Setting, data: Path) -> list[RunPlan]:
+    """The plans of all runs of a workload.
+
+    Args:
+        project: the checked parameter file.
+        setting: machines, their number, efficiency and price.
+        data: the folder of prepared data, which may be absent.
+
+    Raises:
+        ConfigError: the parameter file does not say what the networks look like.
+    """
+    costs = Costs(data_shape(project, data))
+    return [plan_run(run, costs, setting) for run in project.runs.values()]

@@ -1,0 +1,139 @@
+"""`make clean-work`: remove work folders that no run or search of any workload file can use, and say what that frees.
+
+A folder's name ends in the fingerprint of configuration, code, data and starting weights. As long as one parameter file
+gives a run that fingerprint, or it cannot be known, the folder stays.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from cmcore.assemble.project import RANDOM, Project, load_project
+from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
+from cmcore.config import ConfigError, load_yaml
+from cmcore.pipeline.common import PARAMS, Folders
+from cmcore.pipeline.tidy import in_words, remove, tidy, tidy_search
+from cmcore.report.readers import ReportError
+from cmcore.report.searches import read_searches
+from cmcore.search.search import search_fingerprint
+
+FOLDER = re.compile(r"(?P<name>.+)-[0-9a-f]{16}")
+
+
+class Kept:
+    """Which work folders are of use: some by their path, others by the name of a run that may be anything."""
+
+    def __init__(self) -> None:
+        self.paths: set[Path] = set()
+        self.names: set[Path] = set()  # a folder without its fingerprint
+        self.workloads: set[Path] = set()
+
+    def __contains__(self, folder: Path) -> bool:
+        match = FOLDER.fullmatch(folder.name)
+        name = folder.with_name(match["name"]) if match else folder
+        return folder in self.paths or name in self.names or bool(self.workloads & set(folder.parents))
+
+    def add(self, project: Project, folders: Folders) -> None:
+        """Keep what a parameter file can use."""
+        place, weights = folders.work / folders.workload, dict[str, list[Path]]()
+
+        def starts(name: str) -> list[Path]:
+            """All weights of a run that are there: those that DVC knows, and those that wait for it."""
+            if name not in weights:
+                waiting = [] if name == RANDOM else [folder / FINAL / WEIGHTS for folder in runs(name)]
+                weights[name] = [path for path in (folders.weights(name), *waiting) if path.exists()]
+            return weights[name]
+
+        def runs(name: str) -> list[Path]:
+            """The work folders of a run, one for each of the weights that it may start from."""
+            run = project.run(name)
+            found = [Inputs(folders.data, start) for start in starts(run.init) if folders.manifest.exists()]
+            if not found:
+                self.names.add(place / name)
+                return [path for path in place.glob(f"{name}-*") if FOLDER.fullmatch(path.name)]
+            return [work_folder(folders.work, folders.workload, run, inputs) for inputs in found]
+
+        for name in project.runs:
+            self.paths |= set(runs(name))
+        for name, search in project.sections.tune.items():
+            reference, init = folders.reference, starts(search.init)
+            if not (init and folders.manifest.exists() and (reference / "reference.json").exists()):
+                self.names.add(place / "tune" / name)
+            for start in init if place / "tune" / name not in self.names else ():
+                mark = search_fingerprint(project, name, Inputs(folders.data, start), reference)
+                self.paths.add(place / "tune" / f"{name}-{mark}")
+
+
+def kept(root: Path) -> Kept:
+    """What the active parameter file and those in workloads/ can use.
+
+    Raises:
+        ConfigError: a file does not even name its workload.
+    """
+    result = Kept()
+    for path in (root / PARAMS, *sorted((root / "workloads").glob("*.yaml"))):
+        try:
+            project = load_project(path)
+        except ConfigError as error:
+            workload = load_yaml(path).get("workload")
+            if not isinstance(workload, str):
+                raise ConfigError(
+                    str(path.relative_to(root)), f"nothing was removed, as it is wrong: {error}"
+                ) from error
+            result.workloads.add(root / ".work" / workload)
+            continue
+        result.add(project, Folders(root, project.workload))
+    return result
+
+
+def work_folders(work: Path) -> Iterator[Path]:
+    """The folders of runs and of searches."""
+    for folder in sorted([*work.glob("*/*"), *work.glob("*/tune/*")]):
+        if folder.is_dir() and FOLDER.fullmatch(folder.name):
+            yield folder
+
+
+def busy(root: Path) -> bool:
+    """Whether a stage of this project runs, which may write where we remove."""
+    ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = process.info["cmdline"] or []
+        stage = any(word == "stages" or word.startswith("stages.") for word in words)
+        if stage and process.pid not in ours and process.info["cwd"] == str(root):
+            return True
+    return False
+
+
+def clean(root: Path) -> list[str]:
+    """Remove what is of no use, and say in a line for each what it was and how many bytes it had.
+
+    Raises:
+        ConfigError: a parameter file is too wrong to tell what it uses, or a stage is at work.
+        ReportError: so is the report of a search.
+    """
+    root = root.resolve()
+    if busy(root):
+        raise ConfigError("clean-work", "expected no stage of this project to run; nothing was removed")
+    use, lines, freed = kept(root), list[str](), 0
+    ended = {search.fingerprint for place in root.glob("reports/*/tune") for search in read_searches(place)}
+    for folder in list(work_folders(root / ".work")):
+        if folder not in use:
+            bytes_, what = remove([folder]), "is of no run of any workload file"
+        else:
+            over = folder.name in ended
+            bytes_, what = (tidy_search(folder) if over else tidy(folder)), "has ended: what it needed to go on"
+        if bytes_:
+            lines.append(f"{folder.relative_to(root)} {what}: {in_words(bytes_)}")
+        freed += bytes_
+    return [*lines, f"{in_words(freed)} freed"]
+
+
+if __name__ == "__main__":
+    try:
+        print("\n".join(clean(Path.cwd())))
+    except (ConfigError, ReportError) as error:
+        sys.exit(str(error))

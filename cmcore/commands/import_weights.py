@@ -1,0 +1,40 @@
+"""`make import-weights FILE=...`: says what a public weight file is, and what to write to use it."""
+
+import sys
+from pathlib import Path
+
+from cmcore.assemble.imports import mismatches, net_of, read_public, section
+from cmcore.assemble.training import file_digest
+from cmcore.pipeline.process import guarded
+
+SHOWN = 20  # names that do not match
+
+
+def describe(path: Path, part: str) -> str:
+    """The family, the numbers and the lines to paste."""
+    public = read_public(path, part)
+    lines = mismatches(public, net_of(public))
+    classes = f"{public.classes} classes" if public.classes else "unconditional"
+    buffers = ("freqs", "phases")
+    count = sum(tensor.numel() for name, tensor in public.tensors.items() if not name.endswith(buffers))
+    unmatched = [f"{len(lines)} names do not match:", *lines[:SHOWN]] if lines else ["every name and shape matches"]
+    return "\n".join(
+        [
+            f"{path.name}: {public.family}, {count:,} parameters",
+            f"images: {public.channels} x {public.resolution} x {public.resolution}, {classes}",
+            *unmatched,
+            "",
+            f"net: {section(public)}",
+            f"conditional: {'true' if public.classes else 'false'}",
+            "runs:",
+            f"  {path.stem.replace('-', '_')}: {{method: pretrained, init: random, options: {{file: {path}, "
+            f"sha256: {file_digest(path)}, part: {part}, kind: diffusion}}}} # or kind: consistency",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or not sys.argv[1]:
+        sys.exit("usage: make import-weights FILE=<a .pkl or .pt file> [PART=ema]")
+    file, chosen = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 and sys.argv[2] else "ema"
+    guarded("import-weights", lambda: print(describe(file, chosen)))

@@ -1,0 +1,140 @@
+"""`make plan WORKLOAD=<name> [GPU=h100] [GPUS=8] [PRICE=2.5] [EFFICIENCY=0.4]`: what a workload takes, beforehand."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmcore.assemble.project import Project, load_project
+from cmcore.budget.machines import machine
+from cmcore.budget.plan import RunPlan, Setting, plan
+from cmcore.config import ConfigError
+from cmcore.pipeline.common import PARAMS, Folders
+
+EFFICIENCY = 0.4
+HEADS = (
+    *("run", "method", "parameters", "GFLOP/image", "of a step", "images", "steps", "micro-batch", "memory", "largest"),
+    *("time", "cost"),
+)
+NOTE = """\
+GFLOP/image: a forward pass, and a training step with all its passes; a multiply-add counts as 2.
+memory: of each machine, at the micro-batch; largest: the largest micro-batch that fits. train.micro_batch changes
+memory, not results.
+time: operations over {efficiency:.0%} of the peak matrix rate of their precision. That share is an assumption;
+measure a step, and say EFFICIENCY=. Reading data, sampling and evaluation are not in it."""
+
+
+def size(number: float, units: Sequence[str] = ("", "k", "M", "G", "T", "P"), step: float = 1000.0) -> str:
+    """Three digits and a unit."""
+    for unit in units[:-1]:
+        if number < 0.9995 * step:
+            return f"{number:.3g}{unit}"
+        number /= step
+    return f"{number:.3g}{units[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """Three digits and the unit that suits."""
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def row(run: RunPlan) -> tuple[str, ...]:
+    """A run as cells."""
+    largest = str(run.most_rows) if run.most_rows else "none"
+    return (
+        run.name,
+        run.method,
+        size(run.parameters),
+        f"{run.forward / 1e9:.4g}",
+        f"{run.operations / 1e9:.4g}",
+        size(run.images),
+        size(run.steps),
+        str(run.rows),
+        f"{run.bytes / 1e9:.3g} GB" + ("" if run.fits else " !"),
+        largest,
+        duration(run.seconds),
+        "" if run.cost is None else f"{run.cost:,.2f}",
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns: names to the left, the rest to the right; empty columns are left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    wide = [max(map(len, column)) for column in columns]
+    lines = zip(*columns, strict=True)
+    return [
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, wide, strict=True)))
+        for line in lines
+    ]
+
+
+def passes_of(run: RunPlan) -> str:
+    """What a training step asks of the networks, in words."""
+    return ", ".join(f"{times} x {who} {kind}" for (who, kind), times in sorted(run.passes.items()))
+
+
+def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list[str]:
+    """The lines to print."""
+    machines = f"{setting.count} x {setting.machine.title}"
+    lines = [f"{project.workload} on {machines}", "", *table([HEADS, *map(row, plans)]), ""]
+    seconds = sum(run.seconds for run in plans)
+    total = f"total: {duration(seconds)}, {sum(run.operations * run.images for run in plans):.3g} operations"
+    if setting.price is not None:
+        total += f", {sum(run.cost or 0.0 for run in plans):,.2f} at {setting.price:g} a machine and hour"
+    lines += [total, "", "a training step:", *(f"  {run.name}: {passes_of(run)}" for run in plans if run.passes), ""]
+    for run in plans:
+        if not run.fits:
+            way = f"set train.micro_batch to {run.most_rows} or less" if run.most_rows else "not even one image fits"
+            lines.append(f"! {run.name} does not fit: {way}")
+    return [*lines, NOTE.format(efficiency=setting.efficiency)]
+
+
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; make passes what was not given as nothing."""
+    parser = argparse.ArgumentParser(
+        prog="make plan", usage="make plan WORKLOAD=name [GPU=] [GPUS=] [PRICE=] [EFFICIENCY=]"
+    )
+    for name in ("workload", "gpu", "gpus", "price", "efficiency"):
+        parser.add_argument(f"--{name}", default="")
+    return parser.parse_args(arguments)
+
+
+def number(name: str, text: str, default: float | None, least: float, most: float = float("inf")) -> float | None:
+    """A number within bounds, or SystemExit."""
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = float("nan")
+    if value is not None and not least < value <= most:
+        upper = f" and at most {most:g}" if most < float("inf") else ""
+        raise SystemExit(f"{name}: expected a number above {least:g}{upper}, got {text!r}")
+    return value
+
+
+def main(arguments: Sequence[str], root: Path) -> list[str]:
+    """The plan as lines; SystemExit with one line where an argument or the parameter file is wrong."""
+    asked = options(arguments)
+    files = {file.stem: file for file in sorted((root / "workloads").glob("*.yaml"))}
+    if asked.workload and asked.workload not in files:
+        raise SystemExit(f"WORKLOAD: expected one of {', '.join(files)}, got {asked.workload!r}")
+    count = number("GPUS", asked.gpus, 1.0, 0.0) or 1.0
+    if count != int(count):
+        raise SystemExit(f"GPUS: expected a whole number, got {asked.gpus!r}")
+    efficiency = number("EFFICIENCY", asked.efficiency, EFFICIENCY, 0.0, 1.0) or EFFICIENCY
+    try:
+        chosen = machine(asked.gpu or "h100")
+    except ValueError as error:
+        raise SystemExit(f"GPU: {error}") from error
+    setting = Setting(chosen, int(count), efficiency, number("PRICE", asked.price, None, 0.0))
+    try:
+        project = load_project(files.get(asked.workload, root / PARAMS))
+        return report(project, plan(project, setting, Folders(root, project.workload).data), setting)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    print("\n".join(main(sys.argv[1:], Path.cwd())))

@@ -1,0 +1,102 @@
+"""One image file -> uint8 (C, H, W), with nothing that a hostile or broken file could use."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from cmcore.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Resize = Literal["lanczos", "adm"]
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel: deeper ones would be clipped
+PIXEL_LIMIT = 2**26  # 8192 x 8192: a larger picture is taken for a decompression bomb
+ORIENTATION = 0x0112  # EXIF tag
+
+
+def decode(data: bytes, channels: int, *, name: str, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
+    """The image in grey (channels=1) or colour (3), uint8 (C, H, W), turned upright.
+
+    Raises:
+        DataError: not an image, truncated, deeper than 8 bits a channel, or larger than the limit.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata, palettes with transparency
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check(image, name, pixel_limit)
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name}: {_too_large(pixel_limit)}") from error
+    except Exception as error:  # decoders of broken files raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise DataError(f"{name}: cannot be read as an image ({error})") from error
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def decode_all(files: Sequence[tuple[str, bytes]], channels: int, resolution: int, resize: Resize) -> np.ndarray:
+    """Named image files as uint8 (N, C, resolution, resolution)."""
+    images = np.empty((len(files), channels, resolution, resolution), np.uint8)
+    for row, (name, data) in enumerate(files):
+        images[row] = fit(decode(data, channels, name=name), resolution, resize)
+    return images
+
+
+def _too_large(limit: int) -> str:
+    return f"expected at most {limit} pixels, got a larger picture, which may be a decompression bomb"
+
+
+def _check(image: "Image.Image", name: str, pixel_limit: int) -> None:
+    """Look at the header only: no pixel has been decoded yet."""
+    if image.width * image.height > pixel_limit:
+        raise DataError(f"{name}: {_too_large(pixel_limit)}: {image.width} x {image.height}")
+    if image.mode not in MODES:
+        raise DataError(f"{name}: expected 8 bits a channel, got mode {image.mode}; convert it first")
+
+
+def fit(image: np.ndarray, resolution: int, resize: Resize = "lanczos") -> np.ndarray:
+    """Bring uint8 (C, H, W) to a square; what has the right size passes untouched.
+
+    - "lanczos": the central square is cut out, then shrunk (antialiased);
+    - "adm": halved by averaging while that keeps it large enough, then shrunk bicubically, then its central square is
+      cut out, as ADM prepares ImageNet (arXiv 2105.05233); EDM calls it center-crop-dhariwal.
+    """
+    _, height, width = image.shape
+    if height == width == resolution:
+        return image
+    if resize == "lanczos":
+        image = _central(image, min(height, width))
+        return _resized(image, resolution, resolution, "LANCZOS")
+    while min(height, width) >= 2 * resolution:
+        height, width = height // 2, width // 2
+        image = _resized(image, height, width, "BOX")
+    scale = resolution / min(height, width)
+    return _central(_resized(image, round(height * scale), round(width * scale), "BICUBIC"), resolution)
+
+
+def _central(image: np.ndarray, side: int) -> np.ndarray:
+    _, height, width = image.shape
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[:, top : top + side, left : left + side]
+
+
+def _resized(image: np.ndarray, height: int, width: int, method: Literal["LANCZOS", "BOX", "BICUBIC"]) -> np.ndarray:
+    if image.shape[1:] == (height, width):
+        return image
+    from PIL import Image
+
+    pixels = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+    resized = np.asarray(pixels.resize((width, height), Image.Resampling[method]))
+    return resized[None] if len(image) == 1 else resized.transpose(2, 0, 1)

@@ -1,0 +1,52 @@
+"""Latents of an autoencoder, as EDM2's dataset tool writes them: a .npy file an image, its mean above its deviation."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cmcore.data.settings import LATENT_CHANNELS, DataConfig
+from cmcore.data.sources.listing import list_files
+from cmcore.data.sources.source import Block, Source
+from cmcore.errors import DataError
+
+SOME = 64  # files to a block
+LIMIT = 10_000  # far from what float16 cannot hold
+
+
+def latents(config: DataConfig) -> Source:
+    """The latents below the config's place, with labels as images have them.
+
+    Raises:
+        DataError: a file is no array of a mean and a deviation, of that resolution.
+    """
+    listing = list_files(Path(config.place), config.subfolder)
+    shape = (2 * LATENT_CHANNELS, config.resolution, config.resolution)
+
+    def blocks() -> Iterator[Block]:
+        rows: list[int] = []
+        stored = np.empty((SOME, *shape), config.precision)
+        for row, name, content in listing.files():
+            stored[len(rows)] = _read(content, shape, name)
+            rows.append(row)
+            if len(rows) == SOME:
+                yield Block(rows, stored)
+                rows = []
+        if rows:
+            yield Block(rows, stored[: len(rows)])
+
+    return Source(listing.labels, listing.class_names, blocks, "latents")
+
+
+def _read(content: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds for damaged files
+        raise DataError(f"{where}: cannot be read as a .npy file ({error})") from error
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype not in (np.float32, np.float16):
+        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+        raise DataError(f"{where}: expected a float32 mean and deviation {shape}, got {got}; see `data.resolution`")
+    if not (np.abs(array) < LIMIT).all() or (array[LATENT_CHANNELS:] < 0).any():
+        raise DataError(f"{where}: expected numbers below {LIMIT} in size, and deviations of at least 0")
+    return array

@@ -1,0 +1,1 @@
+"""Layers that networks are made of: maps with a forward-mode derivative, norms, embeddings, attention, unit weights."""

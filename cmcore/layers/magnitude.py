@@ -1,0 +1,89 @@
+"""Magnitude-preserving layers of EDM2 (Karras et al., arXiv 2312.02696): unit variance in, unit variance out.
+
+Weights are used as if every output's weight vector had unit length, and are brought to that length between the steps of
+the optimiser (`force_normalisation`), so that the learning rate alone says how fast they turn. Nothing is written
+during a forward pass: it can be differentiated forwards, repeated and compiled.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cmcore.layers.dual import conv2d, linear
+
+NORM_EPS = 1e-4
+
+
+def unit_magnitude(x: Tensor, dims: Sequence[int], eps: float = NORM_EPS) -> Tensor:
+    """x over its root mean square along `dims`. Along the channels this is pixel normalisation.
+
+    The square sum is taken in float32 at least, so that it does not overflow in float16.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=tuple(dims), keepdim=True, dtype=wide)
+    return x / (eps + norm / math.sqrt(x.numel() / norm.numel())).to(x.dtype)
+
+
+class MPConv(nn.Module):
+    """Convolution of (B, I, H, W), or with kernel 0 a linear layer of (B, I), whose weights have unit length (Eq. 47).
+
+    There is no bias; a constant channel of the input takes its place. A linear layer keeps its precision under any
+    autocast: such layers carry the noise level, and cost nothing.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        size = (kernel, kernel) if kernel else ()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, *size, generator=generator))
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """The layer times `gain`, a number or a scalar tensor."""
+        w = self._unit() * (gain / math.sqrt(self.weight[0].numel()))
+        if w.ndim == 2:
+            with torch.autocast(x.device.type, enabled=False):
+                return linear(x, w)
+        return conv2d(x, w, padding=w.shape[-1] // 2)
+
+    def _unit(self) -> Tensor:
+        """The weights with root mean square 1 for every output."""
+        return unit_magnitude(self.weight, range(1, self.weight.ndim))
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Forced weight normalisation (Eq. 66): write the normalised weights back."""
+        self.weight.copy_(self._unit())
+
+
+def unit_layers(*roots: nn.Module) -> list[MPConv]:
+    """The layers below some modules whose weights are to have unit length."""
+    return [module for root in roots for module in root.modules() if isinstance(module, MPConv)]
+
+
+def force_normalisation(layers: Iterable[MPConv]) -> None:
+    """Normalise the weights of some layers; the trainer does so with all of them before each step.
+
+    EDM2 does it in the forward pass of training. Here every pass of a step meets the same weights, those of the target
+    too, and an average of the weights sees them, as there, after the optimiser and before the normalisation.
+    """
+    for layer in layers:
+        layer.normalise()
+
+
+class MPFourier(nn.Module):
+    """c_noise (B,) -> (B, channels): sqrt(2) cos(2 pi (f c_noise + phi)) (Eq. 75).
+
+    f ~ N(0, bandwidth^2) and phi ~ U(0, 1) are buffers, in radians, and are saved with the weights.
+    """
+
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int, *, bandwidth: float = 1.0, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 2 * math.pi * bandwidth * torch.randn(channels, generator=generator))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(channels, generator=generator))
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        return (torch.outer(c_noise, self.freqs) + self.phases).cos() * math.sqrt(2)

@@ -1,0 +1,1 @@
+"""Machinery shared by stages and commands: folders, processes, progress, the schedule."""

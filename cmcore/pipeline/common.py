@@ -1,0 +1,155 @@
+"""What every stage starts from: the checked parameters, the folders of the workload, and where runs are tracked."""
+
+import json
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmcore.assemble.project import RANDOM, Project, Run, load_project
+from cmcore.config import read
+from cmcore.edge.mlflow_tracker import MlflowTracker
+from cmcore.edge.settings import ComputeConfig, TrackingConfig
+from cmcore.errors import DataError
+from cmcore.pipeline.track import run_tags
+from cmcore.tracking.base import Null, Tracker
+
+PARAMS = "params.yaml"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a workload keeps its files; absolute, as a job may run with another working directory."""
+
+    root: Path
+    workload: str
+
+    @property
+    def outputs(self) -> Path:
+        return self.root / "outputs" / self.workload
+
+    @property
+    def data(self) -> Path:
+        return self.outputs / "data"
+
+    @property
+    def manifest(self) -> Path:
+        """Names the data's digest, so it stands for all images."""
+        return self.data / "manifest.json"
+
+    @property
+    def reference(self) -> Path:
+        return self.outputs / "reference"
+
+    @property
+    def runs(self) -> Path:
+        return self.outputs / "runs"
+
+    @property
+    def samples(self) -> Path:
+        return self.outputs / "samples"
+
+    @property
+    def times(self) -> Path:
+        """How long runs took: beside their results, which are the same whenever they are made."""
+        return self.outputs / "times"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports" / self.workload
+
+    @property
+    def work(self) -> Path:
+        """Resumable checkpoints: outside DVC's outputs, for DVC deletes those before it runs a stage."""
+        return self.root / ".work"
+
+    @property
+    def source(self) -> Path:
+        """What the files at `data.path` were like when they were prepared."""
+        return self.work / self.workload / "source.json"
+
+    def weights(self, run: str) -> Path:
+        return self.runs / run / "weights.safetensors"
+
+    def maker(self, path: Path) -> str:
+        """The stage that makes what is declared at this path in the outputs."""
+        kind, *rest = path.relative_to(self.outputs).parts
+        if kind == "runs" and rest[0] != RANDOM:
+            return f"train@{rest[0]}"
+        return "reference" if kind == "reference" else "prepare"
+
+    def require(self, paths: Iterable[Path]) -> None:
+        """A DataError where something that a stage reads is not there: it names the stage that makes it.
+
+        An empty folder is what DVC leaves of one whose stage it began, and did not end.
+        """
+        for path in paths:
+            if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+                raise DataError(f"{path.relative_to(self.root)} is not there; first run `dvc repro {self.maker(path)}`")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The checked parameter file."""
+
+    project: Project
+    compute: ComputeConfig
+    tracking: TrackingConfig
+    folders: Folders
+
+    @contextmanager
+    def tracker(self, run: Run, fingerprint: str) -> Iterator[Tracker]:
+        """The tracker of a run for the time of the block; training and evaluation continue the same one."""
+        if not self.tracking.mlflow:
+            yield Null()
+            return
+        manifest = json.loads(self.folders.manifest.read_text(encoding="utf-8"))
+        tags = {
+            **run_tags(self.project.workload, run.name, run.method, fingerprint),
+            "git_revision": git_revision(self.folders.root),
+            "data_digest": manifest["sha256"][:16],
+            "init": run.init,
+            "ema": run.train.eval_ema,
+        }
+        with self.tracking_as(tags) as tracker:
+            yield tracker
+
+    @contextmanager
+    def tracking_as(self, tags: Mapping[str, str]) -> Iterator[Tracker]:
+        """The tracker of whatever these tags find; `run` names it."""
+        if not self.tracking.mlflow:
+            yield Null()
+            return
+        tracker = MlflowTracker(
+            self.tracking, workload=self.project.workload, name=tags["run"], tags=tags, root=self.folders.root
+        )
+        try:
+            yield tracker
+        except BaseException:
+            tracker.close(failed=True)
+            raise
+        tracker.close()
+
+
+def load(root: Path | None = None) -> Setup:
+    """Read and check the whole parameter file of the project folder, by default the working directory.
+
+    Raises:
+        ConfigError: with the dotted path of the first wrong value.
+    """
+    root = (root or Path()).resolve()
+    project = load_project(root / PARAMS)
+    return Setup(
+        project=project,
+        compute=read(ComputeConfig, project.sections.compute, "compute"),
+        tracking=read(TrackingConfig, project.sections.tracking, "tracking"),
+        folders=Folders(root, project.workload),
+    )
+
+
+def git_revision(root: Path) -> str:
+    """The commit of the checkout, marked `-dirty` where files differ from it."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "none"

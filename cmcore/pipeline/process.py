@@ -1,0 +1,78 @@
+"""The life of a stage process: one-line errors, a clean end on every signal, and no life after DVC's."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+from cmcore.config import ConfigError
+from cmcore.pipeline.ready import DRIVER
+
+GRACE = 15.0  # seconds for a clean end, once DVC is gone
+
+
+def expected() -> tuple[type[Exception], ...]:
+    """Errors that say in a sentence what is wrong. Asked for once there is one, as their modules import much."""
+    from cmcore.edge.mlflow_replay import TrackingError
+    from cmcore.edge.ray_session import ComputeError
+    from cmcore.errors import DataError
+    from cmcore.report.readers import ReportError
+    from cmcore.train.checkpoint import CheckpointError
+    from cmcore.train.gate import NonFiniteError
+
+    return ConfigError, DataError, CheckpointError, NonFiniteError, ComputeError, ReportError, TrackingError
+
+
+def guarded(name: str, main: Callable[[], None]) -> NoReturn:
+    """Run a stage and exit: 0, 1 for an error, 2 for a wrong parameter, 128 + n for signal n."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=_die_with, args=(callers(),), daemon=True).start()
+    try:
+        main()
+    except ConfigError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not isinstance(error, expected()):
+            raise
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; start again, and it continues from its last checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    sys.exit(128 + number)
+
+
+def callers() -> list[psutil.Process]:
+    """The processes whose death ends the stage: DVC, a shell between DVC and us, and `make repro` above it.
+
+    There is none where DVC was killed while this process was starting.
+    """
+    parents = psutil.Process().parents()[:4]
+    for place, parent in enumerate(parents):
+        if any(os.path.basename(part) == "dvc" for part in parent.cmdline()):
+            return parents[: place + (2 if DRIVER in os.environ else 1)]
+    return []
+
+
+def _die_with(processes: list[psutil.Process]) -> None:
+    """DVC killed from outside leaves its stage running; nobody would look at what it does."""
+    while processes and all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)

@@ -1,0 +1,78 @@
+"""What `make repro` has to do, and how long it may take."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmcore.assemble.project import Project
+from cmcore.atomic import write_atomic
+
+# Seconds a unit of work takes where nothing was measured yet, on two CPU cores; and what it costs to start a stage.
+GUESS = {"prepare": 1.0, "reference": 15.0, "train": 1.5e-4, "evaluate": 20.0, "tabulate": 10.0}
+STARTING = 5.0
+SEALING = 1.0  # and what it costs to take results that wait
+
+
+def units(stage: str, project: Project) -> float:
+    """How much work a stage is: images seen for a training run, one for anything else."""
+    kind, _, run = stage.partition("@")
+    return float(project.runs[run].train.total) if kind == "train" else 1.0
+
+
+def kinds(stage: str, project: Project) -> tuple[str, str]:
+    """What a stage's speed is like: that of the same stage of the same method, or at least that of the same stage."""
+    kind, _, run = stage.partition("@")
+    method = project.runs[run].method if run else ""
+    return f"{project.workload}/{kind}/{method}", f"{project.workload}/{kind}"
+
+
+@dataclass
+class Speeds:
+    """Seconds a unit of work takes on this machine, remembered from run to run."""
+
+    path: Path
+    seconds: dict[str, float]
+
+    @classmethod
+    def read(cls, path: Path) -> "Speeds":
+        """Start from what is remembered; a damaged file is forgotten."""
+        try:
+            return cls(path, {str(key): float(value) for key, value in json.loads(path.read_text()).items()})
+        except (OSError, ValueError, AttributeError):
+            return cls(path, {})
+
+    def learn(self, stage: str, project: Project, seconds: float) -> None:
+        """Remember how long the work of a stage took."""
+        for kind in kinds(stage, project):
+            self.seconds[kind] = max(seconds, 0.0) / units(stage, project)
+        write_atomic(self.path, json.dumps(self.seconds, indent=1, sort_keys=True).encode())
+
+    def work(self, stage: str, project: Project) -> float:
+        """How long the work of a stage will take."""
+        known = (self.seconds[kind] for kind in kinds(stage, project) if kind in self.seconds)
+        return next(known, GUESS[stage.partition("@")[0]]) * units(stage, project)
+
+    def expected(self, stage: str, project: Project) -> float:
+        """How long a stage will take in a process of its own."""
+        return STARTING + self.work(stage, project)
+
+
+def changed_stages(status: Mapping[str, object], parents: Mapping[str, Sequence[str]]) -> list[str]:
+    """Stages that will run: those that `dvc status` names, and all that come after them, in order.
+
+    Args:
+        status: the keys are stages that differ from the lock file.
+        parents: every stage and those it reads from, in an order in which they can run.
+    """
+    todo: list[str] = []
+    for stage, before in parents.items():
+        if stage in status or any(parent in todo for parent in before):
+            todo.append(stage)
+    return todo
+
+
+def words(seconds: float) -> str:
+    """A duration as one says it."""
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes else f"{max(round(seconds / 5), 1) * 5} s"

@@ -1,0 +1,72 @@
+"""What a finished run or search leaves in its work folder, and what it needs no more.
+
+Results lie in `final`, from which DVC's stages take them; a folder that has it is never trained again. The checkpoint
+to resume from, and the weights of which `final` holds copies, only take space then: more of it than the results.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cmcore.assemble.training import FINAL, SNAPSHOTS
+from cmcore.search.trial import TRIAL
+from cmcore.train.session import CHECKPOINT, HISTORY
+
+KEPT = (TRIAL, HISTORY)  # of a trial whose search is over: its scores are all that is asked of it
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
+
+
+def remove(paths: Iterable[Path]) -> int:
+    """Remove files and folders; the result is how many bytes that freed."""
+    freed = 0
+    for path in paths:
+        freed += size(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return freed
+
+
+def tidy(folder: Path) -> int:
+    """Remove what a finished run needs no more, and nothing of an unfinished one; the result is the bytes freed."""
+    if not (folder / FINAL).is_dir():
+        return 0
+    spare = [*(folder / SNAPSHOTS).glob("*.safetensors"), *folder.glob(CHECKPOINT)]
+    if spare:
+        _to_disk(folder / FINAL)
+    return remove(spare)
+
+
+def tidy_search(folder: Path) -> int:
+    """The same for a search that is over: its trials, and the runs that it trained beside them."""
+    trials = (path for trial in folder.glob("trials/*") for path in trial.iterdir() if path.name not in KEPT)
+    return remove(list(trials)) + sum(map(tidy, runs_of_search(folder)))
+
+
+def runs_of_search(folder: Path) -> Iterator[Path]:
+    """Work folders of the runs that a search trains beside its trials."""
+    return (path for name in ("posthoc", "confirm") for path in folder.glob(f"{name}/*"))
+
+
+def _to_disk(folder: Path) -> None:
+    """Wait until the copies are on the disk, before the originals go."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def in_words(count: float) -> str:
+    """Bytes as one says them."""
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

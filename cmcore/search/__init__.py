@@ -1,0 +1,1 @@
+"""Searches: their spaces, trials, scores and confirmation on fresh seeds."""
