@@ -74,7 +74,8 @@ def training(case: Case, name: str) -> Job:
     module = plugins.load("cmcore.methods", name)
     chooses = "distance" in module.Config.__dataclass_fields__
     method = module.build(module.Config(**({"distance": "pseudo_huber"} if chooses else {})), DIFFUSION)
-    state = new_state(method, case.denoiser(), case.denoiser() if method.needs.teacher else None, case.config)
+    teacher = case.denoiser() if method.traits.teacher != "none" else None
+    state = new_state(method, case.denoiser(), case.config, teacher=teacher)
     images = torch.rand(case.batch, *case.shape, device=case.device) * 2 - 1
 
     def batches(draws: Draws) -> Batch:

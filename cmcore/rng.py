@@ -51,17 +51,25 @@ class Draws:
 
     Numbers are drawn for the whole global batch and this object hands out its own rows, so neither gradient
     accumulation nor the number of workers changes which noise an image meets. The same stream name always gives the
-    same numbers.
+    same numbers; a `prefix` of the names makes numbers of their own for one more turn of the same step.
     """
 
     def __init__(
-        self, seed: int, images: int, batch: int, rows: slice | None = None, device: torch.device | str = "cpu"
+        self,
+        seed: int,
+        images: int,
+        batch: int,
+        rows: slice | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        prefix: str = "",
     ) -> None:
         self.seed, self.images, self.batch, self.device = seed, images, batch, torch.device(device)
         self.rows = rows if rows is not None else slice(0, batch)
+        self.prefix = prefix
 
     def _generator(self, stream: str) -> torch.Generator:
-        return generator(self.seed, stream, self.images, device=self.device)
+        return generator(self.seed, self.prefix + stream, self.images, device=self.device)
 
     def normal(self, shape: Sequence[int] = (), *, stream: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers (rows, *shape)."""
@@ -80,7 +88,7 @@ class Draws:
         Entered once for the student and once for the target, it gives both the same masks. Dropout reads the global
         generator of the device it runs on.
         """
-        with seeded(self.seed, "dropout", self.images, self.rows.start or 0, device=self.device):
+        with seeded(self.seed, f"{self.prefix}dropout", self.images, self.rows.start or 0, device=self.device):
             yield
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from cmcore.assemble.evaluation import teacher_of
+from cmcore.assemble.evaluation import endpoint_run
 from cmcore.assemble.training import SUMMARY
 from cmcore.atomic import replacing, write_atomic
 from cmcore.data.png import to_png
@@ -19,15 +19,16 @@ from stages.evaluate_job import Inputs, evaluate
 def reads(setup: Setup, name: str) -> list[Path]:
     """The files that decide the result, beside parameters and code."""
     folders, run = setup.folders, setup.project.run(name)
-    return [folders.reference, folders.runs / name, folders.weights(run.init)]
+    return [folders.reference, folders.runs / name, folders.weights(run.init), folders.weights(run.teacher)]
 
 
 def make(setup: Setup, name: str, find: Find) -> Results:
     """Evaluate the run in a folder of its own."""
     run, folders, config = setup.project.run(name), setup.folders, setup.project.sections.eval
-    teacher = teacher_of(run, folders.runs)
+    source = endpoint_run(setup.project.runs, run)
+    teacher = find(folders.weights(source)) if source else None
     work = folders.work / folders.workload / "shards"
-    inputs = Inputs(find(folders.reference), find(folders.runs / name), teacher and find(teacher), work)
+    inputs = Inputs(find(folders.reference), find(folders.runs / name), teacher, work)
     mark = json.loads((inputs.results / SUMMARY).read_text(encoding="utf-8"))["fingerprint"]
     out = folders.work / folders.workload / "evaluate" / name
     samples, grid, metrics = (f"{name}.{kind}" for kind in ("npz", "png", "json"))

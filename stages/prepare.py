@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cmcore.assemble.models import save_random
-from cmcore.assemble.project import RANDOM
+from cmcore.assemble.models import save_empty
+from cmcore.assemble.run import NONE, RANDOM
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.changes import remember, state
 from cmcore.data.sources.prepare import prepare
@@ -18,11 +18,12 @@ def job(config: DataConfig, out: Path, emit: Emit) -> None:
 
 
 def main() -> None:
-    """Write the data set, and the weight file that `init: random` names."""
+    """Write the data set, and the weight files that `init: random` and `teacher: none` name."""
     setup = load()
     config = setup.project.sections.data
     before = state(config)
     with listener("prepare", "img") as listen:
         execute(setup.compute, job, config, setup.folders.data, progress=listen)
     remember(setup.folders.source, config, before or state(config))  # it may have been downloaded
-    save_random(setup.folders.weights(RANDOM))
+    for name in (RANDOM, NONE):
+        save_empty(setup.folders.weights(name), name)

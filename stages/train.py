@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from cmcore.assemble.checks import require_files
 from cmcore.assemble.imports import import_run
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.preview import previewer
-from cmcore.assemble.project import Run, build_method, needs_lpips, require_files
+from cmcore.assemble.run import Run
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, train_run, work_folder
 from cmcore.consistency import distances
 from cmcore.data.images import open_data
@@ -29,10 +30,10 @@ def job(
     worker: Worker = ALONE,
 ) -> Path:  # fmt: skip
     """Train, or continue, the run in its work folder. Without a decoder, latents are not shown on the way."""
-    if build_method(run).needs.file:
+    if run.weights is not None:
         return import_run(run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit))
     device = pick_device(compute)
-    if needs_lpips(run.method_config):
+    if "lpips" in run.services:
         distances.provide("lpips", load_lpips(run.train.lpips_weights, device=device))
     data = open_data(inputs.data)
     to_images = showing(data, decoder, device)
@@ -50,7 +51,7 @@ def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
     final = folder / FINAL
     mark, said = fingerprint(run, inputs), f"train {run.name}"
     with setup.tracker(run, mark) as tracker, listener(said, "img", tracker) as listen:
-        alone = compute.workers == 1 or build_method(run).needs.file
+        alone = compute.workers == 1 or run.weights is not None
         if not final.exists() and not alone:
             execute_together(compute, folder, job, *known, progress=listen)
         elif not final.exists():
@@ -62,14 +63,17 @@ def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
 
 def reads(setup: Setup, name: str) -> list[Path]:
     """The files that decide the result, beside parameters and code."""
-    return [setup.folders.manifest, setup.folders.weights(setup.project.run(name).init)]
+    run = setup.project.run(name)
+    return [setup.folders.manifest, setup.folders.weights(run.init), setup.folders.weights(run.teacher)]
 
 
 def make(setup: Setup, name: str, find: Find) -> Results:
     """Train the run."""
     run, folders = setup.project.run(name), setup.folders
     require_files([run])
-    final = train(setup, run, Inputs(find(folders.data), find(folders.weights(run.init))))
+    final = train(
+        setup, run, Inputs(find(folders.data), find(folders.weights(run.init)), find(folders.weights(run.teacher)))
+    )
     return {folders.runs / name: final, folders.times / f"{name}.json": final.parent / TIME}
 
 

@@ -16,14 +16,14 @@ from cmcore.search.trial import Trial
 
 def job_of(setup: Setup, name: str) -> Job:
     """The search of that name, in a folder named by its fingerprint."""
-    searches, folders = setup.project.sections.tune, setup.folders
+    searches, folders = setup.searches, setup.folders
     if name not in searches:
         raise ConfigError(join("tune", name), f"expected one of {', '.join(searches) or 'none, as there is no search'}")
-    inputs = Inputs(folders.data, folders.weights(searches[name].init))
-    folders.require([folders.manifest, inputs.init, folders.reference])
-    mark = search_fingerprint(setup.project, name, inputs, folders.reference)
+    inputs = Inputs(folders.data, *map(folders.weights, (searches[name].init, searches[name].teacher)))
+    folders.require([folders.manifest, inputs.init, inputs.teacher, folders.reference])
+    mark = search_fingerprint(setup.project, searches[name], inputs, folders.reference)
     folder = folders.work / folders.workload / "tune" / f"{name}-{mark}"
-    return Job(setup.project, name, inputs, folders.reference, folder)
+    return Job(setup.project, name, searches[name], inputs, folders.reference, folder)
 
 
 def described(job: Job, trials: list[Trial], confirmed: list[dict[str, float]]) -> SearchReport:

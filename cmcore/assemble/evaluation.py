@@ -1,7 +1,7 @@
 """Evaluation of one run: samples at every number of function evaluations, measured against the references."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cmcore.assemble.passes import Pass, Worker, passes
-from cmcore.assemble.project import RANDOM, Run
+from cmcore.assemble.passes import Pass, Shards, passes
+from cmcore.assemble.run import Run
 from cmcore.assemble.training import SUMMARY, WEIGHTS, file_digest
 from cmcore.closure import source_digest
 from cmcore.config import digest
@@ -52,7 +52,7 @@ class Evaluation:
     config: EvalConfig
     references: Sequence[Reference]  # real images under one or more extractors; the first judges scans and snapshots
     folder: Path  # the run's results (of `train_run`)
-    teacher: Path | None  # weight file of the run it starts from, for the end-point error; None: it has none
+    teacher: Path | None  # weight file of the diffusion model for the end-point error; None: there is none
     work: Path  # where finished shards lie, in folders named by their fingerprint
     device: str = "cpu"
     decoding: Decoding | None = None  # what makes images of samples that are latents
@@ -74,16 +74,16 @@ class Evaluation:
         return self.work / f"{self.run.name}-{digest([self.config, found, seen_by, code, samplers])}"
 
     @cached_property
-    def worker(self) -> Worker:
-        """Does its shards."""
+    def shards(self) -> Shards:
+        """Its shards, finished or not."""
         extractors = [reference.extractor for reference in self.references]
-        return Worker(self.store, self.config, extractors, self.device, self.decoding or to_uint8)
+        return Shards(self.store, self.config, self.run.objective, extractors, self.device, self.decoding or to_uint8)
 
 
 def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int], None]) -> None:
     """Sample and measure a share of the shards that are not finished; told (images done, images in the share)."""
-    worker = evaluation.worker
-    units = worker.units(evaluation.passes)[share.worker :: share.of]
+    shards = evaluation.shards
+    units = shards.units(evaluation.passes)[share.worker :: share.of]
     done, total = 0, sum(unit.span.stop - unit.span.start for unit in units)
 
     def on_images(count: int) -> None:
@@ -92,7 +92,7 @@ def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int],
         on_progress(done, total)
 
     for unit in units:
-        worker.do(unit, on_images)
+        shards.do(unit, on_images)
 
 
 def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callable[[int, int], None]) -> Outcome:
@@ -128,16 +128,16 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
         **({"left_out": "; ".join(absent)} if absent else {}),
         **{name: [to_json(found) for found in records] for name, records in lists.items()},
     }
-    shown = {one.name: evaluation.worker.shown(one) for one in evaluation.passes if one.shown}
+    shown = {one.name: evaluation.shards.shown(one) for one in evaluation.passes if one.shown}
     return Outcome(metrics, shown, evaluation.store)
 
 
 def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
-    config, worker, source = evaluation.config, evaluation.worker, _source(evaluation, one)
+    config, shards, source = evaluation.config, evaluation.shards, _source(evaluation, one)
     if one.teacher is None:
         firsts = [index * one.samples for index in range(one.ranges)]
         judges = evaluation.references[: one.judges]
-        return measure(worker.parts(one), judges, source, config, firsts, evaluation.device)
+        return measure(shards.parts(one), judges, source, config, firsts, evaluation.device)
     provenance = Provenance(
         **vars(source),
         extractor=NO_EXTRACTOR,
@@ -146,7 +146,7 @@ def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
         reference_count=one.samples,
         samples=one.samples,
     )
-    return [record("endpoint_rmse", endpoint_rmse(worker.errors(one)), provenance)]
+    return [record("endpoint_rmse", endpoint_rmse(shards.errors(one)), provenance)]
 
 
 def _source(evaluation: Evaluation, one: Pass) -> Source:
@@ -174,6 +174,7 @@ def _levels(sampler: Sampler) -> tuple[float, ...]:
     return few.levels if isinstance(few, Multistep) else ()
 
 
-def teacher_of(run: Run, runs_folder: Path) -> Path | None:
-    """The weight file of the run it starts from, or None."""
-    return None if run.init == RANDOM else runs_folder / run.init / WEIGHTS
+def endpoint_run(runs: Mapping[str, Run], run: Run) -> str:
+    """The diffusion run for the end-point error: the teacher, else the run it starts from; "" where neither is one."""
+    named = (runs[name] for name in (run.teacher, run.init) if name in runs)
+    return next((source.name for source in named if not source.objective.traits.few_step), "")

@@ -1,4 +1,4 @@
-"""A run of method `pretrained`: a public weight file becomes the results of a run that has seen no image here."""
+"""A run with `weights`: a public weight file becomes the results of a run that has seen no image here."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmcore import plugins
 from cmcore.assemble.models import ModelShape, build_denoiser, save_model
-from cmcore.assemble.project import NetChoice, Run, build_method, resolved
+from cmcore.assemble.run import NetChoice, Run, resolved
 from cmcore.assemble.training import FINAL, SNAPSHOTS, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint
 from cmcore.atomic import write_atomic
 from cmcore.config import ConfigError, join, plain, read
@@ -131,11 +131,12 @@ def fitting(run: Run, public: PublicNet, data: ModelShape) -> dict[str, Tensor]:
         raise ConfigError(path, f"expected data like those of the file, {shape_of(public)}, got {data}")
     if public.sigma_data != run.diffusion.sigma_data:
         raise ConfigError("diffusion.sigma_data", f"expected {public.sigma_data}, got {run.diffusion.sigma_data}")
-    config = run.method_config
-    if config.kind == "consistency" and public.boundary is not None and config.boundary != public.boundary:
-        raise ConfigError(join(path, "options.boundary"), f"expected {public.boundary} for {public.family}")
+    traits = run.objective.traits
+    if traits.few_step and public.boundary is not None and traits.boundary != public.boundary:
+        kind = "with" if public.boundary else "without"
+        raise ConfigError(join(path, "method"), f"expected a method {kind} the eps-shifted scalings of {public.family}")
     if lines := mismatches(public, ours):
-        raise WeightsError("\n".join([f"{config.file}: does not fit {public.family}:", *lines]))
+        raise WeightsError("\n".join([f"{join(path, 'weights.file')}: does not fit {public.family}:", *lines]))
     return public.tensors
 
 
@@ -145,7 +146,7 @@ def import_run(
     """Write what `train_run` would, from the run's file, and return the folder of it.
 
     Args:
-        run: a run whose method needs a file.
+        run: a run with `weights`.
         inputs: the prepared data, which say what the network is for.
         folder: the work folder, named by the fingerprint.
         tracker: told the parameters.
@@ -158,9 +159,10 @@ def import_run(
         ConfigError: the parameters describe another network than the file's.
         DataError: the file is another one than `sha256` says, or holds no such network.
     """
+    if run.weights is None:
+        raise ValueError(f"runs.{run.name}: expected a run with `weights`, got one that is trained")
     if not (folder / FINAL).exists():
-        config = run.method_config
-        file = Path(config.file)
+        config, file = run.weights, Path(run.weights.file)
         digest = file_digest(file)
         if config.sha256 and digest != config.sha256:
             raise WeightsError(f"{file}: expected sha256 {config.sha256}, got {digest}")
@@ -184,12 +186,13 @@ def _write(folder: Path, run: Run, shape: ModelShape, tensors: dict[str, Tensor]
     (partial / SNAPSHOTS).mkdir(parents=True)
     save_model(partial / WEIGHTS, {run.train.eval_ema: tensors}, run, shape, meta)
     write_atomic(partial / HISTORY, b"")
-    denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=build_method(run).boundary)
+    denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary)
     denoiser.net.load_state_dict(tensors)  # the last word on whether it fits
     summary = {
         "run": run.name,
         "method": run.method,
         "init": run.init,
+        "teacher": run.teacher,
         "parameters": sum(parameter.numel() for parameter in denoiser.net.parameters()),
         "seed": run.train.seed,
         "eval_ema": run.train.eval_ema,

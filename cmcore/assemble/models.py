@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cmcore import plugins
-from cmcore.assemble.project import RANDOM, NetChoice, Run, build_method
+from cmcore.assemble.run import NetChoice, Run
 from cmcore.config import plain, read
 from cmcore.data.images import Prepared
 from cmcore.diffusion.precond import Denoiser
@@ -49,9 +49,9 @@ def build_denoiser(
     )
 
 
-def save_random(path: Path) -> None:
-    """The weight file without weights that `init: random` names, so that every run has a file it starts from."""
-    checkpoint.save(path, {}, {"kind": RANDOM})
+def save_empty(path: Path, kind: str) -> None:
+    """A weight file without weights, for `init: random` and `teacher: none`: so every run has both files."""
+    checkpoint.save(path, {}, {"kind": kind})
 
 
 def save_model(
@@ -65,7 +65,7 @@ def save_model(
         "method": run.method,
         "net": {"kind": run.net.kind, **plain(run.net.config)},
         "diffusion": plain(run.diffusion),
-        "boundary": build_method(run).boundary,
+        "boundary": run.objective.traits.boundary,
         "shape": plain(shape),
         "eval_ema": run.train.eval_ema,
         "profiles": sorted(profiles),

@@ -1,5 +1,6 @@
 """What an evaluation samples, cut into shards by number: any worker does any shard, and a finished one is a file."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -11,17 +12,18 @@ import torch
 from torch import Tensor
 
 from cmcore.assemble.models import LoadedModel, load_model
-from cmcore.assemble.project import Run, build_method
-from cmcore.assemble.samplers import few_step_sampler, guided, ode_sampler, quickest_sampler, samplers
+from cmcore.assemble.run import Run
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS
 from cmcore.evaluate.collect import Part, Span, collect, joined, spans
 from cmcore.evaluate.endpoints import squared_errors
 from cmcore.evaluate.features import FeatureExtractor
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.settings import EvalConfig
+from cmcore.methods.base import Method
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
+from cmcore.sample.presets import ode_sampler
 from cmcore.sample.stream import generate, uniform_labels
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
@@ -54,32 +56,39 @@ class Unit(NamedTuple):
 
 def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, judges: int) -> list[Pass]:
     """All that is sampled of the results in `folder`: the final weights, then scans, then the weights on the way."""
-    final, d, few_step = folder / WEIGHTS, run.diffusion, build_method(run).few_step
+    final, method, sampling = folder / WEIGHTS, run.objective, run.sampling(config.teacher_steps)
+    rows = method.samplers(sampling)
     found = [
-        Pass(f"nfe_{s.nfe}", final, s, config.samples, ranges=config.seed_ranges, judges=judges, shown=SHOWN)
-        for s in samplers(run, d, config.teacher_steps)
+        Pass(name, final, s, config.samples, ranges=config.seed_ranges, judges=judges, shown=SHOWN)
+        for name, s in zip(row_names(rows), rows, strict=True)
     ]
-    if teacher is not None and few_step:
-        found.append(
-            Pass(ENDPOINTS, final, guided(run, few_step_sampler(d)), config.endpoints, shown=SHOWN, teacher=teacher)
-        )
+    if teacher is not None and method.traits.few_step:
+        found.append(Pass(ENDPOINTS, final, rows[0], config.endpoints, shown=SHOWN, teacher=teacher))
     found += [
-        Pass(f"scan_{level:g}", final, guided(run, few_step_sampler(d, level)), config.scan_samples, "scan")
-        for level in (config.scan if few_step else ())
+        Pass(f"scan_{level:g}", final, sampler, config.scan_samples, "scan")
+        for level, sampler in zip(config.scan, method.scan(sampling, config.scan), strict=False)
     ]
-    quickest = quickest_sampler(run, d, config.teacher_steps)
+    quickest = rows[0]
     snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
     return found + [
         Pass(f"snapshot_{path.stem}", path, quickest, config.snapshot_samples, "snapshots") for path in snapshots
     ]
 
 
+def row_names(samplers: Sequence[Sampler]) -> list[str]:
+    """A name for each row of a run: its number of function evaluations, with the sampler's name where two share it."""
+    count = Counter(sampler.nfe for sampler in samplers)
+    names = [f"nfe_{s.nfe}" if count[s.nfe] == 1 else f"nfe_{s.nfe}_{s.name}" for s in samplers]
+    return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+
+
 @dataclass(frozen=True)
-class Worker:
-    """Does shards. Its results lie in `store`, and depend on neither who did them nor when."""
+class Shards:
+    """The shards of an evaluation, as files in `store`. They depend on neither which worker did them nor when."""
 
     store: Path
     config: EvalConfig
+    method: Method
     extractors: Sequence[FeatureExtractor]
     device: str = "cpu"
     to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
@@ -145,7 +154,7 @@ class Worker:
                 on_images(len(batch))
 
         batches = generate(
-            one.sampler, model.denoiser, _shape(model), range(start, stop), seed=self.config.seed,
+            one.sampler, self.method.model(model.denoiser), _shape(model), range(start, stop), seed=self.config.seed,
             batch=self.config.batch, classes=model.shape.classes, device=self.device, to_images=self.to_images,
         )  # fmt: skip
         keep = max(0, self.config.kept - offset)
@@ -162,6 +171,7 @@ class Worker:
         one, (start, stop) = unit
         assert one.teacher is not None
         model, teacher = self._model(one.weights), self._model(one.teacher)
+        trained = self.method.model(model.denoiser)
         truth: Sampler = ode_sampler(teacher.diffusion, self.config.teacher_steps)
         if isinstance(one.sampler, GuidedSampler):
             truth = GuidedSampler(truth, one.sampler.s)
@@ -171,7 +181,7 @@ class Worker:
             rows = range(at, min(at + self.config.batch, stop))
             labels = uniform_labels(rows, seed, model.shape.classes)
             labels = labels if labels is None else labels.to(self.device)
-            ours = one.sampler(model.denoiser, _shape(model), NoiseSource(seed, rows, self.device), labels)
+            ours = one.sampler(trained, _shape(model), NoiseSource(seed, rows, self.device), labels)
             theirs = truth(teacher.denoiser, _shape(model), NoiseSource(seed, rows, self.device), labels)
             errors.append(squared_errors(ours, theirs).cpu())
             if at < one.shown:

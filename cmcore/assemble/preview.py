@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from cmcore.assemble.models import ModelShape
-from cmcore.assemble.project import Run
-from cmcore.assemble.samplers import quickest_sampler
+from cmcore.assemble.run import Run
 from cmcore.atomic import write_atomic
 from cmcore.data.png import to_png
 from cmcore.diffusion.precond import Denoiser
@@ -28,13 +27,14 @@ def previewer(
     to_images: Callable[[Tensor], Tensor] = to_uint8,
 ) -> Callable[[Denoiser, Path], None]:
     """A function that draws columns^2 samples of a denoiser into a PNG file: always from the same noise and labels."""
-    sampler = quickest_sampler(run, run.diffusion, STEPS)
+    method = run.objective
+    sampler = method.samplers(run.sampling(STEPS))[0]
 
     def draw(denoiser: Denoiser, path: Path) -> None:
         shape, count = (model.channels, model.resolution, model.resolution), columns**2
         batches = generate(
-            sampler, denoiser, shape, range(count), seed=SEED, batch=count, classes=model.classes, device=device,
-            to_images=to_images,
+            sampler, method.model(denoiser), shape, range(count), seed=SEED, batch=count, classes=model.classes,
+            device=device, to_images=to_images,
         )  # fmt: skip
         write_atomic(path, to_png(torch.cat(list(batches)).cpu().numpy(), columns))
 

@@ -7,22 +7,21 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, save_model, start_from
-from cmcore.assemble.project import RANDOM, Run, build_method, needs_lpips, resolved
+from cmcore.assemble.run import NONE, RANDOM, Run, resolved
 from cmcore.atomic import write_atomic
 from cmcore.closure import source_digest
-from cmcore.config import digest
+from cmcore.config import ConfigError, digest
 from cmcore.data.augment import augment, flip
 from cmcore.data.feed import feed
 from cmcore.data.images import Prepared, open_data
 from cmcore.data.order import indices
 from cmcore.diffusion.precond import Condition, Denoiser
-from cmcore.methods.base import Batch
+from cmcore.methods.base import STUDENT, Batch
 from cmcore.rng import Draws
 from cmcore.tracking.base import Tracker
 from cmcore.train.precision import choose_matrix_units
@@ -41,6 +40,7 @@ class Inputs:
 
     data: Path  # folder of the prepared data
     init: Path  # weight file of the run named by `init`
+    teacher: Path  # weight file of the run named by `teacher`
 
 
 def fingerprint(run: Run, inputs: Inputs) -> str:
@@ -48,12 +48,12 @@ def fingerprint(run: Run, inputs: Inputs) -> str:
     # How the weights are sampled later is no part of them.
     config = {key: value for key, value in resolved(run).items() if key != "sample"}
     roots = ["cmcore.assemble.training", f"cmcore.methods.{run.method}", f"cmcore.nets.{run.net.kind}"]
-    files = [inputs.init]
-    if needs_lpips(run.method_config):
+    files = [inputs.init, inputs.teacher]
+    if "lpips" in run.services:
         files.append(Path(config["train"].pop("lpips_weights")))
-    if build_method(run).needs.file:
+    if run.weights is not None:
         roots.append("cmcore.assemble.imports")
-        files.append(Path(config["method_config"].pop("file")))
+        files.append(Path(config["weights"].pop("file")))
     read = [file_digest(file) for file in files]
     return digest([config, source_digest(roots), open_data(inputs.data).digest, *read])
 
@@ -105,11 +105,11 @@ def train_run(
         on_progress(run.train.total, run.train.total)
         return folder / FINAL
     mark = fingerprint(run, inputs)
-    data, method = open_data(inputs.data), build_method(run)
+    data, method = open_data(inputs.data), run.objective
     shape = ModelShape.of(data, run.conditional)
     choose_matrix_units(run.train.precision)
-    student, teacher = _networks(run, inputs, shape, method, device)
-    state = new_state(method, student, teacher, run.train)
+    student, init, teacher = _networks(run, inputs, shape, device)
+    state = new_state(method, student, run.train, init=init, teacher=teacher)
     folder.mkdir(parents=True, exist_ok=True)
 
     def on_snapshot(state: State) -> None:
@@ -145,20 +145,29 @@ def train_run(
 
 
 def _networks(
-    run: Run, inputs: Inputs, shape: ModelShape, method: Any, device: str
-) -> tuple[Denoiser, Denoiser | None]:
-    """The student, with the averaged weights of `init` where there is one, and the teacher."""
-    student = build_denoiser(run.net, shape, run.diffusion, boundary=method.boundary, seed=run.train.seed).to(device)
-    if run.init == RANDOM:
-        return student, None
-    source = load_model(inputs.init, device=device)
+    run: Run, inputs: Inputs, shape: ModelShape, device: str
+) -> tuple[Denoiser, Denoiser | None, Denoiser | None]:
+    """The student, with the averaged weights of `init` where there is one; the models of `init` and of `teacher`."""
+    boundary = run.objective.traits.boundary
+    student = build_denoiser(run.net, shape, run.diffusion, boundary=boundary, seed=run.train.seed).to(device)
+    init = None if run.init == RANDOM else _source(run, "init", inputs.init, shape, device)
+    if init is not None:
+        start_from(student.net, init.net.state_dict())
+    if run.teacher == NONE:
+        return student, init, None
+    return student, init, _source(run, "teacher", inputs.teacher, shape, device)
+
+
+def _source(run: Run, key: str, weights: Path, shape: ModelShape, device: str) -> Denoiser:
+    """The model of another run; a ConfigError where it is of other images."""
+    source = load_model(weights, device=device)
     if (source.shape, source.diffusion.sigma_data) != (shape, run.diffusion.sigma_data):
-        raise ValueError(
-            f"runs.{run.name}.init: expected weights for {shape} and sigma_data {run.diffusion.sigma_data}, "
-            f"got {source.shape} and {source.diffusion.sigma_data} from {inputs.init}"
+        raise ConfigError(
+            f"runs.{run.name}.{key}",
+            f"expected weights for {shape} and sigma_data {run.diffusion.sigma_data}, "
+            f"got {source.shape} and {source.diffusion.sigma_data} from {weights}",
         )
-    start_from(student.net, source.denoiser.net.state_dict())
-    return student, source.denoiser if method.needs.teacher else None
+    return source.denoiser
 
 
 def image_batches(data: Prepared, run: Run, device: str) -> Callable[[Draws], Batch]:
@@ -180,7 +189,7 @@ def image_batches(data: Prepared, run: Run, device: str) -> Callable[[Draws], Ba
 
 def averaged(state: State, profile: str) -> Denoiser:
     """A copy of the student with the weights of an EMA profile, in eval mode."""
-    denoiser = copy.deepcopy(state.models.student)
+    denoiser = copy.deepcopy(state.nets.student)
     denoiser.net.load_state_dict(state.weights(profile))
     return denoiser.eval()
 
@@ -200,6 +209,7 @@ def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str, 
         "run": run.name,
         "method": run.method,
         "init": run.init,
+        "teacher": run.teacher,
         "images": state.images,
         "parameters": sum(parameter.numel() for parameter in state.parameters),
         "seed": run.train.seed,
@@ -209,8 +219,8 @@ def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str, 
         "workers": workers,
         "fingerprint": mark,
     }
-    if state.scale is not None:
-        summary["skipped_steps"] = int(state.scale.skipped)
+    if (scale := state.players[STUDENT].scale) is not None:
+        summary["skipped_steps"] = int(scale.skipped)
     write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
     partial.rename(folder / FINAL)
     return folder / FINAL

@@ -1,6 +1,5 @@
 """How often a method asks each of its networks in one training step: found by running its loss on stand-ins."""
 
-import dataclasses
 from collections import Counter
 from typing import cast
 
@@ -8,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from cmcore.assemble.project import Run, build_method, needs_lpips
+from cmcore.assemble.run import Run
 from cmcore.budget.cost import PassKind
+from cmcore.consistency.distances import l2, provided
 from cmcore.diffusion.precond import Denoiser
-from cmcore.methods.base import Batch, Models, Progress
+from cmcore.methods.base import STUDENT, Batch, Nets, Progress
 from cmcore.rng import Draws
+from cmcore.train.steps import turns_of
 
 Passes = Counter[tuple[str, PassKind]]  # ("student", "forward+backward") -> times
 ROWS = 2  # of the batch that a step is tried on
@@ -21,42 +22,43 @@ ROWS = 2  # of the batch that a step is tried on
 class Probe(nn.Module):
     """A network of one number that writes down how it is asked."""
 
-    def __init__(self, name: str, seen: list[tuple[str, PassKind]]) -> None:
+    def __init__(self, name: str, rows: int, seen: list[tuple[str, PassKind]]) -> None:
         super().__init__()
-        self.gain, self.name, self.seen = nn.Parameter(torch.ones(())), name, seen
+        self.gain, self.name, self.rows, self.seen = nn.Parameter(torch.ones(())), name, rows, seen
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: object = None) -> Tensor:
         del labels
         derivative = forward_ad.unpack_dual(c_noise).tangent is not None
         value = "jvp" if derivative else "forward"
         kind = cast("PassKind", f"{value}+backward" if torch.is_grad_enabled() else value)
-        self.seen += [(self.name, kind)] * (len(x) // ROWS)  # guidance asks for all images twice in one pass
+        self.seen += [(self.name, kind)] * max(1, len(x) // self.rows)  # guidance asks for all images twice in one pass
         return x * self.gain + 0 * c_noise.reshape(-1, 1, 1, 1)
 
 
 def passes(run: Run) -> Passes:
     """The passes of a training step of the run, by network and kind; none where the weights come from a file."""
-    if build_method(run).needs.file:
+    if run.weights is not None:
         return Counter()
-    config = run.method_config
-    if needs_lpips(config):
-        config = dataclasses.replace(config, distance="l2")  # counted apart: its network is no part of the method
-    method = build_method(dataclasses.replace(run, method_config=config))
-    needs = method.needs
+    method = run.objective
     seen: list[tuple[str, PassKind]] = []
 
-    def stand_in(name: str) -> Denoiser:
-        return Denoiser(Probe(name, seen), sigma_data=run.diffusion.sigma_data, coordinate=run.net.config.c_noise)
+    rows, total = ROWS * method.traits.group, run.train.total
 
-    heads = nn.ModuleDict({name: make() for name, make in needs.heads.items()})
-    teacher, target = (stand_in(name) if getattr(needs, name) else None for name in ("teacher", "target"))
-    models = Models(stand_in("student"), teacher, target, heads)
-    batch = Batch(torch.zeros(ROWS, 1, 2, 2), torch.zeros(ROWS, dtype=torch.int64) if run.conditional else None)
-    total = run.train.total
-    method.loss(models, batch, Progress(total // 2, total, run.train.batch), Draws(0, total // 2, ROWS))
+    def stand_in(name: str) -> Denoiser:
+        probe = Probe(name, rows, seen)
+        return Denoiser(probe, sigma_data=run.diffusion.sigma_data, coordinate=run.net.config.c_noise)
+
+    others = {name: network.make() if network.make else stand_in(name) for name, network in method.networks.items()}
+    nets = Nets({STUDENT: stand_in(STUDENT), **others})
+    batch = Batch(torch.zeros(rows, 1, 2, 2), torch.zeros(rows, dtype=torch.int64) if run.conditional else None)
+    progress = Progress(total // 2, total, run.train.batch)
+    with provided(dict.fromkeys(run.services, l2)):  # counted apart: their networks are no part of the method
+        for turn in turns_of(method, progress):
+            draws = Draws(0, progress.images, rows, prefix=turn.stream)
+            method.loss_of(turn.player, nets, batch, progress, draws)
     return Counter(seen)
 
 
 def head_count(run: Run) -> int:
     """Parameters of what is trained beside the network."""
-    return sum(p.numel() for make in build_method(run).needs.heads.values() for p in make().parameters())
+    return sum(p.numel() for n in run.objective.networks.values() if n.make for p in n.make().parameters())

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from cmcore.assemble.models import ModelShape, build_denoiser
-from cmcore.assemble.project import NetChoice, Project, Run, build_method, needs_lpips
+from cmcore.assemble.project import Project
+from cmcore.assemble.run import NetChoice, Run
 from cmcore.budget.cost import PassCost, PassKind, lpips_cost, on_meta, parameter_count, pass_cost
 from cmcore.budget.machines import Machine
 from cmcore.budget.passes import Passes, head_count, passes
@@ -132,7 +133,7 @@ class Net:
 
 def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
     """What a run takes on some machines; its global batch is shared out evenly."""
-    count, needs = passes(run), build_method(run).needs
+    count = passes(run)
     share = -(-run.train.batch // setting.count)
     rows = min(run.train.micro_batch or share, share)
     parameters = costs.parameters(run)
@@ -141,10 +142,10 @@ def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
     for (_, kind), times in count.items():
         for dtype, flops in costs.of(run, kind).flops.items():
             training[dtype] += times * flops
-    lpips = costs.lpips() if needs_lpips(run.method_config) else None
+    lpips = costs.lpips() if "lpips" in run.services else None
     if lpips:
         training.update(lpips.flops)
-    copies = needs.teacher + needs.target
+    copies = sum(network.make is None for network in run.objective.networks.values())
     memory: Parts = {
         "weights": FLOAT * trained,
         "gradients": FLOAT * trained,

@@ -4,6 +4,7 @@ A folder's name ends in the fingerprint of configuration, code, data and startin
 gives a run that fingerprint, or it cannot be known, the folder stays.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -12,13 +13,15 @@ from pathlib import Path
 
 import psutil
 
-from cmcore.assemble.project import RANDOM, Project, load_project
+from cmcore.assemble.project import Project, load_project
+from cmcore.assemble.run import NONE, RANDOM
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
 from cmcore.config import ConfigError, load_yaml
 from cmcore.pipeline.common import PARAMS, Folders
 from cmcore.pipeline.tidy import in_words, remove, tidy, tidy_search
 from cmcore.report.readers import ReportError
 from cmcore.report.searches import read_searches
+from cmcore.search.entries import searches
 from cmcore.search.search import search_fingerprint
 
 FOLDER = re.compile(r"(?P<name>.+)-[0-9a-f]{16}")
@@ -44,14 +47,15 @@ class Kept:
         def starts(name: str) -> list[Path]:
             """All weights of a run that are there: those that DVC knows, and those that wait for it."""
             if name not in weights:
-                waiting = [] if name == RANDOM else [folder / FINAL / WEIGHTS for folder in runs(name)]
+                waiting = [] if name in (RANDOM, NONE) else [folder / FINAL / WEIGHTS for folder in runs(name)]
                 weights[name] = [path for path in (folders.weights(name), *waiting) if path.exists()]
             return weights[name]
 
         def runs(name: str) -> list[Path]:
             """The work folders of a run, one for each of the weights that it may start from."""
             run = project.run(name)
-            found = [Inputs(folders.data, start) for start in starts(run.init) if folders.manifest.exists()]
+            pairs = itertools.product(starts(run.init), starts(run.teacher))
+            found = [Inputs(folders.data, *pair) for pair in pairs if folders.manifest.exists()]
             if not found:
                 self.names.add(place / name)
                 return [path for path in place.glob(f"{name}-*") if FOLDER.fullmatch(path.name)]
@@ -59,12 +63,12 @@ class Kept:
 
         for name in project.runs:
             self.paths |= set(runs(name))
-        for name, search in project.sections.tune.items():
-            reference, init = folders.reference, starts(search.init)
-            if not (init and folders.manifest.exists() and (reference / "reference.json").exists()):
+        for name, search in searches(project).items():
+            reference, pairs = folders.reference, list(itertools.product(starts(search.init), starts(search.teacher)))
+            if not (pairs and folders.manifest.exists() and (reference / "reference.json").exists()):
                 self.names.add(place / "tune" / name)
-            for start in init if place / "tune" / name not in self.names else ():
-                mark = search_fingerprint(project, name, Inputs(folders.data, start), reference)
+            for pair in pairs if place / "tune" / name not in self.names else ():
+                mark = search_fingerprint(project, search, Inputs(folders.data, *pair), reference)
                 self.paths.add(place / "tune" / f"{name}-{mark}")
 
 

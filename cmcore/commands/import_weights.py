@@ -27,8 +27,8 @@ def describe(path: Path, part: str) -> str:
             f"net: {section(public)}",
             f"conditional: {'true' if public.classes else 'false'}",
             "runs:",
-            f"  {path.stem.replace('-', '_')}: {{method: pretrained, init: random, options: {{file: {path}, "
-            f"sha256: {file_digest(path)}, part: {part}, kind: diffusion}}}} # or kind: consistency",
+            f"  {path.stem.replace('-', '_')}: {{method: edm, init: random, teacher: none, weights: {{file: {path}, "
+            f"sha256: {file_digest(path)}, part: {part}}}}} # or, of a consistency model, method: cd",
         ]
     )
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cmcore.assemble.project import require_decoder, require_files
+from cmcore.assemble.checks import require_files
+from cmcore.assemble.project import require_decoder
 from cmcore.closure import ROOT
 from cmcore.config import ConfigError
 from cmcore.data.sources.changes import changed

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cmcore.assemble.project import Run, resolved
+from cmcore.assemble.run import Run, resolved
 from cmcore.assemble.training import SUMMARY, WEIGHTS, Inputs, fingerprint
 from cmcore.commands.sync_searches import search_replays
 from cmcore.data.images import open_data
@@ -22,8 +22,8 @@ from cmcore.train.session import HISTORY
 
 def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
     """What live tracking would have logged; of a run that params.yaml no longer describes, what its files hold."""
-    inputs = Inputs(folders.data, folders.weights(run.init))
-    there = inputs.init.exists() and (inputs.data / "manifest.json").exists()
+    inputs = Inputs(folders.data, folders.weights(run.init), folders.weights(run.teacher))
+    there = inputs.init.exists() and inputs.teacher.exists() and (inputs.data / "manifest.json").exists()
     if there and fingerprint(run, inputs) == summary["fingerprint"]:
         return resolved(run)
     net = {"kind": header["net"]["kind"], "config": {k: v for k, v in header["net"].items() if k != "kind"}}

@@ -65,9 +65,11 @@ def mark_of(found: Found, places: list[Path]) -> str:
 
 def _job(setup: Setup, name: str, mark: str) -> Job | None:
     """The search of that fingerprint, if the parameter file still describes it."""
-    folders, config = setup.folders, setup.project.sections.tune.get(name)
+    folders, config = setup.folders, setup.searches.get(name)
     read = [folders.manifest, folders.reference / "reference.json"]
-    if config is None or not all(path.exists() for path in [*read, folders.weights(config.init)]):
+    if config is None or not all(
+        path.exists() for path in [*read, folders.weights(config.init), folders.weights(config.teacher)]
+    ):
         return None
     job = job_of(setup, name)
     return job if job.folder.name == mark else None

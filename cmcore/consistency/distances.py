@@ -1,6 +1,7 @@
 """Distances between two batches of images: (B, ...), (B, ...) -> (B,). The config field `distance` names one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 from torch import Tensor
@@ -33,9 +34,26 @@ def huber_constant(dimension: int) -> float:
     return 0.00054 * dimension**0.5
 
 
+def services(name: DistanceName) -> tuple[str, ...]:
+    """The networks from elsewhere that a distance needs, as `Traits.services` names them."""
+    return (name,) if name == "lpips" else ()
+
+
 def provide(name: str, distance: Distance) -> None:
     """Make a distance available that needs a network, such as LPIPS; called at the edge, where its weights are."""
     _provided[name] = distance
+
+
+@contextmanager
+def provided(distances: Mapping[str, Distance]) -> Iterator[None]:
+    """Distances that are available inside this context, in place of any others of their names."""
+    before = dict(_provided)
+    _provided.update(distances)
+    try:
+        yield
+    finally:
+        _provided.clear()
+        _provided.update(before)
 
 
 def distance(name: DistanceName, c: float) -> Distance:

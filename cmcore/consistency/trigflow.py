@@ -1,6 +1,5 @@
 """What sCT and sCD share: the sampled TrigFlow point and Algorithm 1's loss (arXiv 2410.11081)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,12 +8,11 @@ from torch import Tensor, nn
 
 from cmcore.config import require
 from cmcore.consistency.tangents import consistency_tangent, normalise, scaled_jvp, trig_net
-from cmcore.consistency.weights import AdaptiveWeight
 from cmcore.diffusion.precond import Denoiser, Labels
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like, norm_per_sample, sum_per_sample
 
-WEIGHT_HEAD = "adaptive_weight"
+WEIGHT = "adaptive_weight"  # the name of w_phi among the networks of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +49,6 @@ def sample_point(x: Tensor, config: TrigConfig, sigma_data: float, draws: Draws)
     z = sigma_data * draws.normal(x.shape[1:], stream="noise")
     x_t = expand_like(torch.cos(t), x) * x + expand_like(torch.sin(t), x) * z
     return TrigPoint(x_t, t, z)
-
-
-def new_heads() -> dict[str, Callable[[], nn.Module]]:
-    """The extra module that Algorithm 1 trains: w_phi."""
-    return {WEIGHT_HEAD: AdaptiveWeight}
 
 
 def continuous_loss(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cmcore.config import require
+from cmcore.diffusion.inputs import GUIDANCE, Input
 from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
@@ -34,6 +35,11 @@ def check_scales(scales: Scales | None) -> None:
     """Refuse what is no range of guidance scales; for a method's Config."""
     ordered = scales is None or 0 <= scales[0] <= scales[1]
     require(ordered, "guidance", "null, or the least and the largest scale, from 0 on", scales)
+
+
+def guidance_inputs(scales: Scales | None) -> tuple[Input, ...]:
+    """The extra network input of a student that learns guidance scales; none where there is no range."""
+    return (GUIDANCE,) if scales is not None else ()
 
 
 def draw_scales(scales: Scales, draws: Draws) -> Tensor:

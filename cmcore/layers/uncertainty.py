@@ -6,8 +6,6 @@ from cmcore.diffusion.precond import noise_coordinate
 from cmcore.layers.magnitude import MPConv, MPFourier
 from cmcore.rng import generator
 
-UNCERTAINTY_HEAD = "uncertainty"
-
 
 class Uncertainty(nn.Module):
     """u(sigma), one normalised linear layer on random Fourier features of ln(sigma)/4.

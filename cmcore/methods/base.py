@@ -1,23 +1,53 @@
-"""What a method is: the protocol that the trainer knows, and nothing else."""
+"""The protocol of a method: all that trainer, evaluator, searches, plan and networks need to know of it.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+A method is one file: a `Config` (frozen, keyword-only, the paper's constants as defaults) and a function `build(config,
+diffusion)` that returns a `Method`. The base class carries every default, so a file says only how its method differs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from cmcore.diffusion.inputs import Input
+from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser, Labels
+from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.rng import Draws
+from cmcore.sample.base import Sampler
+from cmcore.sample.guided import GuidedSampler
+from cmcore.sample.presets import few_step_sampler, ode_sampler
+
+STUDENT, TEACHER, TARGET = "student", "teacher", "target"
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a method asks the trainer to provide beside the student."""
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network that takes part in the training beside the student."""
 
-    teacher: bool = False  # a frozen denoiser, in eval mode: the run named by `init`
-    target: bool = False  # an EMA copy of the student that follows `Method.target_decay`
-    file: bool = False  # weights that others have trained, instead of training
-    heads: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)  # extra modules trained with the student
+    start: Literal["new", "student", "init", "teacher"] = "new"  # whose architecture and weights it begins with
+    role: Literal["trained", "moved", "frozen"] = "frozen"  # moved: changed by the actions of `Method.after` alone
+    player: str = STUDENT  # whose optimiser trains it
+    make: Callable[[], nn.Module] | None = None  # builds a new one, under a seed of the run
+    dropout: bool = True  # whether a moved network drops units as the student does; a frozen one never does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """Facts about a configured method."""
+
+    few_step: bool = True  # maps noise to images in one evaluation; a diffusion model needs an ODE solver
+    boundary: bool = False  # the student has the eps-shifted scalings, for which f(x, sigma_min) = x exactly
+    teacher: Literal["none", "diffusion", "few_step"] = "none"  # the kind of run that `teacher` has to name
+    inputs: tuple[Input, ...] = ()  # told to the network beside the noise level and the labels
+    guidance: tuple[float, float] | None = None  # least and largest guidance scale that the student learns
+    unlabelled: bool = False  # also learns images without their labels, so that a diffusion model can be guided
+    services: tuple[str, ...] = ()  # networks from elsewhere that the loss asks for, such as "lpips"
+    group: int = 1  # rows of a batch that are never cut apart
+    image_counts: tuple[str, ...] = ()  # options counted in images; a shorter run shrinks them in proportion
+    first_step: float = 0.0  # share of the run after which its curriculum takes the first step
 
 
 class Batch(NamedTuple):
@@ -27,19 +57,34 @@ class Batch(NamedTuple):
     labels: Labels
 
 
-@dataclass(frozen=True)
-class Models:
-    """The networks of a run, as the method sees them."""
+class Nets:
+    """The networks of a run by name. The student is always there; the others are those of `Method.networks`."""
 
-    student: Denoiser
-    teacher: Denoiser | None
-    target: Denoiser | None
-    heads: nn.ModuleDict
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = dict(modules)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.modules[name]
+
+    @property
+    def student(self) -> Denoiser:
+        """The denoiser that is trained."""
+        return self[STUDENT]
+
+    @property
+    def teacher(self) -> Denoiser:
+        """The network called "teacher"."""
+        return self[TEACHER]
+
+    @property
+    def target(self) -> Denoiser:
+        """The network called "target"."""
+        return self[TARGET]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is. Every curriculum is a pure function of this."""
+    """The position of a step in the run. Every curriculum is a pure function of it."""
 
     images: int  # images seen before this step
     total: int  # images of the whole run
@@ -60,6 +105,11 @@ class Progress:
         """The papers' K: optimiser steps of the whole run."""
         return max(1, self.total // self.batch)
 
+    @property
+    def next(self) -> "Progress":
+        """The position after this step."""
+        return replace(self, images=self.images + self.batch)
+
 
 class LossOut(NamedTuple):
     """Per-sample loss (B,) and detached scalars to log. The trainer takes the mean over the global batch."""
@@ -68,24 +118,100 @@ class LossOut(NamedTuple):
     scalars: dict[str, Tensor | float]
 
 
-class Method(Protocol):
-    """One paper's training objective. Holds its config only: no optimiser, no logging, no state."""
+class Blend(NamedTuple):
+    """Move a network: weights <- decay weights + (1 - decay) source."""
+
+    network: str
+    decay: float
+    source: str = STUDENT
+
+
+class Copy(NamedTuple):
+    """Give a network the weights of another; of the student, also its evaluated average."""
+
+    network: str
+    source: str = STUDENT
+    averaged: bool = False
+
+
+class Restart(NamedTuple):
+    """Begin a stage of the run: a new optimiser (and averages, of the student) and learning-rate schedule."""
+
+    until: int  # images seen when the stage ends: the end of its learning-rate schedule
+    player: str = STUDENT
+
+
+Action = Blend | Copy | Restart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of a workload and a run that samplers are made from."""
+
+    diffusion: DiffusionConfig
+    steps: int  # of the ODE solver of a diffusion model
+    two_step: float  # sigma of the second step of a few-step model
+    guidance: float = 1.0  # scale of classifier-free guidance, 1 for none
+
+
+class Method(ABC):
+    """One training objective. It holds its configuration only: no optimiser, no logging, no state."""
 
     @property
-    def needs(self) -> Needs: ...
+    def traits(self) -> Traits:
+        """Facts that hold for this configuration."""
+        return Traits()
 
     @property
-    def boundary(self) -> bool:
-        """Whether the student uses the eps-shifted scalings, for which f(x, sigma_min) = x exactly."""
-        ...
+    def networks(self) -> Mapping[str, Network]:
+        """The networks beside the student, by name."""
+        return {}
 
     @property
-    def few_step(self) -> bool:
-        """Whether the model maps noise to images in one step; a diffusion model needs an ODE solver."""
-        ...
+    def players(self) -> tuple[str, ...]:
+        """Everyone who trains, the student first: each has an optimiser of its own."""
+        others = (network.player for network in self.networks.values() if network.role == "trained")
+        return tuple(dict.fromkeys((STUDENT, *others)))
 
-    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut: ...
+    def turns(self, progress: Progress) -> Sequence[str]:
+        """The players that take an optimiser step now, in order; a name may stand more than once."""
+        del progress
+        return (STUDENT,)
 
-    def target_decay(self, progress: Progress) -> float:
-        """mu of the EMA target for the coming update; asked only where `needs.target`."""
-        ...
+    @abstractmethod
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+        """The student's loss."""
+
+    def loss_of(self, player: str, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+        """The loss of a player; a method with several players overrides it. `draws` are the turn's own."""
+        del player
+        return self.loss(nets, batch, progress, draws)
+
+    def after(self, progress: Progress) -> Sequence[Action]:
+        """Changes of networks that follow the step at `progress`: moving averages, stages."""
+        del progress
+        return ()
+
+    def model(self, denoiser: Denoiser) -> Denoise:
+        """The function that samplers call, from the trained network; by default the denoiser itself."""
+        return denoiser
+
+    def samplers(self, sampling: Sampling) -> list[Sampler]:
+        """The samplers behind the rows of the tables, the cheapest first.
+
+        By default the ODE solver for a diffusion model, one and two steps for any other.
+        """
+        d = sampling.diffusion
+        if not self.traits.few_step:
+            return [self.guided(ode_sampler(d, sampling.steps), sampling)]
+        return [self.guided(few_step_sampler(d, *levels), sampling) for levels in ((), (sampling.two_step,))]
+
+    def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
+        """Samplers that try the level of a second step, one for each level; none for a diffusion model."""
+        few = levels if self.traits.few_step else ()
+        return [self.guided(few_step_sampler(sampling.diffusion, level), sampling) for level in few]
+
+    def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
+        """The sampler under the run's guidance; the very same without."""
+        s = sampling.guidance
+        return sampler if s == 1 else GuidedSampler(sampler, s, learned=self.traits.few_step)

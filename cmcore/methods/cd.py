@@ -1,17 +1,30 @@
 """CD: consistency distillation of a diffusion teacher (Song et al., arXiv 2303.01469, Alg. 2)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from cmcore.config import require
-from cmcore.consistency.distances import DistanceName, distance
+from cmcore.consistency.distances import DistanceName, distance, services
 from cmcore.consistency.pairs import uniform_pair
 from cmcore.diffusion import ode
-from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, told
+from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, told
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.methods.base import (
+    TARGET,
+    TEACHER,
+    Action,
+    Batch,
+    Blend,
+    LossOut,
+    Method,
+    Nets,
+    Network,
+    Progress,
+    Traits,
+)
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
@@ -35,45 +48,53 @@ class Config:
 
 
 @dataclass(frozen=True)
-class CD:
+class CD(Method):
     """d(f(x_{t_{n+1}}, t_{n+1}), sg f(x^_{t_n}, t_n)), where the teacher's ODE step makes x^."""
 
     config: Config
     diffusion: DiffusionConfig
-    boundary: bool = True
-    few_step: bool = True
 
     @property
-    def needs(self) -> Needs:
-        """A teacher, and an EMA target unless mu = 0."""
-        return Needs(teacher=True, target=self.config.mu > 0)
+    def traits(self) -> Traits:
+        """A consistency model with exact boundary, taught by a diffusion model, perhaps at many guidance scales."""
+        return Traits(
+            boundary=True,
+            teacher="diffusion",
+            inputs=guidance_inputs(self.config.guidance),
+            guidance=self.config.guidance,
+            services=services(self.config.distance),
+        )
 
-    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        """A teacher, and an EMA target unless mu = 0."""
+        target = {TARGET: Network(start="student", role="moved")} if self.config.mu > 0 else {}
+        return {TEACHER: Network(start="teacher"), **target}
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """lambda = 1, as in the paper."""
         del progress  # the grid is fixed
-        if models.teacher is None:
-            raise ValueError("cd needs a teacher: set init to the name of a diffusion run")
         t, r = uniform_pair(draws.uniform(stream="level"), self.config.N, self.diffusion)
         z = draws.normal(batch.x.shape[1:], stream="noise")
         x_t = batch.x + expand_like(t, z) * z
         step = ode.heun_step if self.config.solver == "heun" else ode.euler_step
-        labels, teacher = batch.labels, models.teacher
+        labels, teacher = batch.labels, nets.teacher
         if self.config.guidance is not None:
             s = draw_scales(self.config.guidance, draws)
             labels, teacher = told(labels, s), Guided(teacher, s)
         with torch.no_grad():
             x_r = step(teacher, x_t, t, r, batch.labels)
             with draws.dropout():
-                target = (models.target or models.student)(x_r, r, labels)
+                target = (nets.target if self.config.mu > 0 else nets.student)(x_r, r, labels)
         with draws.dropout():
-            f = models.student(x_t, t, labels)
+            f = nets.student(x_t, t, labels)
         loss = distance(self.config.distance, self.config.huber_c)(f, target)
         return LossOut(loss, {})
 
-    def target_decay(self, progress: Progress) -> float:
-        """mu, constant."""
+    def after(self, progress: Progress) -> Sequence[Action]:
+        """The target, where there is one, follows the student with constant decay mu."""
         del progress
-        return self.config.mu
+        return (Blend(TARGET, self.config.mu),) if self.config.mu > 0 else ()
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> CD:

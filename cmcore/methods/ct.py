@@ -1,15 +1,16 @@
 """CT: consistency training without a teacher (Song et al., arXiv 2303.01469, Alg. 3)."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from cmcore.config import require
 from cmcore.consistency.curriculum import ct_decay, ct_points
-from cmcore.consistency.distances import DistanceName, distance
+from cmcore.consistency.distances import DistanceName, distance, services
 from cmcore.consistency.pairs import uniform_pair
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.methods.base import TARGET, Action, Batch, Blend, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
@@ -32,34 +33,42 @@ class Config:
 
 
 @dataclass(frozen=True)
-class CT:
+class CT(Method):
     """d(f(x + t_{n+1} z, t_{n+1}), f^-(x + t_n z, t_n)) with the same z, a growing N(k) and an EMA target f^-."""
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = field(default_factory=lambda: Needs(target=True))
-    boundary: bool = True
-    few_step: bool = True
+
+    @property
+    def traits(self) -> Traits:
+        """A consistency model with exact boundary."""
+        return Traits(boundary=True, services=services(self.config.distance))
+
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        """The EMA target f^-."""
+        return {TARGET: Network(start="student", role="moved")}
 
     def _points(self, progress: Progress) -> int:
         return ct_points(progress.fraction, self.config.s0, self.config.s1)
 
-    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """lambda = 1, as in the paper."""
-        if models.target is None:
-            raise ValueError("ct needs an EMA target; the trainer provides it")
         N = self._points(progress)
         t, r = uniform_pair(draws.uniform(stream="level"), N, self.diffusion)
         z = draws.normal(batch.x.shape[1:], stream="noise")
         with torch.no_grad(), draws.dropout():
-            target = models.target(batch.x + expand_like(r, z) * z, r, batch.labels)
+            target = nets.target(batch.x + expand_like(r, z) * z, r, batch.labels)
         with draws.dropout():
-            f = models.student(batch.x + expand_like(t, z) * z, t, batch.labels)
+            f = nets.student(batch.x + expand_like(t, z) * z, t, batch.labels)
         loss = distance(self.config.distance, self.config.huber_c)(f, target)
-        return LossOut(loss, {"N": float(N), "mu": self.target_decay(progress)})
+        return LossOut(loss, {"N": float(N), "mu": self._decay(progress)})
 
-    def target_decay(self, progress: Progress) -> float:
-        """mu(k)."""
+    def after(self, progress: Progress) -> Sequence[Action]:
+        """The target follows the student with decay mu(k)."""
+        return (Blend(TARGET, self._decay(progress)),)
+
+    def _decay(self, progress: Progress) -> float:
         return ct_decay(self._points(progress), self.config.s0, self.config.mu0)
 
 

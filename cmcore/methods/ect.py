@@ -1,7 +1,7 @@
 """ECT: easy consistency tuning of a diffusion model (Geng et al., arXiv 2406.14548)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from cmcore.consistency import weights
 from cmcore.consistency.curriculum import ect_stage, ect_target_level
 from cmcore.consistency.distances import pseudo_huber
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.methods.base import Batch, LossOut, Method, Nets, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
@@ -49,7 +49,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class ECT:
+class ECT(Method):
     """w(t, r) PseudoHuber(f(x + t z, t), sg f(x + r z, r)) with continuous t and r(t) moving towards t by stages.
 
     EDM's plain scalings: where r = 0 the target is the clean image itself, so stage 0 begins as denoising.
@@ -57,11 +57,13 @@ class ECT:
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = field(default_factory=Needs)
-    boundary: bool = False
-    few_step: bool = True
 
-    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+    @property
+    def traits(self) -> Traits:
+        """A consistency model with EDM's plain scalings."""
+        return Traits(first_step=self.config.first_step)
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """Same noise, same dropout mask, same weights on both sides."""
         cfg = self.config
         ln_t = cfg.P_mean + cfg.P_std * draws.normal(stream="level", dtype=torch.float64)
@@ -72,17 +74,13 @@ class ECT:
         with torch.no_grad(), draws.dropout():
             # The network is defined for r > 0 only; rows with r = 0 are replaced by the data right below.
             r_net = torch.where(r > 0, r, torch.full_like(r, self.diffusion.sigma_min))
-            f_r = models.student(batch.x + expand_like(r_net, z) * z, r_net, batch.labels)
+            f_r = nets.student(batch.x + expand_like(r_net, z) * z, r_net, batch.labels)
             target = torch.where(expand_like(r, z) > 0, f_r, batch.x)
         with draws.dropout():
-            f_t = models.student(batch.x + expand_like(t, z) * z, t, batch.labels)
+            f_t = nets.student(batch.x + expand_like(t, z) * z, t, batch.labels)
         gap = pseudo_huber(f_t, target, cfg.huber_c)
         weight = weights.inverse_gap(t, r) if cfg.weighting == "gap" else weights.edm(t, self.diffusion.sigma_data)
         return LossOut(weight.to(gap.dtype) * gap, {"stage": float(stage), "distance": gap.detach().mean()})
-
-    def target_decay(self, progress: Progress) -> float:
-        """There is no EMA target."""
-        raise NotImplementedError("ect has no EMA target")
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> ECT:

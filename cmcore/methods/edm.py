@@ -1,5 +1,6 @@
 """EDM: a denoiser for all noise levels, the teacher of the distilled methods (Karras et al., arXiv 2206.00364)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,12 @@ from cmcore.config import require
 from cmcore.consistency import weights
 from cmcore.diffusion.guidance import drop_labels
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.layers.uncertainty import UNCERTAINTY_HEAD, Uncertainty
-from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.layers.uncertainty import Uncertainty
+from cmcore.methods.base import Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like, mean_per_sample
+
+UNCERTAINTY = "uncertainty"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(Method):
     """Denoising score matching with EDM's weighting (Eq. 8). The squared error is averaged over the pixels.
 
     The authors sum over the pixels, which differs by a constant factor that Adam takes out again.
@@ -38,15 +41,18 @@ class EDM:
 
     config: Config
     diffusion: DiffusionConfig
-    boundary: bool = False
-    few_step: bool = False
 
     @property
-    def needs(self) -> Needs:
-        """EDM2's u(sigma), if asked for."""
-        return Needs(heads={UNCERTAINTY_HEAD: Uncertainty} if self.config.uncertainty else {})
+    def traits(self) -> Traits:
+        """A diffusion model, which can be guided where it has seen images without labels."""
+        return Traits(few_step=False, unlabelled=self.config.label_dropout > 0)
 
-    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        """EDM2's u(sigma), where it is learned."""
+        return {UNCERTAINTY: Network(role="trained", make=Uncertainty)} if self.config.uncertainty else {}
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """lambda(sigma) ||D(x + sigma z, sigma) - x||^2, or this over e^u(sigma), plus u(sigma) (EDM2, Eq. 21)."""
         del progress  # no curriculum
         ln_sigma = self.config.P_mean + self.config.P_std * draws.normal(stream="level", dtype=torch.float64)
@@ -54,19 +60,15 @@ class EDM:
         z = draws.normal(batch.x.shape[1:], stream="noise")
         labels = drop_labels(batch.labels, self.config.label_dropout, draws)
         with draws.dropout():
-            D = models.student(batch.x + expand_like(sigma, z) * z, sigma, labels)
+            D = nets.student(batch.x + expand_like(sigma, z) * z, sigma, labels)
         error = mean_per_sample((D - batch.x) ** 2)
         loss = weights.edm(sigma, self.diffusion.sigma_data).to(error.dtype) * error
         scalars: dict[str, Tensor | float] = {"denoising_error": error.detach().mean()}
         if self.config.uncertainty:
-            u = models.heads[UNCERTAINTY_HEAD](sigma)
+            u = nets[UNCERTAINTY](sigma)
             loss = loss / u.exp() + u
             scalars["uncertainty"] = u.detach().mean()
         return LossOut(loss, scalars)
-
-    def target_decay(self, progress: Progress) -> float:
-        """There is no target."""
-        raise NotImplementedError("edm has no EMA target")
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> EDM:

@@ -1,7 +1,7 @@
 """iCT: improved consistency training (Song and Dhariwal, arXiv 2310.14189)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -11,7 +11,7 @@ from cmcore.consistency.curriculum import ict_points
 from cmcore.consistency.distances import huber_constant, pseudo_huber
 from cmcore.consistency.pairs import lognormal_pair
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.methods.base import Batch, LossOut, Method, Nets, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
@@ -39,32 +39,30 @@ class Config:
 
 
 @dataclass(frozen=True)
-class ICT:
+class ICT(Method):
     """1/(t_{n+1} - t_n) PseudoHuber(f(x + t_{n+1} z, t_{n+1}), sg f(x + t_n z, t_n)), f the online network twice."""
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = field(default_factory=Needs)
-    boundary: bool = True
-    few_step: bool = True
 
-    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+    @property
+    def traits(self) -> Traits:
+        """A consistency model with exact boundary, trained from data alone."""
+        return Traits(boundary=True, first_step=self.config.first_step)
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """Same noise, same dropout mask, same weights on both sides."""
         cfg = self.config
         N = ict_points(progress.iteration, progress.iterations, cfg.s0, cfg.s1)
         t, r = lognormal_pair(draws.uniform(stream="level"), N, self.diffusion, cfg.P_mean, cfg.P_std)
         z = draws.normal(batch.x.shape[1:], stream="noise")
         with torch.no_grad(), draws.dropout():
-            target = models.student(batch.x + expand_like(r, z) * z, r, batch.labels)
+            target = nets.student(batch.x + expand_like(r, z) * z, r, batch.labels)
         with draws.dropout():
-            f = models.student(batch.x + expand_like(t, z) * z, t, batch.labels)
+            f = nets.student(batch.x + expand_like(t, z) * z, t, batch.labels)
         c = cfg.huber_c or huber_constant(batch.x[0].numel())
         gap = pseudo_huber(f, target, c)
         return LossOut(weights.inverse_gap(t, r).to(gap.dtype) * gap, {"N": float(N), "distance": gap.detach().mean()})
-
-    def target_decay(self, progress: Progress) -> float:
-        """There is no EMA target."""
-        raise NotImplementedError("ict has no EMA target")
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> ICT:

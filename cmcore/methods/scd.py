@@ -1,14 +1,16 @@
 """sCD: continuous-time consistency distillation in TrigFlow (Lu and Song, arXiv 2410.11081, Alg. 1)."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from cmcore.consistency.tangents import trig_asked
-from cmcore.consistency.trigflow import WEIGHT_HEAD, TrigConfig, continuous_loss, new_heads, sample_point
-from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, told
+from cmcore.consistency.trigflow import WEIGHT, TrigConfig, continuous_loss, sample_point
+from cmcore.consistency.weights import AdaptiveWeight
+from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, told
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.methods.base import TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 
 
@@ -26,37 +28,39 @@ class Config(TrigConfig):
 
 
 @dataclass(frozen=True)
-class SCD:
+class SCD(Method):
     """dx/dt comes from the teacher, which may be guided: sigma_data F_teacher(x_t/sigma_data, t)."""
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = field(default_factory=lambda: Needs(teacher=True, heads=new_heads()))
-    boundary: bool = False
-    few_step: bool = True
 
-    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+    @property
+    def traits(self) -> Traits:
+        """A consistency model taught by a diffusion model, perhaps at many guidance scales."""
+        scales = self.config.guidance
+        return Traits(
+            teacher="diffusion", inputs=guidance_inputs(scales), guidance=scales, image_counts=("warmup_images",)
+        )
+
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        """The teacher, and w_phi of Algorithm 1."""
+        return {TEACHER: Network(start="teacher"), WEIGHT: Network(role="trained", make=AdaptiveWeight)}
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """The loss of Algorithm 1; F and its derivative come from one pass, so they share the dropout mask."""
-        if models.teacher is None:
-            raise ValueError("scd needs a teacher: set init to the name of a diffusion run")
         sd = self.diffusion.sigma_data
         point = sample_point(batch.x, self.config, sd, draws)
-        labels, ask = batch.labels, trig_asked(models.teacher)
+        labels, ask = batch.labels, trig_asked(nets.teacher)
         if self.config.guidance is not None:
             s = draw_scales(self.config.guidance, draws)
             labels, ask = told(labels, s), Guided(ask, s)
-        # The direction of a derivative in full precision, and half of the difference in g that vanishes at the optimum.
+        # In full precision: it is the direction of a derivative, and cancels in the difference g at the optimum.
         with torch.no_grad(), torch.autocast(point.x_t.device.type, enabled=False):
             dx_dt = sd * ask(point.x_t / sd, point.t, batch.labels)
         r = self.config.warmup(progress.images)
         with draws.dropout():
-            return LossOut(
-                *continuous_loss(models.student, models.heads[WEIGHT_HEAD], labels, point, dx_dt, self.config, r)
-            )
-
-    def target_decay(self, progress: Progress) -> float:
-        """There is no EMA target."""
-        raise NotImplementedError("scd has no EMA target")
+            return LossOut(*continuous_loss(nets.student, nets[WEIGHT], labels, point, dx_dt, self.config, r))
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> SCD:

@@ -1,12 +1,14 @@
 """sCT: continuous-time consistency training in TrigFlow (Lu and Song, arXiv 2410.11081, Alg. 1)."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from cmcore.consistency.trigflow import WEIGHT_HEAD, TrigConfig, continuous_loss, new_heads, sample_point
+from cmcore.consistency.trigflow import WEIGHT, TrigConfig, continuous_loss, sample_point
+from cmcore.consistency.weights import AdaptiveWeight
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
+from cmcore.methods.base import Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
@@ -17,29 +19,30 @@ class Config(TrigConfig):
 
 
 @dataclass(frozen=True)
-class SCT:
+class SCT(Method):
     """dx/dt comes from the data: cos t z - sin t x_0. Started from a diffusion model, as in the paper."""
 
     config: Config
     diffusion: DiffusionConfig
-    needs: Needs = field(default_factory=lambda: Needs(heads=new_heads()))
-    boundary: bool = False
-    few_step: bool = True
 
-    def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+    @property
+    def traits(self) -> Traits:
+        """A consistency model trained from data alone."""
+        return Traits(image_counts=("warmup_images",))
+
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        """w_phi of Algorithm 1."""
+        return {WEIGHT: Network(role="trained", make=AdaptiveWeight)}
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """The loss of Algorithm 1; F and its derivative come from one pass, so they share the dropout mask."""
         point = sample_point(batch.x, self.config, self.diffusion.sigma_data, draws)
         cos, sin = expand_like(torch.cos(point.t), batch.x), expand_like(torch.sin(point.t), batch.x)
         dx_dt = cos * point.z - sin * batch.x
         r = self.config.warmup(progress.images)
         with draws.dropout():
-            return LossOut(
-                *continuous_loss(models.student, models.heads[WEIGHT_HEAD], batch.labels, point, dx_dt, self.config, r)
-            )
-
-    def target_decay(self, progress: Progress) -> float:
-        """There is no EMA target."""
-        raise NotImplementedError("sct has no EMA target")
+            return LossOut(*continuous_loss(nets.student, nets[WEIGHT], batch.labels, point, dx_dt, self.config, r))
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> SCT:

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmcore.assemble.project import RANDOM, Project, Run, load_project
+from cmcore.assemble.project import Project, load_project
+from cmcore.assemble.run import NONE, RANDOM, Run
 from cmcore.config import read
 from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.settings import ComputeConfig, TrackingConfig
 from cmcore.errors import DataError
 from cmcore.pipeline.track import run_tags
+from cmcore.search.entries import searches
+from cmcore.search.space import TuneConfig
 from cmcore.tracking.base import Null, Tracker
 
 PARAMS = "params.yaml"
@@ -75,7 +78,7 @@ class Folders:
     def maker(self, path: Path) -> str:
         """The stage that makes what is declared at this path in the outputs."""
         kind, *rest = path.relative_to(self.outputs).parts
-        if kind == "runs" and rest[0] != RANDOM:
+        if kind == "runs" and rest[0] not in (RANDOM, NONE):
             return f"train@{rest[0]}"
         return "reference" if kind == "reference" else "prepare"
 
@@ -94,6 +97,7 @@ class Setup:
     """The checked parameter file."""
 
     project: Project
+    searches: dict[str, TuneConfig]
     compute: ComputeConfig
     tracking: TrackingConfig
     folders: Folders
@@ -110,6 +114,7 @@ class Setup:
             "git_revision": git_revision(self.folders.root),
             "data_digest": manifest["sha256"][:16],
             "init": run.init,
+            "teacher": run.teacher,
             "ema": run.train.eval_ema,
         }
         with self.tracking_as(tags) as tracker:
@@ -142,6 +147,7 @@ def load(root: Path | None = None) -> Setup:
     project = load_project(root / PARAMS)
     return Setup(
         project=project,
+        searches=searches(project),
         compute=read(ComputeConfig, project.sections.compute, "compute"),
         tracking=read(TrackingConfig, project.sections.tracking, "tracking"),
         folders=Folders(root, project.workload),

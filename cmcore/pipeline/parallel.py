@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from cmcore import plugins
-from cmcore.assemble.project import RANDOM, Project
+from cmcore.assemble.project import Project
 from cmcore.edge.ray_session import ComputeError, connection
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.process import expected, guarded
@@ -92,9 +92,9 @@ def stage_needs(project: Project) -> dict[str, list[str]]:
     """The stages that can be done ahead of DVC, each with those of them that it reads from."""
     needs: dict[str, list[str]] = {"reference": []}
     for name, run in project.runs.items():
-        teacher = [] if run.init == RANDOM else [f"train@{run.init}"]
-        needs[f"train@{name}"] = teacher
-        needs[f"evaluate@{name}"] = ["reference", f"train@{name}", *teacher]
+        parents = [f"train@{parent}" for parent in run.parents]
+        needs[f"train@{name}"] = parents
+        needs[f"evaluate@{name}"] = ["reference", f"train@{name}", *parents]
     return needs
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from cmcore.assemble.models import load_model
 from cmcore.assemble.posthoc import reconstruct
-from cmcore.assemble.project import Project, overridden
+from cmcore.assemble.project import overridden
 from cmcore.assemble.training import WEIGHTS
 from cmcore.search.search import TRACKED, Job, overrides, posthoc_run, score, train_once
 from cmcore.search.space import POSTHOC_STD
@@ -17,7 +17,7 @@ def confirm(job: Job, values: Mapping[str, Any], seed: int, device: str = "cpu")
 
     A post-hoc search compares one training's own profile with the found one, directly tracked and reconstructed.
     """
-    job = replace(job, project=_with_budget(job, 0))
+    job = replace(job, config=replace(job.config, images=0))
     if job.config.kind == "posthoc":
         run = posthoc_run(job, seed, values[POSTHOC_STD])
         folder = train_once(job, run, "confirm", device)
@@ -34,8 +34,3 @@ def confirm(job: Job, values: Mapping[str, Any], seed: int, device: str = "cpu")
         model = load_model(train_once(job, run, "confirm", device) / WEIGHTS, device=device)
         scores[name] = score(job, run, model.denoiser, seed, device)
     return scores
-
-
-def _with_budget(job: Job, images: int) -> Project:
-    searches = {**job.project.sections.tune, job.name: replace(job.config, images=images)}
-    return replace(job.project, sections=replace(job.project.sections, tune=searches))

@@ -3,15 +3,15 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cmcore.assemble.models import ModelShape
-from cmcore.assemble.project import Project, Run, nested, overridden
-from cmcore.assemble.samplers import samplers
+from cmcore.assemble.project import Project, overridden
+from cmcore.assemble.run import Run
 from cmcore.assemble.training import Inputs, fingerprint, train_run
 from cmcore.config import digest, merge, plain
 from cmcore.data.images import ImageData
@@ -20,7 +20,7 @@ from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.reference import load_reference
 from cmcore.sample.stream import generate
-from cmcore.search.space import POSTHOC_STD, TuneConfig
+from cmcore.search.space import POSTHOC_STD, TuneConfig, nested
 from cmcore.tracking.base import Null
 from cmcore.train.settings import EmaConfig
 
@@ -35,14 +35,10 @@ class Job:
 
     project: Project
     name: str  # of the entry of `tune`
+    config: TuneConfig  # that entry
     inputs: Inputs
     reference: Path
     folder: Path  # of this search's trials
-
-    @property
-    def config(self) -> TuneConfig:
-        """The search's entry."""
-        return self.project.sections.tune[self.name]
 
     @property
     def base(self) -> Run:
@@ -55,12 +51,12 @@ class Job:
         return self.config.images or self.base.train.images
 
 
-def search_fingerprint(project: Project, name: str, inputs: Inputs, reference: Path) -> str:
-    """Names the folder of a search, so that a changed one never continues an old one."""
-    config = plain(project.sections.tune[name])
+def search_fingerprint(project: Project, search: TuneConfig, inputs: Inputs, reference: Path) -> str:
+    """The digest that names the folder of a search, so that a changed one never continues an old one."""
+    config = plain(search)
     for how in ("concurrency", "confirm"):  # neither decides what a trial gives
         del config[how]
-    run = project.run(config["base"])
+    run = project.run(search.base)
     described = json.loads((reference / "reference.json").read_text(encoding="utf-8"))
     return digest([config, fingerprint(run, inputs), described["extractor"]["digest"], described["data"]["digest"]])
 
@@ -80,8 +76,8 @@ def scaled(run: Run, images: int) -> Run:
     share = images / run.train.images
     if share == 1:
         return run
-    options = {f.name: round(getattr(run.method_config, f.name) * share) for f in fields(run.method_config)
-               if f.name.endswith("_images")}  # fmt: skip
+    counts = run.objective.traits.image_counts
+    options = {name: round(getattr(run.method_config, name) * share) for name in counts}
     ema = {name: replace(profile, half_life=profile.half_life * share) for name, profile in run.train.ema.items()}
     ramp, ref = run.train.lr_ramp_images, run.train.lr_ref_images
     train = replace(
@@ -104,11 +100,11 @@ def trial_run(job: Job, values: Mapping[str, Any]) -> Run:
 def score(job: Job, run: Run, denoiser: Denoiser, seed: int, device: str) -> float:
     """The Frechet distance of few-step samples of the denoiser, made from the noise of that seed."""
     shape = ModelShape.of(ImageData.open(job.inputs.data), run.conditional)
-    one, two = samplers(run, run.diffusion, steps=0)
+    sampler = next(s for s in run.objective.samplers(run.sampling(steps=2)) if s.nfe == job.config.nfe)
     reference = load_reference(job.reference)
     batches = generate(
-        one if job.config.nfe == 1 else two,
-        denoiser,
+        sampler,
+        run.objective.model(denoiser),
         (shape.channels, shape.resolution, shape.resolution),
         range(job.config.samples),
         seed=seed,

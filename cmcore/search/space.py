@@ -116,6 +116,13 @@ def _dimension(path: str, kind: str, entry: Mapping[str, Any]) -> Dimension:
     return Dimension(path, kind, tuple(values))
 
 
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} for "a.b"."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """One search. A trial is the run `base` with some values replaced, trained on `images` images.
@@ -125,7 +132,8 @@ class TuneConfig:
     """
 
     base: str  # the run that is searched
-    init: str  # what that run starts from; said again, as DVC draws the edge from it
+    init: str  # as in that run: said again, as DVC draws its edges from here
+    teacher: str  # likewise
     kind: Literal["train", "posthoc"] = "train"  # posthoc: train once, then try EMA profiles of the width `std`
     space: dict[str, Any]  # nested like a run's entry; for posthoc {std: {loguniform: [low, high]}}
     nfe: Literal[1, 2] = 1  # ranked by the Frechet distance of samples with so many function evaluations

@@ -22,15 +22,23 @@ def build_optimiser(parameters: Sequence[nn.Parameter], config: TrainConfig) -> 
     return torch.optim.RAdam(parameters, **settings, foreach=on_gpu or None, capturable=on_gpu)
 
 
-def learning_rate(config: TrainConfig, images: int) -> float:
-    """Linear warm-up, then constant, 1/sqrt (EDM2, arXiv 2312.02696, Eq. 67) or linear to zero at the end."""
+def learning_rate(config: TrainConfig, images: int, total: int = 0) -> float:
+    """Linear warm-up, then constant, 1/sqrt (EDM2, arXiv 2312.02696, Eq. 67) or linear to zero at the end.
+
+    Args:
+        config: training settings.
+        images: images seen, since the start of the run or of its stage.
+        total: images of the whole stage; by default those of the run. `lr_ref_images` shrinks in proportion.
+    """
+    share = total / config.total if total else 1.0
     lr = config.lr
     if config.lr_ramp_images:
         lr *= min(1.0, (images + config.batch) / config.lr_ramp_images)
     if config.lr_decay == "inverse_sqrt":
-        lr /= math.sqrt(max(images / config.lr_ref_images, 1.0))
+        lr /= math.sqrt(max(images / (share * config.lr_ref_images), 1.0))
     elif config.lr_decay == "linear":
-        lr *= min(1.0, (config.total - images) / (config.total - config.lr_ref_images))
+        end = total or config.total
+        lr *= min(1.0, (end - images) / (end - share * config.lr_ref_images))
     return lr
 
 

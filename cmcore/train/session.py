@@ -7,6 +7,7 @@ resumed run writes the same history and ends in the same bits as one that was ne
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,17 @@ class Window:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
-        self._count = 0
+        self._counts: Counter[str] = Counter()  # not every player has a turn in every step
 
     def add(self, record: StepRecord) -> None:
         """Add a step, without waiting for the device."""
-        self._count += 1
-        values = {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr, **record.scalars}
-        for name, value in values.items():
+        for name, value in record.values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] += 1
 
     def means(self) -> dict[str, float]:
         """The means, and an empty window."""
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         self.__init__()
         return means
 
@@ -121,7 +121,7 @@ def run_session(
         return
     checkpoint.remove_partial(folder)
     history, window = History(folder / HISTORY, state.images), Window()
-    watch = Stopwatch(folder / TIME, state.parameters[0].device, worker.world)
+    watch = Stopwatch(folder / TIME, state.device, worker.world)
     saved = time.monotonic()
     on_progress(state.images, config.total)
     try:
@@ -153,7 +153,7 @@ def _agree(state: State, folder: Path, worker: Worker) -> None:
     """Workers that resumed at different moments would train on in silence."""
     if worker.reduce is None:
         return
-    total = torch.tensor(float(state.images), dtype=torch.float64, device=state.parameters[0].device)
+    total = torch.tensor(float(state.images), dtype=torch.float64, device=state.device)
     worker.reduce([total])
     if float(total) != worker.world * state.images:
         raise checkpoint.CheckpointError(

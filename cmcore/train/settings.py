@@ -1,9 +1,9 @@
 """How a run is trained: the `train` section, shared by all runs and overridden by `runs.<name>.train`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cmcore.config import require
+from cmcore.config import ConfigError, require
 
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
 
@@ -26,6 +26,20 @@ class EmaConfig:
             "below 0.28, where the profile's exponent is positive",
             self.power_std,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayerConfig:
+    """How a player beside the student is trained, where it differs from the student; null means as the student."""
+
+    optimiser: Literal["adam", "radam"] | None = None
+    lr: float | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    lr_ramp_images: int | None = None
+    lr_decay: Literal["constant", "inverse_sqrt", "linear"] | None = None
+    lr_ref_images: int | None = None
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +66,7 @@ class TrainConfig:
     cuda_graphs: bool = False  # of compiled networks: for those so small that starting kernels takes the time
     ema: dict[str, EmaConfig] = field(default_factory=lambda: {"ema": EmaConfig(half_life=500_000.0)})
     eval_ema: str = "ema"  # the profile that is evaluated and that other runs start from; "raw" for none
+    players: dict[str, PlayerConfig] = field(default_factory=dict)  # of methods with several; the student is above
     lpips_weights: str = ""  # file of torchvision's VGG-16 weights, for methods whose distance is lpips
     snapshots: int = 4  # how many times on the way the evaluated weights are kept
     log_images: int = 5_000  # images between two lines of the history
@@ -83,9 +98,19 @@ class TrainConfig:
         require("raw" not in self.ema, "ema", "profile names other than 'raw'", sorted(self.ema))
         names = ["raw", *self.ema]
         require(self.eval_ema in names, "eval_ema", "one of " + ", ".join(names), self.eval_ema)
+        for name in self.players:
+            try:
+                self.of(name)
+            except ConfigError as error:
+                raise ConfigError(f"players.{name}.{error.path}", error.message) from error
         require(self.snapshots >= 0, "snapshots", "at least 0", self.snapshots)
         require(self.log_images >= 1, "log_images", "at least 1", self.log_images)
         require(self.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", self.checkpoint_seconds)
+
+    def of(self, player: str) -> "TrainConfig":
+        """The settings of a player: its own where it has some, else those of the student."""
+        own = vars(self.players.get(player, PlayerConfig()))
+        return replace(self, players={}, **{key: value for key, value in own.items() if value is not None})
 
     @property
     def steps(self) -> int:

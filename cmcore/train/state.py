@@ -1,13 +1,16 @@
 """Everything that changes while a run trains, and how it becomes named tensors and back."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cmcore.diffusion.precond import Denoiser
-from cmcore.methods.base import Method, Models
+from cmcore.methods.base import STUDENT, Method, Nets, Network
+from cmcore.rng import seeded
 from cmcore.train.layout import arrange
 from cmcore.train.optim import build_optimiser
 from cmcore.train.precision import LossScale
@@ -15,63 +18,155 @@ from cmcore.train.settings import TrainConfig
 
 
 @dataclass
+class Player:
+    """An optimiser and the parameters it trains."""
+
+    parameters: list[nn.Parameter]
+    config: TrainConfig
+    optimiser: torch.optim.Optimizer
+    scale: LossScale | None = None  # of an fp16 run
+    started: int = 0  # images seen when its present stage began
+    until: int = 0  # images seen when that stage ends; 0 for the end of the run
+
+    @classmethod
+    def of(cls, parameters: list[nn.Parameter], config: TrainConfig) -> "Player":
+        """A player before its first step."""
+        scale = LossScale(parameters[0].device) if config.precision == "fp16" else None
+        return cls(parameters, config, build_optimiser(parameters, config), scale)
+
+    def restart(self, started: int, until: int) -> None:
+        """Begin a stage: a fresh optimiser, and the learning rate's schedule from its start."""
+        self.optimiser, self.started, self.until = build_optimiser(self.parameters, self.config), started, until
+
+
+@dataclass
 class State:
     """A run at one moment. Randomness is addressed by `images`, so there is no generator to keep."""
 
-    models: Models
-    optimiser: torch.optim.Optimizer
+    nets: Nets
+    roles: Mapping[str, Network]  # of the networks beside the student
+    players: dict[str, Player]
     ema: dict[str, list[Tensor]] = field(default_factory=dict)  # profile -> averages, in the order of the parameters
     images: int = 0
-    scale: LossScale | None = None  # of an fp16 run
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The student's parameters."""
-        return list(self.models.student.net.parameters())
+        """The parameters of the student's network."""
+        return list(self.nets.student.net.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return self.parameters[0].device
+
+    @property
+    def changing(self) -> dict[str, nn.Module]:
+        """The networks that change during a run, by name."""
+        others = {name: self.nets[name] for name, network in self.roles.items() if network.role != "frozen"}
+        return {STUDENT: self.nets.student, **others}
 
     def weights(self, profile: str = "raw") -> dict[str, Tensor]:
         """Named network weights of a profile; buffers are the student's own."""
-        named = {name: tensor.detach() for name, tensor in self.models.student.net.state_dict().items()}
+        named = {name: tensor.detach() for name, tensor in self.nets.student.net.state_dict().items()}
         if profile != "raw":
-            names = [name for name, _ in self.models.student.net.named_parameters()]
+            names = [name for name, _ in self.nets.student.net.named_parameters()]
             named.update(zip(names, self.ema[profile], strict=True))
         return named
 
+    def restart_averages(self) -> None:
+        """Let every average begin again from the present weights."""
+        start = [parameter.detach() for parameter in self.parameters]
+        self.ema = {name: [tensor.clone() for tensor in start] for name in self.ema}
 
-def new_state(method: Method, student: Denoiser, teacher: Denoiser | None, config: TrainConfig) -> State:
-    """The state before the first step; a ValueError where the method needs a teacher and there is none."""
-    if method.needs.teacher and teacher is None:
-        raise ValueError(
-            f"{type(method).__name__} needs a teacher: set the run's `init` to the name of a diffusion run"
-        )
+
+def raw(module: nn.Module) -> nn.Module:
+    """The network inside a denoiser; any other module as it is."""
+    return module.net if isinstance(module, Denoiser) else module
+
+
+def new_state(
+    method: Method, student: Denoiser, config: TrainConfig, *, init: Denoiser | None = None,
+    teacher: Denoiser | None = None,
+) -> State:  # fmt: skip
+    """The state before the first step.
+
+    Args:
+        method: the objective, which names the networks that take part.
+        student: the network to train, with its initial weights.
+        config: training settings.
+        init: the model of the run named by `init`, for networks that begin as that.
+        teacher: the model of the run named by `teacher`.
+
+    Raises:
+        ValueError: a network begins as a model that is not there.
+    """
     device = next(student.net.parameters()).device
-    heads = nn.ModuleDict({name: make() for name, make in method.needs.heads.items()}).to(device)
+    sources = {"student": student, "init": init, "teacher": teacher}
+    new: dict[str, nn.Module] = {}
+    for name, network in method.networks.items():
+        if network.make is not None:
+            with seeded(config.seed, "init", name):
+                new[name] = network.make().to(device)
+        elif sources[network.start] is None:
+            raise ValueError(
+                f"{type(method).__name__} needs a {network.start} for its network {name!r}: set the run's "
+                f"`{network.start}` to the name of a run"
+            )
     arrange(student.net, config)
-    # In train mode first: the target is a copy, and must drop what the student drops.
-    target = copy.deepcopy(student.train()).requires_grad_(False) if method.needs.target else None
-    if target is not None:
-        arrange(target.net, config)
-    if teacher is not None:
-        arrange(teacher.requires_grad_(False).eval().net, config)
-    models = Models(student=student.train(), teacher=teacher, target=target, heads=heads)
-    optimiser = build_optimiser([*student.net.parameters(), *heads.parameters()], config)
-    start = [parameter.detach() for parameter in student.net.parameters()]
-    averages = {name: [tensor.clone() for tensor in start] for name in config.ema}
-    return State(models, optimiser, averages, scale=LossScale(device) if config.precision == "fp16" else None)
+    student.train()  # before it is copied: a copy drops what the student drops
+    modules: dict[str, nn.Module] = {STUDENT: student}
+    for name, network in method.networks.items():
+        if name not in new:
+            module = copy.deepcopy(sources[network.start]) if network.role != "frozen" else sources[network.start]
+            assert module is not None
+            modules[name] = _ready(module, network, config)
+        else:
+            modules[name] = _ready(new[name], network, config)
+    players = {
+        player: Player.of(
+            [
+                parameter
+                for name, module in modules.items()
+                if name == player == STUDENT or (name != STUDENT and _trains(method.networks[name], player))
+                for parameter in raw(module).parameters()
+            ],
+            config.of(player),
+        )
+        for player in method.players
+    }
+    state = State(Nets(modules), method.networks, players, ema={name: [] for name in config.ema})
+    state.restart_averages()
+    return state
+
+
+def _trains(network: Network, player: str) -> bool:
+    return network.role == "trained" and network.player == player
+
+
+def _ready(module: nn.Module, network: Network, config: TrainConfig) -> nn.Module:
+    """A network in the mode of its role, laid out as the settings say."""
+    module.requires_grad_(network.role == "trained")
+    module.train(network.role == "trained" or (network.role == "moved" and network.dropout))
+    if isinstance(module, Denoiser):
+        arrange(module.net, config)
+    return module
 
 
 def state_tensors(state: State) -> dict[str, Tensor]:
-    """The whole state under flat names: net/, heads/, target/, ema/<profile>/, optimiser/<index>/, scale/."""
-    tensors = {f"net/{name}": tensor for name, tensor in state.models.student.net.state_dict().items()}
-    tensors |= {f"heads/{name}": tensor for name, tensor in state.models.heads.state_dict().items()}
-    if state.models.target is not None:
-        tensors |= {f"target/{name}": tensor for name, tensor in state.models.target.net.state_dict().items()}
+    """The whole state under flat names: nets/<name>/, ema/<profile>/, players/<name>/{stage, optimiser, scale}."""
+    tensors = {
+        f"nets/{name}/{key}": tensor
+        for name, module in state.changing.items()
+        for key, tensor in raw(module).state_dict().items()
+    }
     for profile, averages in state.ema.items():
         tensors |= {f"ema/{profile}/{index}": tensor for index, tensor in enumerate(averages)}
-    for index, slots in state.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{key}": torch.as_tensor(value) for key, value in slots.items()}
-    if state.scale is not None:
-        tensors |= {f"scale/{name}": tensor for name, tensor in state.scale.tensors.items()}
+    for name, player in state.players.items():
+        tensors[f"players/{name}/stage"] = torch.tensor([player.started, player.until])
+        for index, slots in player.optimiser.state_dict()["state"].items():
+            tensors |= {f"players/{name}/optimiser/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()}
+        if player.scale is not None:
+            tensors |= {f"players/{name}/scale/{key}": tensor for key, tensor in player.scale.tensors.items()}
     return tensors
 
 
@@ -81,21 +176,24 @@ def load_state_tensors(state: State, tensors: dict[str, Tensor], images: int) ->
     def group(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    state.models.student.net.load_state_dict(group("net/"))
-    state.models.heads.load_state_dict(group("heads/"))
-    if state.models.target is not None:
-        state.models.target.net.load_state_dict(group("target/"))
+    for name, module in state.changing.items():
+        raw(module).load_state_dict(group(f"nets/{name}/"))
     for profile, averages in state.ema.items():
         saved = group(f"ema/{profile}/")
         for index, average in enumerate(averages):
             average.copy_(saved[str(index)])
-    if state.scale is not None:
-        saved = group("scale/")
-        for name, tensor in state.scale.tensors.items():
-            tensor.copy_(saved[name])
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in group("optimiser/").items():
-        index, key = name.split("/")
-        slots.setdefault(int(index), {})[key] = tensor
-    state.optimiser.load_state_dict({"state": slots, "param_groups": state.optimiser.state_dict()["param_groups"]})
+    for name, player in state.players.items():
+        _load_player(player, group(f"players/{name}/"))
     state.images = images
+
+
+def _load_player(player: Player, saved: Mapping[str, Tensor]) -> None:
+    player.started, player.until = map(int, saved["stage"])
+    slots: dict[int, dict[str, Any]] = {}
+    for name, tensor in saved.items():
+        kind, *rest = name.split("/")
+        if kind == "optimiser":
+            slots.setdefault(int(rest[0]), {})[rest[1]] = tensor
+        elif kind == "scale" and player.scale is not None:
+            player.scale.tensors[rest[0]].copy_(tensor)
+    player.optimiser.load_state_dict({"state": slots, "param_groups": player.optimiser.state_dict()["param_groups"]})

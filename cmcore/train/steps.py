@@ -1,5 +1,6 @@
 """The training loop, as a generator. It knows the method's protocol and nothing of logging, saving or cadence."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,17 +9,18 @@ import torch
 from torch import Tensor
 
 from cmcore.layers.magnitude import force_normalisation, unit_layers
-from cmcore.methods.base import Batch, Method, Progress
+from cmcore.methods.base import STUDENT, Action, Batch, Blend, Copy, Method, Progress
 from cmcore.rng import Draws
 from cmcore.train import ema
 from cmcore.train.gate import Watch, gated_step
 from cmcore.train.optim import learning_rate, set_learning_rate
 from cmcore.train.precision import autocast
 from cmcore.train.settings import TrainConfig
-from cmcore.train.state import State
+from cmcore.train.state import Player, State, raw
 
 Batches = Callable[[Draws], Batch]
 Reduce = Callable[[Sequence[Tensor]], None]
+Values = dict[str, Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -39,35 +41,55 @@ ALONE = Worker()
 
 
 class StepRecord(NamedTuple):
-    """What one optimiser step did. `images` counts those seen after it; tensors are detached, and on the device.
+    """The outcome of one step of the run. `images` counts those seen after it.
 
-    Call `settle` before the state is saved or shown: it raises the NonFiniteError of a step that nobody has waited for.
+    `values` are numbers, or detached tensors on the device: of the student "loss", "grad_norm" (0 for a skipped step,
+    which only fp16 has), "lr" and the scalars of its loss; of another player "<player>/loss" and so on. Call `settle`
+    before the state is saved or shown: it raises the NonFiniteError of a step whose outcome was not known yet.
     """
 
     images: int
-    loss: Tensor
-    grad_norm: Tensor  # 0 for a step that was skipped, which only fp16 does
-    lr: float
-    scalars: dict[str, Tensor | float]
+    values: Values
     settle: Callable[[], None]
 
 
-def row_slices(batch: int, micro_batch: int, worker: Worker) -> list[slice]:
+def row_slices(batch: int, micro_batch: int, worker: Worker, group: int = 1) -> list[slice]:
     """The rows of the global batch that a worker computes, one slice at a time.
 
-    A batch that does not divide among the workers is a ValueError.
+    A batch that does not divide among the workers, or cuts a group of rows, is a ValueError.
     """
-    if batch % worker.world:
-        raise ValueError(f"train.batch: expected a multiple of compute.workers = {worker.world}, got {batch}")
+    if batch % (worker.world * group):
+        of = f" times the method's groups of {group}" if group > 1 else ""
+        raise ValueError(f"train.batch: expected a multiple of compute.workers = {worker.world}{of}, got {batch}")
+    if micro_batch % group:
+        raise ValueError(f"train.micro_batch: expected a multiple of the method's groups of {group}, got {micro_batch}")
     share = batch // worker.world
     start, size = worker.rank * share, micro_batch or share
     return [slice(low, min(low + size, start + share)) for low in range(start, start + share, size)]
 
 
+class Turn(NamedTuple):
+    """An optimiser step of a player within a step of the run."""
+
+    player: str
+    stream: str  # prefix of its random streams and values
+
+
+def turns_of(method: Method, progress: Progress) -> list[Turn]:
+    """The turns of a step. No two draw the same random numbers; the student's first turn has the plain streams."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for player in method.turns(progress):
+        plain = player == STUDENT and not seen[player]
+        turns.append(Turn(player, "" if plain else f"{player}.{seen[player]}/"))
+        seen[player] += 1
+    return turns
+
+
 def steps(
     state: State, method: Method, batches: Batches, config: TrainConfig, worker: Worker = ALONE
 ) -> Iterator[StepRecord]:
-    """Train until `config.total` images are seen, one optimiser step a record.
+    """Train until `config.total` images are seen, one batch a record.
 
     Args:
         state: changed in place; between two records it is consistent and may be saved.
@@ -77,84 +99,138 @@ def steps(
         worker: which part of every batch is computed here, and how the parts are summed.
 
     Yields:
-        A record after every optimiser step.
+        A record after every step.
 
     Raises:
         NonFiniteError: naming step and method, before the optimiser step. On a device that works on its own the step is
-            closed off there, and the error comes when the host hears of it, which never waits.
+            closed off there, and the error comes when the host learns of it, without waiting.
     """
-    device = next(state.models.student.net.parameters()).device
-    trained = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
-    slices = row_slices(config.batch, config.micro_batch, worker)
-    layers = unit_layers(state.models.student, state.models.heads)
-    # What a CUDA graph returns lasts until its next run. Gradients that add up over several have memory of their own.
-    kept = config.cuda_graphs and len(slices) > 1
-    for parameter in trained if kept else ():
-        parameter.grad = torch.zeros_like(parameter)
-    watch, direct = Watch(type(method).__name__, device), answers_at_once(device)
+    loop = _Loop(state, method, batches, config, worker)
     while state.images < config.total:
-        progress = Progress(state.images, config.total, config.batch)
-        force_normalisation(layers)
-        lr = learning_rate(config, state.images)
-        set_learning_rate(state.optimiser, lr)
-        state.optimiser.zero_grad(set_to_none=not kept)
-        loss = torch.zeros((), device=device)
-        scalars: dict[str, Tensor | float] = {}
-        for rows in slices:
-            draws = Draws(config.seed, state.images, config.batch, rows, device)
-            with autocast(config.precision, device):
-                out = method.loss(state.models, batches(draws), progress, draws)
-            part = out.loss.sum() / config.batch
-            (part if state.scale is None else part * state.scale.scale).backward()
+        yield loop.step()
+    loop.watch.settle()
+
+
+class _Loop:
+    """What stays the same from step to step."""
+
+    def __init__(self, state: State, method: Method, batches: Batches, config: TrainConfig, worker: Worker) -> None:
+        self.state, self.method, self.batches, self.config, self.worker = state, method, batches, config, worker
+        self.device = state.device
+        self.slices = row_slices(config.batch, config.micro_batch, worker, method.traits.group)
+        trained = (name for name, network in state.roles.items() if network.role == "trained")
+        self.unit_layers = unit_layers(*(state.nets[name] for name in (STUDENT, *trained)))
+        # What a CUDA graph returns lasts until its next run. Gradients that add up over several have their own memory.
+        self.kept = config.cuda_graphs and len(self.slices) > 1
+        for player in state.players.values() if self.kept else ():
+            for parameter in player.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        self.watch, self.direct = Watch(type(method).__name__, self.device), is_synchronous(self.device)
+
+    def step(self) -> StepRecord:
+        """Every player's turns with one batch, then the averages and what follows."""
+        state, progress = self.state, Progress(self.state.images, self.config.total, self.config.batch)
+        force_normalisation(self.unit_layers)
+        values: Values = {}
+        taken: dict[str, Tensor | bool] = {}  # by player: whether its last step was taken, on the device or here
+        for turn in turns_of(self.method, progress):
+            finite = self._turn(turn, progress, values)
+            optimiser = state.players[turn.player].optimiser
+            if self.direct:
+                taken[turn.player] = bool(finite)
+                if taken[turn.player]:
+                    optimiser.step()
+            else:
+                taken[turn.player] = go = self.watch.open & finite
+                gated_step(optimiser, go)
+        state.images += self.config.batch
+        self._average(taken.get(STUDENT, False))
+        for action in self.method.after(progress):
+            self._act(action, list(taken.values()))
+        return StepRecord(state.images, values, self.watch.settle)
+
+    def _turn(self, turn: Turn, progress: Progress, values: Values) -> Tensor:
+        """The gradients of a player; whether they are finite, a bool ()."""
+        state, player = self.state, self.state.players[turn.player]
+        if len(state.players) > 1:  # a loss of one player may run through the networks of another
+            for other in state.players.values():
+                for parameter in other.parameters:
+                    parameter.requires_grad_(other is player)
+        stage = player.until - player.started if player.until else 0
+        lr = learning_rate(player.config, state.images - player.started, stage)
+        set_learning_rate(player.optimiser, lr)
+        player.optimiser.zero_grad(set_to_none=not self.kept)
+        loss = torch.zeros((), device=self.device)
+        scalars: Values = {}
+        for rows in self.slices:
+            address = (self.config.seed, state.images, self.config.batch, rows, self.device)
+            draws = Draws(*address, prefix=turn.stream)
+            batch = self.batches(Draws(*address))
+            with autocast(self.config.precision, self.device):
+                out = self.method.loss_of(turn.player, state.nets, batch, progress, draws)
+            part = out.loss.sum() / self.config.batch
+            (part if player.scale is None else part * player.scale.scale).backward()
             loss += part.detach()
-            _add_scalars(scalars, out.scalars, (rows.stop - rows.start) / config.batch)
-        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        if worker.reduce is not None:
-            worker.reduce([loss, *(value for value in scalars.values() if isinstance(value, Tensor)), *gradients])
-        if state.scale is not None:
-            state.scale.unscale(gradients)
+            _add_scalars(scalars, out.scalars, (rows.stop - rows.start) / self.config.batch)
+        gradients = [parameter.grad for parameter in player.parameters if parameter.grad is not None]
+        if self.worker.reduce is not None:
+            self.worker.reduce([loss, *(value for value in scalars.values() if isinstance(value, Tensor)), *gradients])
+        if player.scale is not None:
+            player.scale.unscale(gradients)
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         finite = torch.isfinite(loss + grad_norm)
-        watch.add(_is_bad(state, loss, finite), loss, grad_norm, state.images // config.batch + 1, state.images)
-        watch.look()
-        if config.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(trained, config.clip_norm, grad_norm)
-        state.images += config.batch
-        if not direct:
-            _advance(state, method, progress, config, watch.open & finite)
-        elif bool(finite):
-            _advance(state, method, progress, config)
-        if state.scale is not None:
+        step = state.images // self.config.batch + 1
+        self.watch.add(_is_bad(player, loss, finite), loss, grad_norm, step, state.images)
+        self.watch.look()
+        if player.config.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(player.parameters, player.config.clip_norm, grad_norm)
+        if player.scale is not None:
             grad_norm = torch.where(finite, grad_norm, 0.0)
-            scalars |= {"loss_scale": state.scale.scale.clone(), "skipped": (~finite).float()}
-        yield StepRecord(state.images, loss, grad_norm, lr, scalars, watch.settle)
-    watch.settle()
+            scalars |= {"loss_scale": player.scale.scale.clone(), "skipped": (~finite).float()}
+        found: Values = {"loss": loss, "grad_norm": grad_norm, "lr": lr, **scalars}
+        values |= {f"{turn.stream}{name}": value for name, value in found.items()}
+        return finite
+
+    def _average(self, taken: Tensor | bool) -> None:
+        """Move the averages of the student, where its step was taken."""
+        if taken is False:
+            return
+        parameters, go = self.state.parameters, taken if isinstance(taken, Tensor) else None
+        for name, averages in self.state.ema.items():
+            beta = ema.decay(self.config.ema[name], self.state.images, self.config.batch)
+            ema.update(averages, parameters, beta, go)
+
+    def _act(self, action: Action, taken: Sequence[Tensor | bool]) -> None:
+        """Do what follows a step. A blend is left out where a step was skipped; a stage begins all the same."""
+        state = self.state
+        if isinstance(action, Blend):
+            if False in taken:
+                return
+            flags = [flag for flag in taken if isinstance(flag, Tensor)]
+            go = torch.stack(flags).all() if flags else None
+            moved, source = (raw(state.nets[name]).parameters() for name in (action.network, action.source))
+            ema.update(moved, source, action.decay, go)
+        elif isinstance(action, Copy):
+            weights = state.weights(self.config.eval_ema) if action.averaged else raw(state.nets[action.source])
+            copied = weights if isinstance(weights, dict) else weights.state_dict()
+            raw(state.nets[action.network]).load_state_dict(copied)
+        else:
+            state.players[action.player].restart(state.images, action.until)
+            if action.player == STUDENT:
+                state.restart_averages()
 
 
-def answers_at_once(device: torch.device) -> bool:
-    """Whether asking for a value keeps nobody from working."""
+def is_synchronous(device: torch.device) -> bool:
+    """Whether the device has finished an operation when the call returns, so that reading a value costs no waiting."""
     return device.type == "cpu"
 
 
-def _add_scalars(total: dict[str, Tensor | float], part: dict[str, Tensor | float], share: float) -> None:
-    """Add what a share of the batch has to say: tensors are its means, plain numbers are the same for all."""
+def _add_scalars(total: Values, part: Values, share: float) -> None:
+    """Add the scalars of a share of the batch: tensors are its means, plain numbers are the same for all."""
     for name, value in part.items():
         total[name] = total.get(name, 0.0) + share * value.detach() if isinstance(value, Tensor) else value
 
 
-def _is_bad(state: State, loss: Tensor, finite: Tensor) -> Tensor:
+def _is_bad(player: Player, loss: Tensor, finite: Tensor) -> Tensor:
     """Whether the run ends here, a bool (). In fp16 gradients may overflow: that step is skipped, at a lower scale."""
-    return ~finite if state.scale is None else ~torch.isfinite(loss) | state.scale.update(finite)
-
-
-def _advance(state: State, method: Method, progress: Progress, config: TrainConfig, go: Tensor | None = None) -> None:
-    """Optimiser, averages and target, together; with `go`, a bool () on the device, only where that holds."""
-    if go is None:
-        state.optimiser.step()
-    else:
-        gated_step(state.optimiser, go)
-    parameters = state.parameters
-    for name, averages in state.ema.items():
-        ema.update(averages, parameters, ema.decay(config.ema[name], state.images, config.batch), go)
-    if state.models.target is not None:
-        ema.update(state.models.target.net.parameters(), parameters, method.target_decay(progress), go)
+    return ~finite if player.scale is None else ~torch.isfinite(loss) | player.scale.update(finite)

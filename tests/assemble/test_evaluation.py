@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cmcore.assemble.samplers import ode_sampler, samplers
 from every_run import every_run, make_inputs
 
 from cmcore.assemble.evaluation import Evaluation, Outcome, Share, draw, evaluate_run, teacher_of
 from cmcore.assemble.models import load_model
 from cmcore.assemble.passes import Worker
-from cmcore.assemble.samplers import ode_sampler, samplers
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.data.images import ImageData
 from cmcore.evaluate.collect import Span

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cmcore.assemble.samplers import ode_sampler, quickest_sampler, samplers
 from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.assemble import training
@@ -13,7 +14,6 @@ from cmcore.assemble.evaluation import Evaluation, evaluate_run
 from cmcore.assemble.models import load_model
 from cmcore.assemble.passes import passes
 from cmcore.assemble.project import Project, build_method, parse_project
-from cmcore.assemble.samplers import ode_sampler, quickest_sampler, samplers
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import ConfigError, merge
 from cmcore.data.images import ImageData
@@ -33,15 +33,15 @@ CONFIG = EvalConfig(
     reference=ClassifierConfig(width=4, features=8, images=300, batch=50),
 )  # fmt: skip
 RUNS: dict[str, Any] = {
-    "edm": {"method": "edm", "init": "random", "options": {"label_dropout": 0.3}, "sample": {"guidance": 1.5}},
-    "plain": {"method": "edm", "init": "random"},
-    "ect": {"method": "ect", "init": "edm"},
+    "edm": {"method": "edm", "init": "random", "teacher": "none", "options": {"label_dropout": 0.3}, "sample": {"guidance": 1.5}},
+    "plain": {"method": "edm", "init": "random", "teacher": "none"},
+    "ect": {"method": "ect", "init": "edm", "teacher": "none"},
     "scd": {
-        "method": "scd", "init": "edm", "options": {"guidance": [1.0, 2.0], "warmup_images": 256},
+        "method": "scd", "init": "edm", "teacher": "edm", "options": {"guidance": [1.0, 2.0], "warmup_images": 256},
         "sample": {"guidance": 1.5},
     },
-    "cd": {"method": "cd", "init": "edm", "options": {"guidance": [1.0, 2.0], "distance": "l2"}},
-    "public": {"method": "pretrained", "init": "random"},
+    "cd": {"method": "cd", "init": "edm", "teacher": "edm", "options": {"guidance": [1.0, 2.0], "distance": "l2"}},
+    "public": {"method": "pretrained", "init": "random", "teacher": "none"},
 }  # fmt: skip
 TRAIN = {"images": 1024, "lr": 1e-2, "micro_batch": 40, "snapshots": 1, "log_images": 256}
 
@@ -80,9 +80,12 @@ def test_what_cannot_be_guided_is_refused(changes: dict[str, Any], path: str):
 )
 def test_networks_without_labels_cannot_be_guided(run: dict[str, Any], path: str):
     with pytest.raises(ConfigError, match="which the networks are not told") as error:
-        project(conditional=False, runs={"a": {"method": "edm", "init": "random"} | run})
+        project(conditional=False, runs={"a": {"method": "edm", "init": "random", "teacher": "none"} | run})
     assert error.value.path == path
-    runs = {"a": RUNS["plain"], "b": {"method": "scd", "init": "a", "options": {"guidance": [1.0, 2.0]}}}
+    runs = {
+        "a": RUNS["plain"],
+        "b": {"method": "scd", "init": "a", "teacher": "a", "options": {"guidance": [1.0, 2.0]}},
+    }
     with pytest.raises(ConfigError) as error:
         project(conditional=False, runs=runs)
     assert error.value.path == "runs.b.options.guidance"

@@ -11,7 +11,7 @@ import yaml
 from public_weights import CASES, inputs, nvlabs_pickle, weights
 
 from cmcore.assemble.imports import WeightsError, import_run, read_public, section
-from cmcore.assemble.models import load_model, save_random
+from cmcore.assemble.models import load_model, save_empty
 from cmcore.assemble.project import Project, parse_project, require_files
 from cmcore.assemble.training import HISTORY, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint, train_run
 from cmcore.budget.machines import MACHINES
@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("imports")
     np.save(root / "images.npy", np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8))
     prepare(edm(root).sections.data, root / "data")
-    save_random(root / "random.safetensors")
+    save_empty(root / "random.safetensors", "random")
     nvlabs_pickle(root / "edm.pkl", "ddpmpp")
     torch.save(weights("openai_shift"), root / "cm.pt")
     return root
@@ -55,7 +55,10 @@ def project(root: Path, net: dict[str, Any], options: dict[str, Any], **runs: An
             "diffusion": {},
             "net": net,
             "train": {"images": 32, "batch": 16, "lr": 1e-3, "ema": {"ema": {"half_life": 64.0}}, "snapshots": 1},
-            "runs": {"public": {"method": "pretrained", "init": "random", "options": options}, **runs},
+            "runs": {
+                "public": {"method": "pretrained", "init": "random", "teacher": "none", "options": options},
+                **runs,
+            },
         }
     )
 
@@ -109,7 +112,7 @@ def test_a_consistency_model_from_an_openai_state_dict(root: Path, tmp_path: Pat
 @pytest.mark.parametrize("method", ["cd", "ect"])
 def test_it_serves_as_teacher_and_as_initial_weights(root: Path, tmp_path: Path, method: str):
     options = {"distance": "l2"} if method == "cd" else {}
-    run = {"method": method, "init": "public", "options": options, "net": {"dropout": 0.1}}
+    run = {"method": method, "init": "public", "teacher": "none", "options": options, "net": {"dropout": 0.1}}
     made = edm(root, student=run)
     teacher = imported(root, made, tmp_path / "teacher") / WEIGHTS
     use = Inputs(root / "data", teacher)
@@ -201,7 +204,7 @@ def test_a_missing_file_and_an_init_are_wrong_parameters(root: Path):
     made = project(root, UNET, {"file": "nowhere.pkl"})
     with pytest.raises(ConfigError, match=r"runs\.public\.options\.file: expected a file .* got 'nowhere\.pkl'"):
         require_files(made.runs.values())
-    second = {"method": "pretrained", "init": "public", "options": {"file": "x"}}
+    second = {"method": "pretrained", "init": "public", "teacher": "none", "options": {"file": "x"}}
     with pytest.raises(ConfigError, match=r"runs\.second\.init: .* expected random"):
         edm(root, second=second)
     with pytest.raises(ConfigError, match=r"options\.sha256"):
@@ -209,13 +212,15 @@ def test_a_missing_file_and_an_init_are_wrong_parameters(root: Path):
 
 
 def test_a_consistency_model_teaches_nobody(root: Path):
-    student = {"method": "cd", "init": "public", "options": {"distance": "l2"}}
+    student = {"method": "cd", "init": "public", "teacher": "public", "options": {"distance": "l2"}}
     with pytest.raises(ConfigError, match="distils a teacher"):
         project(root, ADM, {"file": "x", "kind": "consistency"}, student=student)
 
 
 def test_a_plan_says_that_it_takes_no_training(root: Path):
-    plans = plan(edm(root, ect={"method": "ect", "init": "public"}), Setting(MACHINES["h100"]), root / "data")
+    plans = plan(
+        edm(root, ect={"method": "ect", "init": "public", "teacher": "none"}), Setting(MACHINES["h100"]), root / "data"
+    )
     public, ect = plans
     assert public.parameters == ect.parameters == 48_347
     assert (public.images, public.seconds, public.operations, len(public.passes)) == (0, 0, 0, 0)

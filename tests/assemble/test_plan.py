@@ -26,12 +26,12 @@ from cmcore.nets import adm, unet
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [8]}
 EMA = {"a": {"half_life": 1000.0}, "b": {"half_life": 2000.0}}
-TEACHER = {"method": "edm", "init": "random"}
+TEACHER = {"method": "edm", "init": "random", "teacher": "none"}
 
 
 def project(**sections: object) -> Project:
     runs = {"edm": TEACHER} | {
-        name: {"method": name, "init": "edm"} for name in ("cd", "ct", "ict", "ect", "sct", "scd")
+        name: {"method": name, "init": "edm", "teacher": "none"} for name in ("cd", "ct", "ict", "ect", "sct", "scd")
     }
     runs["cd"]["options"] = runs["ct"]["options"] = {"distance": "l2"}
     base = {
@@ -149,7 +149,7 @@ def test_what_a_step_asks_of_the_networks(name):
 def test_a_guided_teacher_is_asked_twice(name):
     teacher = TEACHER | {"options": {"label_dropout": 0.1}}
     options = {"guidance": [1.0, 2.0]} | ({"distance": "l2"} if name == "cd" else {})
-    student = {"method": name, "init": "edm", "options": options}
+    student = {"method": name, "init": "edm", "teacher": "none", "options": options}
     run = project(conditional=True, runs={"edm": teacher, name: student}).run(name)
     plain = PASSES[name][("teacher", "forward")]
     assert dict(passes(run)) == PASSES[name] | {("teacher", "forward"): 2 * plain}
@@ -163,7 +163,9 @@ def test_a_guided_teacher_is_asked_twice(name):
 
 def test_cd_by_euler_with_an_average_as_target():
     options = {"solver": "euler", "mu": 0.9, "distance": "l2"}
-    run = project(runs={"edm": TEACHER, "cd": {"method": "cd", "init": "edm", "options": options}}).run("cd")
+    run = project(
+        runs={"edm": TEACHER, "cd": {"method": "cd", "init": "edm", "teacher": "edm", "options": options}}
+    ).run("cd")
     assert dict(passes(run)) == {
         ("student", "forward+backward"): 1,
         ("target", "forward"): 1,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmcore.assemble.models import load_model, save_random
+from cmcore.assemble.models import load_model, save_empty
 from cmcore.assemble.posthoc import reconstruct
 from cmcore.assemble.project import parse_project
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS, Inputs, train_run
@@ -34,7 +34,7 @@ PARAMS = {
         "eval_ema": "between",
         "snapshots": 8,
     },
-    "runs": {"edm": {"method": "edm", "init": "random"}},
+    "runs": {"edm": {"method": "edm", "init": "random", "teacher": "none"}},
 }
 
 
@@ -44,7 +44,7 @@ def inputs(tmp_path_factory) -> Inputs:
     images = np.random.default_rng(0).integers(0, 256, (64, 1, 4, 4), dtype=np.uint8)
     np.save(root / "images.npy", images)
     prepare(DataConfig(source="array", path=str(root / "images.npy"), resolution=4, channels=1), root / "data")
-    save_random(root / "random.safetensors")
+    save_empty(root / "random.safetensors", "random")
     return Inputs(root / "data", root / "random.safetensors")
 
 

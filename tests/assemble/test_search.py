@@ -102,7 +102,7 @@ def test_a_wrong_search_is_refused_when_the_file_is_read(changes, path, words):
 
 @pytest.mark.parametrize("kind", ["diffusion", "consistency"])
 def test_a_search_over_weights_of_others_is_refused(kind):
-    public = {"method": "pretrained", "init": "random", "options": {"file": "x", "kind": kind}}
+    public = {"method": "pretrained", "init": "random", "teacher": "none", "options": {"file": "x", "kind": kind}}
     changes = {"runs": {"public": public}, "tune": {"schedule": {"base": "public", "init": "random"}}}
     with pytest.raises(ConfigError, match="expected a run that is trained and samples in few steps, got pretrained"):
         parse_project(merge(PARAMS, changes))

@@ -12,7 +12,7 @@ from every_run import every_run, make_inputs
 from tiny_runs import PARAMS, tiny_project
 
 from cmcore.assemble import training
-from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model, save_random
+from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model, save_empty
 from cmcore.assemble.preview import previewer
 from cmcore.assemble.project import Run, parse_project
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS, Inputs, fingerprint, train_run, work_folder
@@ -125,7 +125,7 @@ def test_the_file_describes_the_network(trained: tuple[Run, Path]):
 def test_wrong_weight_files_are_refused(trained: tuple[Run, Path], tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"profiles ema, power, raw, got 'x'"):
         load_model(trained[1] / WEIGHTS, "x")
-    save_random(tmp_path / "random.safetensors")
+    save_empty(tmp_path / "random.safetensors", "random")
     with pytest.raises(CheckpointError, match=r"expected a model, got a file of kind 'random'"):
         load_model(tmp_path / "random.safetensors")
 

@@ -65,7 +65,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 def loss(state: State, name: str, seed: int = 1, progress: Progress = HALFWAY, **options: Any) -> LossOut:
     draws = Draws(seed, progress.images, 16)
-    return make_method(name, **options).loss(state.models, batches(draws), progress, draws)
+    return make_method(name, **options).loss(state.nets, batches(draws), progress, draws)
 
 
 def test_the_method_that_trains_nothing_says_so_and_is_the_only_one_left_out_here():
@@ -126,12 +126,12 @@ def test_one_seed_gives_one_loss(name: str):
 def test_gradients_reach_every_student_parameter_and_no_other(name: str):
     state = make_state(make_method(name), noise=0.3)
     loss(state, name).loss.sum().backward()
-    trained = [*state.models.student.named_parameters(), *state.models.heads.named_parameters()]
+    trained = [*state.nets.student.named_parameters(), *state.nets.named_parameters()]
     for key, parameter in trained:
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.abs().max() > 0, key
-    for other in (state.models.teacher, state.models.target):
+    for other in (state.nets.teacher, state.nets.target):
         assert other is None or all(p.grad is None and not p.requires_grad for p in other.parameters())
     held = {id(p) for group in state.optimiser.param_groups for p in group["params"]}
     assert held == {id(parameter) for _, parameter in trained}
@@ -144,14 +144,14 @@ def test_the_first_steps_reach_every_layer_from_the_zero_start(name: str):
         state.optimiser.zero_grad()
         loss(state, name, seed=step).loss.mean().backward()
         state.optimiser.step()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in state.models.student.parameters())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in state.nets.student.parameters())
 
 
 @every_method
 def test_the_boundary_flag_decides_whether_f_is_the_identity_at_sigma_min(name: str):
     method = make_method(name)
     assert method.boundary == BOUNDARY.get(name, method.boundary)
-    student = make_state(method, noise=0.5).models.student.eval()
+    student = make_state(method, noise=0.5).nets.student.eval()
     x = batches(Draws(0, 0, 16)).x
     with torch.no_grad():
         f = student(x, torch.full((16,), 0.002, dtype=torch.float64))
@@ -204,7 +204,7 @@ def test_student_and_target_share_noise_and_dropout_mask(name: str, monkeypatch:
 
     def distance() -> float:
         draws = Draws(1, 0, 16)
-        out = method.loss(state.models, batches(draws), progress, draws)
+        out = method.loss(state.nets, batches(draws), progress, draws)
         return float(out.scalars.get("distance", out.loss.detach().mean()))
 
     same = distance()

@@ -83,11 +83,11 @@ def layers(module: nn.Module) -> list[MPConv]:
 @pytest.mark.parametrize("run", RUNS)
 def test_a_method_trains_it_and_a_resumed_run_has_the_same_bits(run: str):
     method, state, config = start(run)
-    first = copy.deepcopy(state.models.student.net.state_dict())
+    first = copy.deepcopy(state.nets.student.net.state_dict())
     records = list(steps(state, method, batches, config))
-    assert all(record.loss.isfinite() for record in records)
-    moved = [k for k, v in state.models.student.net.state_dict().items() if not torch.equal(v, first[k])]
-    assert {*moved} == {name for name, _ in state.models.student.net.named_parameters()}
+    assert all(record.values["loss"].isfinite() for record in records)
+    moved = [k for k, v in state.nets.student.net.state_dict().items() if not torch.equal(v, first[k])]
+    assert {*moved} == {name for name, _ in state.nets.student.net.named_parameters()}
 
     method, part, _ = start(run)
     stepping = steps(part, method, batches, config)
@@ -97,7 +97,9 @@ def test_a_method_trains_it_and_a_resumed_run_has_the_same_bits(run: str):
     method, resumed, _ = start(run)
     load_state_tensors(resumed, saved, part.images)
     later = list(steps(resumed, method, batches, config))
-    assert [float(record.loss) for record in later] == [float(record.loss) for record in records[2:]]
+    assert [float(record.values["loss"]) for record in later] == [
+        float(record.values["loss"]) for record in records[2:]
+    ]
     ours, theirs = state_tensors(state), state_tensors(resumed)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
@@ -107,7 +109,7 @@ def test_every_step_meets_weights_of_unit_length(run: str):
     # Steps that go far lengthen the weights, as they are orthogonal to them.
     method, state, config = start(run, optimiser="adam", lr=0.3)
     met: list[Tensor] = []
-    roots = (state.models.student, state.models.heads)
+    roots = (state.nets.student, state.nets)
 
     def watched(draws: Draws) -> Batch:
         met.extend(layer.weight.detach().flatten(1).square().mean(1) for root in roots for layer in layers(root))
@@ -117,7 +119,7 @@ def test_every_step_meets_weights_of_unit_length(run: str):
         assert record.images
     torch.testing.assert_close(torch.cat(met), torch.ones(sum(map(len, met))), rtol=1e-3, atol=0)
     # After the optimiser and before the next step they are longer, and this is what averages see.
-    after = torch.cat([layer.weight.detach().flatten(1).square().mean(1) for layer in layers(state.models.student)])
+    after = torch.cat([layer.weight.detach().flatten(1).square().mean(1) for layer in layers(state.nets.student)])
     assert after.mean() > 1.03
 
 
@@ -127,7 +129,7 @@ def test_half_precision_is_close_and_keeps_the_noise_level(run: str, precision: 
     method, state, config = start(run)
     full = next(steps(state, method, batches, config))
     method, state, _ = start(run, precision=precision)
-    net, dtypes = state.models.student.net, set()
+    net, dtypes = state.nets.student.net, set()
     net.embedding.register_forward_hook(lambda _, __, e: dtypes.add(("e", e.dtype)))
     net.encoder["8x8_block0"].register_forward_hook(lambda _, __, h: dtypes.add(("h", h.dtype)))
     half = next(steps(state, method, batches, replace(config, precision=precision)))
@@ -135,7 +137,7 @@ def test_half_precision_is_close_and_keeps_the_noise_level(run: str, precision: 
     # The derivative of sCM is in full precision all through.
     wide = torch.float32 if run.startswith("sct") else {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     assert dtypes == {("e", torch.float32), ("h", wide)}
-    assert all(parameter.dtype == torch.float32 for parameter in state.models.student.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in state.nets.student.parameters())
 
 
 def test_gradient_accumulation_changes_nothing():
@@ -143,7 +145,7 @@ def test_gradient_accumulation_changes_nothing():
     method, parts, _ = start("ect")
     # Dropout differs between slices, so none here.
     for state in (whole, parts):
-        for module in state.models.student.modules():
+        for module in state.nets.student.modules():
             if hasattr(module, "dropout"):
                 module.dropout = 0.0
     a = next(steps(whole, method, batches, config))
@@ -153,7 +155,7 @@ def test_gradient_accumulation_changes_nothing():
 
 def test_the_uncertain_loss_by_hand():
     method, state, _ = start("edm-uncertain")
-    models, draws = state.models, Draws(3, 0, 8)
+    models, draws = state.nets, Draws(3, 0, 8)
     models.student.eval()
     out = method.loss(models, batches(draws), Progress(0, 80, 8), draws)
     sigma = (-1.2 + 1.2 * draws.normal(stream="level", dtype=torch.float64)).exp()

@@ -55,11 +55,11 @@ def state_of(name: str, **options: object) -> State:
 def test_with_all_labels_dropped_the_loss_is_that_of_no_label():
     batch = batches(DRAWS)
     state = state_of("edm", label_dropout=1.0)
-    dropped = make_method("edm", label_dropout=1.0).loss(state.models, batch, HALFWAY, DRAWS).loss
+    dropped = make_method("edm", label_dropout=1.0).loss(state.nets, batch, HALFWAY, DRAWS).loss
     nothing = batch._replace(labels=torch.full((16,), NO_LABEL))
-    torch.testing.assert_close(dropped, make_method("edm").loss(state.models, nothing, HALFWAY, DRAWS).loss)
+    torch.testing.assert_close(dropped, make_method("edm").loss(state.nets, nothing, HALFWAY, DRAWS).loss)
     dropped.sum().backward()
-    weight = state.models.student.net.get_parameter("embedding.label.weight")
+    weight = state.nets.student.net.get_parameter("embedding.label.weight")
     assert weight.grad is not None
     assert bool((weight.grad == 0).all())
 
@@ -67,9 +67,9 @@ def test_with_all_labels_dropped_the_loss_is_that_of_no_label():
 def test_each_image_is_told_its_label_or_none():
     """Level and noise are those of a step without dropout: dropping draws from a stream of its own."""
     batch, state = batches(DRAWS), state_of("edm", label_dropout=0.5)
-    some = make_method("edm", label_dropout=0.5).loss(state.models, batch, HALFWAY, DRAWS).loss
+    some = make_method("edm", label_dropout=0.5).loss(state.nets, batch, HALFWAY, DRAWS).loss
     nothing = batch._replace(labels=torch.full((16,), NO_LABEL))
-    told_all, told_none = (make_method("edm").loss(state.models, b, HALFWAY, DRAWS).loss for b in (batch, nothing))
+    told_all, told_none = (make_method("edm").loss(state.nets, b, HALFWAY, DRAWS).loss for b in (batch, nothing))
     dropped = DRAWS.uniform(stream="label_dropout") < 0.5
     assert 0 < int(dropped.sum()) < 16
     torch.testing.assert_close(some, torch.where(dropped, told_none, told_all))
@@ -82,7 +82,7 @@ def test_dropped_labels_teach_the_denoiser_of_all_classes_together():
     state = new_state(method, labelled(noise=0.0, hidden=32), None, config)
     for _ in steps(state, method, batches, config):
         pass
-    denoiser = state.models.student.eval()
+    denoiser = state.nets.student.eval()
     sigma = torch.full((64,), 0.7, dtype=torch.float64)
     z = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(5))
     x = 0.5 * torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0)[:, None, None, None] + 0.7 * z
@@ -103,7 +103,7 @@ def test_dropped_labels_teach_the_denoiser_of_all_classes_together():
 
 def test_the_tangent_of_guided_scd_is_the_one_by_hand():
     method, state, batch = make_method("scd", guidance=(1.0, 2.0)), state_of("scd", guidance=(1.0, 2.0)), batches(DRAWS)
-    out, models, sd = method.loss(state.models, batch, HALFWAY, DRAWS), state.models, DIFFUSION.sigma_data
+    out, models, sd = method.loss(state.nets, batch, HALFWAY, DRAWS), state.nets, DIFFUSION.sigma_data
     assert models.teacher is not None
     s = 1 + DRAWS.uniform(stream="guidance")
     point = sample_point(batch.x, method.config, sd, DRAWS)
@@ -124,7 +124,7 @@ def test_the_tangent_of_guided_scd_is_the_one_by_hand():
 def test_guided_cd_steps_along_the_guided_flow():
     options = {"guidance": (1.0, 2.0), "solver": "euler"}
     method, state, batch = make_method("cd", **options), state_of("cd", **options), batches(DRAWS)
-    out, models = method.loss(state.models, batch, HALFWAY, DRAWS), state.models
+    out, models = method.loss(state.nets, batch, HALFWAY, DRAWS), state.nets
     s, (t, r) = 1 + DRAWS.uniform(stream="guidance"), uniform_pair(DRAWS.uniform(stream="level"), 18, DIFFUSION)
     teacher, nothing = models.teacher, torch.full((16,), NO_LABEL)
     assert teacher is not None
@@ -145,8 +145,8 @@ def test_guided_cd_steps_along_the_guided_flow():
 def test_a_range_of_one_scale_at_one_is_plain_distillation_of_a_fresh_student(name: str):
     """As the embedding is zero at first, and s = 1 is no guidance."""
     state, plain = state_of(name, guidance=(1.0, 1.0)), state_of(name)
-    own = {n: t * 0 for n, t in state.models.student.net.state_dict().items() if n.startswith("embedding.guidance.lay")}
-    weights = state.models.student.net.state_dict() | plain.models.student.net.state_dict() | own
-    state.models.student.net.load_state_dict(weights)
-    guided = make_method(name, guidance=(1.0, 1.0)).loss(state.models, batches(DRAWS), HALFWAY, DRAWS).loss
+    own = {n: t * 0 for n, t in state.nets.student.net.state_dict().items() if n.startswith("embedding.guidance.lay")}
+    weights = state.nets.student.net.state_dict() | plain.nets.student.net.state_dict() | own
+    state.nets.student.net.load_state_dict(weights)
+    guided = make_method(name, guidance=(1.0, 1.0)).loss(state.nets, batches(DRAWS), HALFWAY, DRAWS).loss
     torch.testing.assert_close(guided, make_method(name).loss(plain.models, batches(DRAWS), HALFWAY, DRAWS).loss)

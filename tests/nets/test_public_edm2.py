@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.assemble.imports import WeightsError, import_run, mismatches, net_of, read_public
-from cmcore.assemble.models import load_model, save_random
+from cmcore.assemble.models import load_model, save_empty
 from cmcore.assemble.project import parse_project
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.data.sources.prepare import prepare
@@ -154,13 +154,13 @@ def test_a_snapshot_becomes_a_teacher_of_labelled_images(tmp_path: Path, monkeyp
             "net": {"kind": "edm2", **read_public(file).options},
             "train": {"images": 32, "batch": 16, "ema": {"ema": {"power_std": 0.1}}, "snapshots": 1, "lr": 1e-3},
             "runs": {
-                "public": {"method": "pretrained", "init": "random", "options": {"file": str(file)}},
-                "ect": {"method": "ect", "init": "public", **student},
+                "public": {"method": "pretrained", "init": "random", "teacher": "none", "options": {"file": str(file)}},
+                "ect": {"method": "ect", "init": "public", "teacher": "none", **student},
             },
         }
     )
     prepare(project.sections.data, tmp_path / "data")
-    save_random(tmp_path / "random")
+    save_empty(tmp_path / "random", "random")
     quiet: dict[str, Any] = {"tracker": Null(), "on_progress": lambda *_: None}
     run = project.run("public")
     teacher = import_run(run, Inputs(tmp_path / "data", tmp_path / "random"), tmp_path / "a", **quiet) / WEIGHTS

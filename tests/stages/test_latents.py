@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cmcore.assemble.samplers import samplers
 from pictures_on_disk import write_zip
 
 from cmcore.assemble.models import load_model
-from cmcore.assemble.samplers import samplers
 from cmcore.commands import repro
 from cmcore.config import ConfigError
 from cmcore.data.decoded import Decoding

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from tiny import METHODS, make_config
+from tiny import METHODS, make_config, make_method
 from tiny_runs import PARAMS
 
-from cmcore.assemble.models import save_random
+from cmcore.assemble.models import save_empty
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.training import Inputs, train_run
 from cmcore.data.sources.prepare import prepare
@@ -18,7 +18,8 @@ FROM_EDM = {"cd", "ect", "scd", "sct"}
 def entry(name: str) -> dict[str, Any]:
     """A run of a method; one that needs no weights that do not come with the project."""
     options = {"distance": "pseudo_huber"} if hasattr(make_config(name), "distance") else {}
-    return {"method": name, "init": "edm" if name in FROM_EDM else "random", "options": options}
+    teacher = "edm" if make_method(name).traits.teacher != "none" else "none"
+    return {"method": name, "init": "edm" if name in FROM_EDM else "random", "teacher": teacher, "options": options}
 
 
 def every_run(**train: Any) -> Project:
@@ -35,8 +36,10 @@ def make_inputs(folder: Path) -> dict[str, Inputs]:
     """Prepared digits, the empty weight file and a teacher: the inputs of every run by name."""
     project = every_run()
     prepare(project.sections.data, folder / "data")
-    save_random(folder / "random.safetensors")
-    random = Inputs(folder / "data", folder / "random.safetensors")
+    empty = folder / "random.safetensors"
+    save_empty(empty, "random")
+    random = Inputs(folder / "data", empty, empty)
     final = train_run(project.run("edm"), random, folder / "edm", tracker=Null(), on_progress=lambda *_: None)
-    teacher = Inputs(folder / "data", final / "weights.safetensors")
-    return {name: teacher if project.run(name).init == "edm" else random for name in METHODS}
+    files = {"random": empty, "none": empty, "edm": final / "weights.safetensors"}
+    runs = {name: project.run(name) for name in METHODS}
+    return {name: Inputs(folder / "data", files[run.init], files[run.teacher]) for name, run in runs.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from cmcore.methods.base import Batch, LossOut
+from cmcore.methods.base import Batch, LossOut, Method
 from cmcore.rng import Draws
 from cmcore.train import steps
 from cmcore.train.state import State, state_tensors
@@ -21,22 +21,25 @@ def copied(state: State) -> dict[str, Tensor]:
 def gate(deferred: bool) -> Iterator[None]:
     """The loop as it is on a device that works on its own, or as it is on a CPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "answers_at_once", lambda device: not deferred)
+        patch.setattr(steps, "is_synchronous", lambda device: not deferred)
         yield
 
 
-class Overflows:
+class Overflows(Method):
     """A method some of whose steps have gradients that are not finite."""
 
     def __init__(self, inner: Any, bad: Callable[[int], bool], kind: str = "gradient") -> None:
         self.inner, self.bad, self.kind = inner, bad, kind
-        self.needs, self.boundary, self.few_step = inner.needs, inner.boundary, inner.few_step
 
-    def target_decay(self, progress: Any) -> float:
-        return self.inner.target_decay(progress)
+    @property
+    def networks(self) -> Any:
+        return self.inner.networks
 
-    def loss(self, models: Any, batch: Batch, progress: Any, draws: Draws) -> LossOut:
-        out = self.inner.loss(models, batch, progress, draws)
+    def after(self, progress: Any) -> Any:
+        return self.inner.after(progress)
+
+    def loss(self, nets: Any, batch: Batch, progress: Any, draws: Draws) -> LossOut:
+        out = self.inner.loss(nets, batch, progress, draws)
         if not self.bad(progress.iteration):
             return out
         if self.kind == "loss":

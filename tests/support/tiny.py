@@ -14,7 +14,7 @@ from cmcore.rng import Draws
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State, new_state
 
-METHODS = [name for name in plugins.available("cmcore.methods") if name != "pretrained"]  # it trains nothing
+METHODS = plugins.available("cmcore.methods")
 DIFFUSION = DiffusionConfig(sigma_max=20.0)
 SHAPE = (1, 2, 2)
 
@@ -59,9 +59,9 @@ def make_train(**options: Any) -> TrainConfig:
 
 def make_state(method: Method, config: TrainConfig | None = None, *, device: str = "cpu", **options: Any) -> State:
     """A student, a teacher where the method needs one, and the rest."""
-    student = make_denoiser(boundary=method.boundary, **options).to(device)
-    teacher = make_denoiser(**{**options, "seed": 7}).to(device) if method.needs.teacher else None
-    return new_state(method, student, teacher, config or make_train())
+    student = make_denoiser(boundary=method.traits.boundary, **options).to(device)
+    other = make_denoiser(**{**options, "seed": 7}).to(device)
+    return new_state(method, student, config or make_train(), init=other, teacher=other)
 
 
 def batches(draws: Draws) -> Batch:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from cmcore.assemble.models import save_random
+from cmcore.assemble.models import save_empty
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.training import Inputs, work_folder
 from cmcore.data.sources.prepare import prepare
@@ -18,9 +18,9 @@ PARAMS: dict[str, Any] = {
         "ema": {"ema": {"half_life": 512.0}},
     },
     "runs": {
-        "edm": {"method": "edm", "init": "random"},
-        "ect": {"method": "ect", "init": "edm"},
-        "ict": {"method": "ict", "init": "random", "options": {"s0": 4, "s1": 8}},
+        "edm": {"method": "edm", "init": "random", "teacher": "none"},
+        "ect": {"method": "ect", "init": "edm", "teacher": "none"},
+        "ict": {"method": "ict", "init": "random", "teacher": "none", "options": {"s0": 4, "s1": 8}},
     },
 }  # fmt: skip
 
@@ -33,8 +33,8 @@ def tiny_inputs(folder: Path) -> Inputs:
     """The prepared digits and the empty weight file."""
     if not (folder / "random.safetensors").exists():
         prepare(parse_project(PARAMS).sections.data, folder / "data")
-        save_random(folder / "random.safetensors")
-    return Inputs(folder / "data", folder / "random.safetensors")
+        save_empty(folder / "random.safetensors", "random")
+    return Inputs(folder / "data", folder / "random.safetensors", folder / "random.safetensors")
 
 
 def tiny_folder(project: Project, run: str, inputs: Inputs, root: Path) -> Path:

@@ -32,9 +32,15 @@ PARAMS: dict[str, Any] = {
         "checkpoint_seconds": 0,
     },
     "runs": {
-        "edm": {"method": "edm", "init": "random"},
-        "ect": {"method": "ect", "init": "edm", "options": {"stages": 2}, "sample": {"two_step": 0.8}},
-        "sct": {"method": "sct", "init": "edm", "options": {"warmup_images": 100}},
+        "edm": {"method": "edm", "init": "random", "teacher": "none"},
+        "ect": {
+            "method": "ect",
+            "init": "edm",
+            "teacher": "none",
+            "options": {"stages": 2},
+            "sample": {"two_step": 0.8},
+        },
+        "sct": {"method": "sct", "init": "edm", "teacher": "none", "options": {"warmup_images": 100}},
     },
     "eval": {
         "samples": 64,

@@ -46,8 +46,8 @@ def losses(device: str, name: str, *, deferred: bool, **train: Any) -> Tensor:
     method, config = make_method(name), make_train(images=160, **train)
     with gate(deferred):
         records = list(steps.steps(make_state(method, config, device=device, noise=0.3), method, batches, config))
-    assert all(record.loss.device.type == device for record in records)
-    return torch.stack([record.loss for record in records]).cpu()
+    assert all(record.values["loss"].device.type == device for record in records)
+    return torch.stack([record.values["loss"] for record in records]).cpu()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -80,13 +80,9 @@ def test_several_profiles_follow_one_run_and_each_is_its_own():
     moved = {name: float((flat(state.ema[name]) - start).norm()) for name in profiles}
     assert 0 < moved["slow"] < moved["fast"] < float((flat(state.parameters) - start).norm())
     weights = state.weights("slow")
-    assert weights.keys() == state.models.student.net.state_dict().keys()
-    assert torch.equal(
-        flat(weights[n] for n, _ in state.models.student.net.named_parameters()), flat(state.ema["slow"])
-    )
-    assert torch.equal(
-        state.weights()["input.weight"], dict(state.models.student.net.named_parameters())["input.weight"]
-    )
+    assert weights.keys() == state.nets.student.net.state_dict().keys()
+    assert torch.equal(flat(weights[n] for n, _ in state.nets.student.net.named_parameters()), flat(state.ema["slow"]))
+    assert torch.equal(state.weights()["input.weight"], dict(state.nets.student.net.named_parameters())["input.weight"])
 
 
 @pytest.mark.parametrize(

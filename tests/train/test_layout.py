@@ -45,7 +45,7 @@ def ends(name: str, make: Any, feed: Any, **options: Any) -> list[torch.Tensor]:
     for changes in ({}, options):
         config = make_train(images=96, **changes)
         state = make(method, config)
-        losses = [record.loss for record in steps(state, method, feed, config)]
+        losses = [record.values["loss"] for record in steps(state, method, feed, config)]
         results.append(torch.cat([torch.stack(losses), flat(state.parameters)]))
     return results
 

@@ -24,7 +24,7 @@ def test_every_method_trains_in_half_precision_near_the_full_one(name: str, half
         config = make_train(images=96, precision=wanted)
         state = make_state(method, config, noise=0.3)
         records = list(steps.steps(state, method, batches, config))
-        losses.append(torch.stack([record.loss for record in records]))
+        losses.append(torch.stack([record.values["loss"] for record in records]))
         everything = [*state.parameters, *state.ema["ema"], *losses[-1]]
         assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in everything)
     torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.02)
@@ -64,9 +64,9 @@ def test_an_overflow_skips_optimiser_average_and_target_together(name: str, defe
             assert changed >= {"net", "ema", "optimiser"} if changed - {"scale"} else changed == {"scale"}
             assert ("target" in changed) == (name == "ct" and "net" in changed)
             taken.append("net" in changed)
-            scales.append(float(record.scalars["loss_scale"]))
-            assert float(record.scalars["skipped"]) == (not taken[-1])
-            assert record.grad_norm.isfinite()
+            scales.append(float(record.values["loss_scale"]))
+            assert float(record.values["skipped"]) == (not taken[-1])
+            assert record.values["grad_norm"].isfinite()
             before = after
     assert taken == [k not in (0, 3) for k in range(10)]
     assert scales == [INITIAL / 2] * 3 + [INITIAL / 4] * 7

@@ -36,7 +36,7 @@ def test_learning_rates():
 
 def test_the_optimiser_gets_the_scheduled_rate():
     method, config = make_method("edm"), make_train(lr_ramp_images=320, lr=0.1)
-    seen = [record.lr for record in steps(make_state(method, config), method, batches, config)]
+    seen = [record.values["lr"] for record in steps(make_state(method, config), method, batches, config)]
     assert seen == pytest.approx([0.01 * k for k in range(1, 11)])
 
 
@@ -57,7 +57,7 @@ def one_step(name: str, **options: Any) -> tuple[Tensor, Tensor, dict[str, Any]]
     state = make_state(method, config, noise=0.3)
     (record,) = steps(state, method, batches, config)
     gradient = flat(p.grad for p in state.parameters if p.grad is not None)
-    return record.loss, gradient, record.scalars
+    return record.values["loss"], gradient, record.scalars
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -116,7 +116,7 @@ def test_clipping_bounds_the_norm_of_all_gradients_and_reports_it_unclipped():
     for config in (plain, clipped):
         state = make_state(method, config, noise=0.3)
         (record,) = steps(state, method, batches, config)
-        norms.append((float(record.grad_norm), float(flat(p.grad for p in state.parameters).norm())))
+        norms.append((float(record.values["grad_norm"]), float(flat(p.grad for p in state.parameters).norm())))
     assert norms[0][0] == pytest.approx(norms[0][1])
     assert norms[1] == (pytest.approx(norms[0][0]), pytest.approx(1e-3, rel=1e-3))
 
@@ -150,12 +150,12 @@ def test_a_non_finite_step_is_not_taken(kind: str):
 def test_ct_target_follows_mu_of_the_step_just_taken():
     method, config = make_method("ct", s1=10), make_train(lr=1e-2)
     state = make_state(method, config, noise=0.3)
-    assert state.models.target is not None
-    expected = flat(state.models.target.parameters())
+    assert state.nets.target is not None
+    expected = flat(state.nets.target.parameters())
     for record in steps(state, method, batches, config):
-        mu = float(record.scalars["mu"])
+        mu = float(record.values["mu"])
         expected = mu * expected + (1 - mu) * flat(state.parameters)
-        torch.testing.assert_close(flat(state.models.target.parameters()), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(flat(state.nets.target.parameters()), expected, rtol=1e-5, atol=1e-6)
     assert mu > 0.9
 
 
@@ -180,7 +180,9 @@ def test_bf16_keeps_weights_and_averages_in_fp32():
     method, config = make_method("edm"), make_train(images=64, precision="bf16")
     state = make_state(method, config)
     records = list(steps(state, method, batches, config))
-    assert all(tensor.dtype == torch.float32 for tensor in [*state.parameters, *state.ema["ema"], records[-1].loss])
+    assert all(
+        tensor.dtype == torch.float32 for tensor in [*state.parameters, *state.ema["ema"], records[-1].values["loss"]]
+    )
 
 
 @pytest.mark.parametrize(

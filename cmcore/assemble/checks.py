@@ -1,0 +1,160 @@
+"""Checks of runs against one another: whether init, teacher, guidance, augmentation and groups go together."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from cmcore.assemble.run import NONE, RANDOM, NetChoice, Run
+from cmcore.config import ConfigError, join
+from cmcore.data.settings import AUGMENT_DIM
+from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.train.settings import TrainConfig
+
+
+def check_level(level: float, diffusion: DiffusionConfig, path: str) -> None:
+    """Refuse a noise level outside of the range."""
+    if not diffusion.sigma_min < level < diffusion.sigma_max:
+        between = f"diffusion.sigma_min = {diffusion.sigma_min} and diffusion.sigma_max = {diffusion.sigma_max}"
+        raise ConfigError(path, f"expected a level between {between}, got {level}")
+
+
+def check_augment(train: TrainConfig, net: NetChoice, path: str) -> None:
+    """A network that sees distorted images has to be told, or it would generate them."""
+    dim = getattr(net.config, "augment_dim", 0)
+    if train.augment and dim != AUGMENT_DIM:
+        raise ConfigError(
+            join(path, "train.augment"),
+            f"needs a network that is told of it: expected {join(path, 'net.augment_dim')} to be {AUGMENT_DIM}, "
+            f"got {dim}; or expected 0, got {train.augment}",
+        )
+
+
+def check_rows(run: Run) -> None:
+    """Batches do not cut the groups of the method's rows, and settings of players belong to players that it has."""
+    path, method = join(join("runs", run.name), "train"), run.objective
+    for key in ("batch", "micro_batch"):
+        if (value := getattr(run.train, key)) % method.traits.group:
+            raise ConfigError(
+                join(path, key), f"expected a multiple of {run.method}'s groups of {method.traits.group}, got {value}"
+            )
+    for name in run.train.players:
+        if name not in method.players[1:]:
+            others = ", ".join(method.players[1:]) or f"none, as {run.method} trains the student alone"
+            raise ConfigError(join(path, f"players.{name}"), f"expected one of the other players: {others}")
+
+
+def check_latents(runs: Iterable[Run], searches: Iterable[str]) -> None:
+    """The latent of a distorted image is not the distorted latent, and searches do not decode."""
+    for name in searches:
+        raise ConfigError(join("tune", name), "expected no search for data.source = latents: its trials are images'")
+    for run in runs:
+        for key in ("flip", "augment"):
+            if value := getattr(run.train, key):
+                path = join(join("runs", run.name), f"train.{key}")
+                raise ConfigError(path, f"expected {type(value)()} for data.source = latents, got {value}")
+
+
+def check_links(runs: Mapping[str, Run], run: Run) -> None:
+    """The chain of `init` and `teacher` ends, and both name runs that suit the method."""
+    path = join("runs", run.name)
+    _check_chain(runs, run)
+    traits, init, teacher = run.objective.traits, runs.get(run.init), runs.get(run.teacher)
+    if run.weights is not None:
+        for key, value, none in (("init", run.init, RANDOM), ("teacher", run.teacher, NONE)):
+            if value != none:
+                raise ConfigError(join(path, key), f"expected {none}, as the weights come from a file, got {value!r}")
+    elif (traits.teacher == "none") != (teacher is None):
+        wanted = f"the name of a {traits.teacher.replace('_', '-')} run" if teacher is None else NONE
+        raise ConfigError(join(path, "teacher"), f"expected {wanted} for {run.method}, got {run.teacher!r}")
+    elif teacher is not None and teacher.objective.traits.few_step != (traits.teacher == "few_step"):
+        kind = traits.teacher.replace("_", "-")
+        raise ConfigError(join(path, "teacher"), f"{run.method} learns from a {kind} model; {run.teacher!r} is none")
+    if any(network.start == "init" for network in run.objective.networks.values()) and init is None:
+        raise ConfigError(join(path, "init"), f"{run.method} starts from a trained model; expected the name of a run")
+    if init is not None and (ours := run.net.shape) != (theirs := init.net.shape):
+        differ = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+        raise ConfigError(join(path, "net"), f"expected the network of {run.init!r}, got another {', '.join(differ)}")
+    # A student may learn inputs beside those of the network it starts from.
+    if init is not None and (lost := [i.name for i in init.net.inputs if i not in run.net.inputs]):
+        raise ConfigError(join(path, "init"), f"expected a run whose network is told no {', '.join(lost)}")
+    check_guidance(run, runs)
+
+
+def _check_chain(runs: Mapping[str, Run], run: Run) -> None:
+    """Every run that is named exists, and none starts from, or learns from, itself by a detour."""
+
+    def visit(current: Run, above: tuple[str, ...]) -> None:
+        for key, name, none in (("init", current.init, RANDOM), ("teacher", current.teacher, NONE)):
+            if name == none:
+                continue
+            where = join(join("runs", current.name), key)
+            if name not in runs:
+                others = [other for other in runs if other != current.name]
+                raise ConfigError(where, f"expected {none} or one of {', '.join(others)}, got {name!r}")
+            if name in above:
+                circle = " -> ".join([*above[above.index(name) :], name])
+                raise ConfigError(join(join("runs", run.name), key), f"goes round in a circle: {circle}")
+            visit(runs[name], (*above, name))
+
+    visit(run, (run.name,))
+
+
+def check_guidance(run: Run, runs: Mapping[str, Run]) -> None:
+    """A ConfigError where labels are dropped or guidance is asked for, and the networks do not allow it."""
+    path, traits = join("runs", run.name), run.objective.traits
+    asked = {
+        "options.label_dropout": traits.unlabelled,
+        "options.guidance": traits.guidance,
+        "sample.guidance": run.sample.guidance - 1,
+    }
+    for key in (key for key, value in asked.items() if value and not run.conditional):
+        raise ConfigError(join(path, key), "is about labels, which the networks are not told; see `conditional`")
+    teacher = runs.get(run.teacher)
+    if traits.guidance is not None and teacher is not None and not _knows_no_label(teacher):
+        raise _untrained(teacher.name, join(path, "options.guidance"))
+    s, where = run.sample.guidance, join(path, "sample.guidance")
+    if s == 1:
+        return
+    if not traits.few_step and not _knows_no_label(run):
+        raise _untrained(run.name, where)
+    if traits.few_step and traits.guidance is None:
+        raise ConfigError(where, f"expected 1, as {run.name} learns no scales; see `guidance` in its options; got {s}")
+    if traits.guidance is not None and not traits.guidance[0] <= s <= traits.guidance[1]:
+        low, high = traits.guidance
+        raise ConfigError(where, f"expected a scale that was learned, from {low} to {high}, got {s}")
+
+
+def _knows_no_label(run: Run) -> bool:
+    """Whether a diffusion model was trained on dropped labels; of weights from elsewhere the user has to know."""
+    return run.weights is not None or run.objective.traits.unlabelled
+
+
+def _untrained(name: str, where: str) -> ConfigError:
+    return ConfigError(
+        where,
+        f"guidance needs a diffusion model that has seen images without labels: expected "
+        f"{join(join('runs', name), 'options.label_dropout')} above 0, got 0",
+    )
+
+
+def check_services(run: Run) -> None:
+    """A ConfigError where the method's loss asks for LPIPS and no weights are named."""
+    if "lpips" in run.services and not run.train.lpips_weights:
+        raise _no_lpips(run)
+
+
+def _no_lpips(run: Run) -> ConfigError:
+    return ConfigError(
+        join(join("runs", run.name), "options.distance"),
+        f"lpips needs torchvision's VGG-16 weights; expected train.lpips_weights to name their file, got "
+        f"{run.train.lpips_weights!r}; or choose pseudo_huber, l2 or l1",
+    )
+
+
+def require_files(runs: Iterable[Run]) -> None:
+    """A ConfigError where runs that are about to be trained or imported name a file that is not there."""
+    for run in runs:
+        if "lpips" in run.services and not Path(run.train.lpips_weights).is_file():
+            raise _no_lpips(run)
+        if run.weights is not None and not Path(run.weights.file).is_file():
+            where = join(join("runs", run.name), "weights.file")
+            raise ConfigError(where, f"expected a file of public weights, got {run.weights.file!r}")
