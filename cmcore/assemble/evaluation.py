@@ -19,9 +19,6 @@ from cmcore.evaluate.endpoints import endpoint_rmse
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, Provenance, Source, to_json
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.suite import Reference, measure, record
-from cmcore.sample.base import Sampler
-from cmcore.sample.fewstep import Multistep
-from cmcore.sample.guided import GuidedSampler
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
 
@@ -70,7 +67,7 @@ class Evaluation:
         seen_by = [reference.extractor.digest for reference in self.references]
         seen_by += [self.decoding.digest] if self.decoding else []
         code = source_digest(["cmcore.assemble.evaluation", f"cmcore.nets.{self.run.net.kind}"])
-        samplers = [f"{one.name} {one.sampler.name} {one.sampler.nfe} {_levels(one.sampler)}" for one in self.passes]
+        samplers = [f"{one.name} {one.sampler.name} {one.sampler.nfe} {one.sampler.noise_levels}" for one in self.passes]
         return self.work / f"{self.run.name}-{digest([self.config, found, seen_by, code, samplers])}"
 
     @cached_property
@@ -161,17 +158,12 @@ def _source(evaluation: Evaluation, one: Pass) -> Source:
         ema=meta["eval_ema"],
         images=meta["images"],
         seed=evaluation.config.seed,
-        levels=_levels(one.sampler),
+        levels=one.sampler.noise_levels,
     )
 
 
 def _described(weights: Path) -> dict[str, Any]:
     return checkpoint.load(weights, "no tensor has this name")[1]
-
-
-def _levels(sampler: Sampler) -> tuple[float, ...]:
-    few = sampler.inner if isinstance(sampler, GuidedSampler) else sampler
-    return few.levels if isinstance(few, Multistep) else ()
 
 
 def endpoint_run(runs: Mapping[str, Run], run: Run) -> str:

@@ -33,6 +33,11 @@ class Sampler(Protocol):
         """The level of the initial noise."""
         ...
 
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        """The levels it denoises from, where they are a free choice that a record has to state; else none."""
+        return ()
+
     @abstractmethod
     def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
         """Images from the initial state x_T (B, C, H, W), which has level sigma_max; `source` feeds later noise."""

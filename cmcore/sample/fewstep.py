@@ -46,6 +46,10 @@ class Multistep(Sampler):
         return len(self.levels)
 
     @property
+    def noise_levels(self) -> tuple[float, ...]:
+        return self.levels
+
+    @property
     def sigma_max(self) -> float:
         return self.levels[0]
 

@@ -34,6 +34,10 @@ class GuidedSampler(Sampler):
         return self.inner.nfe * (1 if self.learned else 2)
 
     @property
+    def noise_levels(self) -> tuple[float, ...]:
+        return self.inner.noise_levels
+
+    @property
     def sigma_max(self) -> float:
         return self.inner.sigma_max
 
