@@ -19,6 +19,7 @@ from cmcore.evaluate.endpoints import endpoint_rmse
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, Provenance, Source, to_json
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.suite import Reference, measure, record
+from cmcore.sample.base import Sampler
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
 
@@ -67,7 +68,7 @@ class Evaluation:
         seen_by = [reference.extractor.digest for reference in self.references]
         seen_by += [self.decoding.digest] if self.decoding else []
         code = source_digest(["cmcore.assemble.evaluation", f"cmcore.nets.{self.run.net.kind}"])
-        samplers = [f"{one.name} {one.sampler.name} {one.sampler.nfe} {one.sampler.noise_levels}" for one in self.passes]
+        samplers = [f"{one.name} {_described_sampler(one.sampler)}" for one in self.passes]
         return self.work / f"{self.run.name}-{digest([self.config, found, seen_by, code, samplers])}"
 
     @cached_property
@@ -164,6 +165,10 @@ def _source(evaluation: Evaluation, one: Pass) -> Source:
 
 def _described(weights: Path) -> dict[str, Any]:
     return checkpoint.load(weights, "no tensor has this name")[1]
+
+
+def _described_sampler(sampler: Sampler) -> str:
+    return f"{sampler.name} {sampler.nfe} {sampler.noise_levels}"
 
 
 def endpoint_run(runs: Mapping[str, Run], run: Run) -> str:

@@ -18,7 +18,7 @@ def samples(runs: Sequence[RunReport], columns: int = 8) -> Figure | None:
     if endpoints is not None:
         rows.append(("teacher's ODE\nend point", endpoints))
     for run in runs:
-        rows += [(f"{run_title(run)}\n{nfe} NFE", images) for nfe, images in (run.samples or {}).items()]
+        rows += [(f"{run_title(run)}\n{row}", images) for row, images in (run.samples or {}).items()]
     if not rows:
         return None
     columns = min(columns, *(len(images) for _, images in rows))

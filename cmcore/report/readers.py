@@ -48,7 +48,7 @@ class RunReport:
     scan: tuple[MetricRecord, ...] = ()  # two-step sampling at other levels
     snapshots: tuple[MetricRecord, ...] = ()  # of the weights on the way
     history: tuple[Mapping[str, Any], ...] = ()  # lines of history.jsonl
-    samples: Mapping[int, Images] | None = None  # by NFE, all runs from the same noise
+    samples: Mapping[str, Images] | None = None  # by row, all runs from the same noise
     took: Took | None = None  # how long the training took, where that is known
     endpoints: Images | None = None  # the teacher's probability-flow end points from that noise
 
@@ -173,22 +173,23 @@ def _history(path: Path | None) -> tuple[dict[str, Any], ...]:
     return lines
 
 
-def _samples(path: Path | None) -> tuple[dict[int, Images] | None, Images | None]:
-    """Arrays `nfe_<n>` and, of a distilled run, `endpoints`: uint8 (N, C, H, W)."""
+def _samples(path: Path | None) -> tuple[dict[str, Images] | None, Images | None]:
+    """Images by row, "<n> NFE", and of a distilled run the teacher's end points: uint8 (N, C, H, W)."""
     if path is None or not path.exists():
         return None, None
-    found: dict[int, Images] = {}
+    found: dict[tuple[int, str], Images] = {}
     endpoints = None
     with np.load(path, allow_pickle=False) as arrays:
         for name in sorted(arrays.files):
-            match = re.fullmatch(r"nfe_(\d+)|endpoints", name)
+            match = re.fullmatch(r"nfe_(\d+)(?:_(.+))?|endpoints", name)
             array = arrays[name]
             if not match or array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
                 raise ReportError(
                     f"{path}: {name}: expected uint8 (N, 1 or 3, H, W) named nfe_<n> or endpoints, got {array.shape}"
                 )
             if match.group(1):
-                found[int(match.group(1))] = array
+                found[int(match.group(1)), match.group(2) or ""] = array
             else:
                 endpoints = array
-    return dict(sorted(found.items())), endpoints
+    named = {f"{nfe} NFE" + (f", {sampler}" if sampler else ""): found[nfe, sampler] for nfe, sampler in sorted(found)}
+    return named, endpoints

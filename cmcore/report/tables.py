@@ -1,5 +1,6 @@
 """Our runs compared, and beside the published numbers of the same methods. Built from records only."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord
@@ -60,11 +61,15 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts = NO_REFEREN
     )
     rows, groups = [], []
     for run in runs:
-        for (nfe, _), found in by_sampler(run.records).items():
+        keys = by_sampler(run.records)
+        shared = Counter(nfe for nfe, _ in keys)
+        for (nfe, sampler), found in keys.items():
             facts = run.facts
             trained = (Cell(facts.init), count(facts.images), count(facts.parameters), *_took(run.took))
             names = (Cell(facts.run), Cell(title(facts.method)))
-            rows.append((*names, count(nfe), *_values(found, metrics), _level(found), *trained))
+            # Samplers are named where a run has two of the same cost.
+            cost = count(nfe) if shared[nfe] == 1 else Cell(f"{nfe} ({sampler})", float(nfe))
+            rows.append((*names, cost, *_values(found, metrics), _level(found), *trained))
             groups.append(str(nfe))
     for record_set in _by_run(reference.baselines).values():
         source = next(iter(record_set.values())).provenance
