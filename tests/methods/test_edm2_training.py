@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import DIFFUSION, make_config, make_method, make_train
+from registry import entry
+from tiny import DIFFUSION, METHODS, make_config, make_method, make_train
 from tiny_runs import PARAMS, tiny_inputs
 from torch import Tensor, nn
 
@@ -20,8 +21,9 @@ from cmcore.config import ConfigError, merge
 from cmcore.consistency import weights
 from cmcore.diffusion.precond import Denoiser
 from cmcore.layers.magnitude import MPConv
-from cmcore.layers.uncertainty import UNCERTAINTY_HEAD, Uncertainty
+from cmcore.layers.uncertainty import Uncertainty
 from cmcore.methods.base import Batch, Method, Progress
+from cmcore.methods.edm import UNCERTAINTY
 from cmcore.nets import edm2
 from cmcore.rng import Draws
 from cmcore.sample.fewstep import Multistep
@@ -36,16 +38,11 @@ SHAPE, CLASSES = (2, 8, 8), 3
 NET = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,), "head_channels": 4}
 # sCM's form of the network goes with its methods.
 TRIG = {"c_noise": "trig", "embedding": "positional", "modulation": "double"}
-RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "edm": ({}, {}),
+RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {name: (entry(name).short, {}) for name in METHODS} | {
     "edm-uncertain": ({"uncertainty": True}, {}),
-    "cd": ({"N": 8, "mu": 0.5}, {}),
-    "ct": ({"s1": 10}, {}),
-    "ict": ({"s1": 20}, {}),
-    "ect": ({"q": 4.0, "stages": 4, "huber_c": 0.06, "weighting": "edm"}, {}),
-    "sct": ({"warmup_images": 16}, {}),
+    "cd-target": ({"N": 8, "mu": 0.5}, {}),
+    "ect-edm": ({"q": 4.0, "stages": 4, "huber_c": 0.06, "weighting": "edm"}, {}),
     "sct-trig": ({"warmup_images": 16}, TRIG),
-    "scd": ({"warmup_images": 16}, {}),
     "scd-trig": ({"warmup_images": 16}, TRIG),
 }
 
@@ -58,7 +55,7 @@ def denoiser(method: Method, fields: dict[str, Any], seed: int = 0) -> Denoiser:
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(0.0 if parameter.ndim else 0.3)  # the gains, which start at zero
-    epsilon = DIFFUSION.sigma_min if method.boundary else 0.0
+    epsilon = DIFFUSION.sigma_min if method.traits.boundary else 0.0
     return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=epsilon, coordinate=config.c_noise)
 
 
@@ -67,8 +64,8 @@ def start(run: str, **train: Any) -> tuple[Method, State, TrainConfig]:
     method = make_method(run.split("-")[0], **options)
     ema = {"wide": EmaConfig(power_std=0.1)}
     config = make_train(**{"images": 8 * 4, "batch": 8, "lr": 1e-2, "ema": ema, "eval_ema": "wide", **train})
-    teacher = denoiser(method, fields, seed=1) if method.needs.teacher else None
-    return method, new_state(method, denoiser(method, fields), teacher, config), config
+    other = denoiser(method, fields, seed=1)
+    return method, new_state(method, denoiser(method, fields), config, init=other, teacher=other), config
 
 
 def batches(draws: Draws) -> Batch:
@@ -109,7 +106,7 @@ def test_every_step_meets_weights_of_unit_length(run: str):
     # Steps that go far lengthen the weights, as they are orthogonal to them.
     method, state, config = start(run, optimiser="adam", lr=0.3)
     met: list[Tensor] = []
-    roots = (state.nets.student, state.nets)
+    roots = [*state.nets.modules.values()]
 
     def watched(draws: Draws) -> Batch:
         met.extend(layer.weight.detach().flatten(1).square().mean(1) for root in roots for layer in layers(root))
@@ -133,7 +130,7 @@ def test_half_precision_is_close_and_keeps_the_noise_level(run: str, precision: 
     net.embedding.register_forward_hook(lambda _, __, e: dtypes.add(("e", e.dtype)))
     net.encoder["8x8_block0"].register_forward_hook(lambda _, __, h: dtypes.add(("h", h.dtype)))
     half = next(steps(state, method, batches, replace(config, precision=precision)))
-    assert float(half.loss) == pytest.approx(float(full.loss), rel=0.05)
+    assert float(half.values["loss"]) == pytest.approx(float(full.values["loss"]), rel=0.05)
     # The derivative of sCM is in full precision all through.
     wide = torch.float32 if run.startswith("sct") else {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     assert dtypes == {("e", torch.float32), ("h", wide)}
@@ -150,17 +147,17 @@ def test_gradient_accumulation_changes_nothing():
                 module.dropout = 0.0
     a = next(steps(whole, method, batches, config))
     b = next(steps(parts, method, batches, replace(config, micro_batch=3)))
-    assert float(a.loss) == pytest.approx(float(b.loss), rel=1e-5)
+    assert float(a.values["loss"]) == pytest.approx(float(b.values["loss"]), rel=1e-5)
 
 
 def test_the_uncertain_loss_by_hand():
     method, state, _ = start("edm-uncertain")
-    models, draws = state.nets, Draws(3, 0, 8)
-    models.student.eval()
-    out = method.loss(models, batches(draws), Progress(0, 80, 8), draws)
+    nets, draws = state.nets, Draws(3, 0, 8)
+    nets.student.eval()
+    out = method.loss(nets, batches(draws), Progress(0, 80, 8), draws)
     sigma = (-1.2 + 1.2 * draws.normal(stream="level", dtype=torch.float64)).exp()
-    plain = make_method("edm").loss(models, batches(draws), Progress(0, 80, 8), draws)
-    u = models.heads[UNCERTAINTY_HEAD](sigma)
+    plain = make_method("edm").loss(nets, batches(draws), Progress(0, 80, 8), draws)
+    u = nets[UNCERTAINTY](sigma)
     assert u.shape == (8,)
     assert u.dtype == torch.float32
     torch.testing.assert_close(out.loss, plain.loss / u.exp() + u)
@@ -194,8 +191,8 @@ def test_the_head_is_the_same_in_every_run_and_asked_for_only_by_name():
     first = Uncertainty().state_dict()
     torch.manual_seed(1)
     assert all(torch.equal(tensor, first[name]) for name, tensor in Uncertainty().state_dict().items())
-    assert make_method("edm").needs.heads == {}
-    assert set(make_method("edm", uncertainty=True).needs.heads) == {UNCERTAINTY_HEAD}
+    assert make_method("edm").networks == {}
+    assert set(make_method("edm", uncertainty=True).networks) == {UNCERTAINTY}
     assert plugins.load("cmcore.methods", "edm").Config() == make_config("edm", uncertainty=False)
 
 
@@ -238,7 +235,7 @@ def test_labelled_digits_from_parameters_to_images(tmp_path: Path):
     project, inputs = parse_project(params), tiny_inputs(tmp_path)
     quiet = {"tracker": Null(), "on_progress": lambda *_: None}
     teacher = train_run(project.run("edm"), inputs, tmp_path / "edm", **quiet)
-    student = train_run(project.run("ect"), Inputs(inputs.data, teacher / WEIGHTS), tmp_path / "ect", **quiet)
+    student = train_run(project.run("ect"), Inputs(inputs.data, teacher / WEIGHTS, inputs.teacher), tmp_path / "ect", **quiet)
     loaded = load_model(student / WEIGHTS)
     assert loaded.shape.classes == 10
     assert loaded.meta["net"]["dropout_resolution"] == 4

@@ -1,6 +1,5 @@
 """The objectives against mathematics, with oracles in the place of networks."""
 
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +13,7 @@ from cmcore.consistency.distances import pseudo_huber
 from cmcore.diffusion.grids import karras_grid
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Batch, Method, Models, Progress
+from cmcore.methods.base import STUDENT, TARGET, TEACHER, Batch, Method, Nets, Progress
 from cmcore.oracles import Gaussian
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
@@ -57,12 +56,13 @@ def data(oracle: Gaussian, draws: Draws, shape: tuple[int, ...] = (1, 2, 2)) -> 
     return Batch(oracle.sample(draws.normal(shape, stream="data", dtype=torch.float64)), None)
 
 
-def mean_loss(method: Method, models: Models, oracle: Gaussian, draws: Draws, progress: Progress = START) -> Tensor:
-    return method.loss(models, data(oracle, draws), progress, draws).loss
+def mean_loss(method: Method, nets: Nets, oracle: Gaussian, draws: Draws, progress: Progress = START) -> Tensor:
+    return method.loss(nets, data(oracle, draws), progress, draws).loss
 
 
-def models_of(student: Denoiser, teacher: Denoiser | None = None, target: Denoiser | None = None) -> Models:
-    return Models(student=student, teacher=teacher, target=target, heads=nn.ModuleDict())
+def nets_of(student: Denoiser, teacher: Denoiser | None = None, target: Denoiser | None = None) -> Nets:
+    named = {STUDENT: student, TEACHER: teacher, TARGET: target}
+    return Nets({name: net for name, net in named.items() if net is not None})
 
 
 def test_the_exact_stand_ins_are_exact():
@@ -80,7 +80,7 @@ def test_the_expected_edm_loss_is_that_of_the_gaussian(s: float, trained: bool):
     student = exact(oracle)
     if not trained:  # F = 0: D = c_skip x
         student.net.gain.data.zero_()
-    losses = mean_loss(make_method("edm"), models_of(student), oracle, Draws(3, 0, B)).detach()
+    losses = mean_loss(make_method("edm"), nets_of(student), oracle, Draws(3, 0, B)).detach()
     # E over x and z at one level, then over the levels by Gauss-Hermite quadrature.
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     sigma = np.exp(-1.2 + 1.2 * nodes)
@@ -101,7 +101,7 @@ def slope(solver: str, s: float = 0.8) -> float:
     for N in counts:
         method = make_method("cd", diffusion, N=N, solver=solver, distance="l1")
         residuals.append(
-            float(mean_loss(method, models_of(student, teacher), oracle, Draws(1, 0, 2000)).detach().mean())
+            float(mean_loss(method, nets_of(student, teacher), oracle, Draws(1, 0, 2000)).detach().mean())
         )
     h = np.log([1 / (N - 1) for N in counts])
     return float(np.polyfit(h, np.log(residuals), 1)[0])
@@ -128,7 +128,7 @@ def test_the_gradient_of_training_tends_to_that_of_distillation():
     """The limit theorem of the CM paper (arXiv 2303.01469, Theorem 2), on common noise and with the exact score."""
     oracle, diffusion = Gaussian(0.3, 0.6), DiffusionConfig(sigma_min=0.3, sigma_max=3.0)
     student = Denoiser(TwoNumbers(), sigma_data=SD, epsilon=diffusion.sigma_min)
-    models = models_of(student, exact(oracle), student)
+    nets = nets_of(student, exact(oracle), student)
 
     def gradients(N: int, chunks: int = 60) -> tuple[Tensor, Tensor]:
         cd = make_method("cd", diffusion, N=N, solver="euler", distance="l2")
@@ -137,7 +137,7 @@ def test_the_gradient_of_training_tends_to_that_of_distillation():
         for seed in range(chunks):
             row = []
             for method in (cd, ct):
-                loss = mean_loss(method, models, oracle, Draws(seed, 0, 2000)).mean()
+                loss = mean_loss(method, nets, oracle, Draws(seed, 0, 2000)).mean()
                 row.append(torch.autograd.grad(loss, student.net.ab)[0] * N)  # per unit of the step
             rows.append(torch.stack(row))
         cd_rows, ct_rows = torch.stack(rows).unbind(1)
@@ -159,7 +159,7 @@ def test_ect_takes_the_data_where_r_is_zero():
     draws = Draws(1, 0, 64)
     batch = data(Gaussian(0.0, SD), draws)
     method = make_method("ect", q=1.5, k=1e12, stages=1)  # n(t) > q, so r = 0, in every row
-    loss = method.loss(models_of(student), batch, START, draws).loss
+    loss = method.loss(nets_of(student), batch, START, draws).loss
     t = (-1.1 + 2.0 * draws.normal(stream="level", dtype=torch.float64)).exp()
     z = draws.normal((1, 2, 2), stream="noise")
     f = student(batch.x + expand_like(t, z) * z, t, None)
@@ -172,7 +172,7 @@ def test_the_ect_loss_by_hand(weighting: str):
     batch = data(Gaussian(0.0, SD), draws)
     late = Progress(images=990, total=1000, batch=10)
     loss = make_method("ect", q=2.0, stages=4, weighting=weighting, huber_c=0.06).loss(
-        models_of(student), batch, late, draws
+        nets_of(student), batch, late, draws
     ).loss  # fmt: skip
     t = (-1.1 + 2.0 * draws.normal(stream="level", dtype=torch.float64)).exp()
     r = (t * (1 - (1 + 8 / (1 + t.exp())) / 2**4)).clamp(min=0)
@@ -190,7 +190,7 @@ def test_the_ict_loss_by_hand():
     student, draws = Denoiser(TwoNumbers(), sigma_data=SD, epsilon=diffusion.sigma_min), Draws(2, 0, 4000)
     batch = data(Gaussian(0.0, SD), draws)
     method = make_method("ict", diffusion)
-    loss = method.loss(models_of(student), batch, START, draws).loss.detach()
+    loss = method.loss(nets_of(student), batch, START, draws).loss.detach()
     grid = karras_grid(11, 0.002, 80.0).flip(0)
     z, seen = draws.normal((1, 2, 2), stream="noise"), torch.zeros(4000, dtype=torch.long)
     with torch.no_grad():
@@ -211,12 +211,12 @@ def test_the_continuous_losses_leave_the_exact_solution_alone(kind: str):
     student, draws = exact(oracle, end=0.0), Draws(0, 0, 64)
     config: dict[str, Any] = {"P_mean": -0.5, "P_std": 0.5, "warmup_images": 0}
     method = make_method(kind, **config)
-    heads = nn.ModuleDict({name: make() for name, make in method.needs.heads.items()})
-    models = replace(models_of(student, exact(oracle)), heads=heads)
+    made = {name: network.make() for name, network in method.networks.items() if network.make is not None}
+    nets = Nets({**made, **nets_of(student, exact(oracle)).modules})
     batch = data(oracle, draws)
-    good = method.loss(models, batch, START, draws).scalars["tangent_norm"]
+    good = method.loss(nets, batch, START, draws).scalars["tangent_norm"]
     student.net.gain.data.fill_(0.9)
-    bad = method.loss(models, batch, START, draws).scalars["tangent_norm"]
+    bad = method.loss(nets, batch, START, draws).scalars["tangent_norm"]
     assert bad > 1e-2
     assert good < (1e-6 if kind == "scd" else 1e-2)
     assert bad > 20 * good

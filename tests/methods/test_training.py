@@ -1,9 +1,8 @@
 """Every method learns: short runs on images of two values, judged by the energy distance of their samples."""
 
-from typing import Any
-
 import pytest
 import torch
+from registry import entry
 from tiny import DIFFUSION, METHODS, SHAPE, batches, make_denoiser, make_method, make_train
 from torch import Tensor
 
@@ -15,18 +14,8 @@ from cmcore.sample.solvers import Heun
 from cmcore.train.state import new_state
 from cmcore.train.steps import steps
 
-# Steps, learning rate, the energy distance to beat, and what suits a run this short. Before training the distance is
-# 0.9 from random weights, 0.5 from the diffusion model taken in one step, and 0.3 for random weights in the ODE solver.
-RECIPES: dict[str, tuple[int, float, float, dict[str, Any]]] = {
-    "edm": (300, 3e-3, 0.03, {}),
-    "cd": (200, 5e-3, 0.2, {"N": 8, "huber_c": 0.1}),
-    "ct": (200, 1e-2, 0.3, {"s1": 10, "mu0": 0.5, "huber_c": 0.3}),
-    "ict": (150, 3e-3, 0.15, {"s0": 10, "s1": 40}),
-    "ect": (150, 2e-3, 0.15, {"q": 4.0, "stages": 3}),
-    "sct": (120, 2e-3, 0.15, {"warmup_images": 5000}),
-    "scd": (120, 2e-3, 0.15, {"warmup_images": 5000}),
-}
-STARTS_FROM_EDM = {"cd", "ect", "sct", "scd"}
+# The energy distance before training is 0.9 from random weights, 0.5 from the diffusion model taken in one step, and 0.3
+# for random weights in the ODE solver. Options and thresholds are those of the registry.
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
@@ -45,17 +34,17 @@ def judge(denoiser: Denoiser, few_step: bool) -> float:
 
 
 def train(name: str, init: Denoiser | None) -> tuple[Denoiser, float]:
-    count, lr, _, options = RECIPES.get(name, (200, 2e-3, 0.3, {}))
-    method = make_method(name, **options)
-    student, teacher = (make_denoiser(boundary=b, hidden=64) for b in (method.boundary, False))
+    known = entry(name)
+    method = make_method(name, **known.short)
+    student, teacher = (make_denoiser(boundary=b, hidden=64) for b in (method.traits.boundary, False))
     if init is not None:
         student.net.load_state_dict(init.net.state_dict())
         teacher.net.load_state_dict(init.net.state_dict())
-    config = make_train(images=128 * count, batch=128, lr=lr)
-    state = new_state(method, student, teacher if method.needs.teacher else None, config)
+    config = make_train(images=128 * known.steps, batch=128, lr=known.lr)
+    state = new_state(method, student, config, init=teacher, teacher=teacher)
     for _ in steps(state, method, batches, config):
         pass
-    return student, judge(student, method.few_step)
+    return student, judge(student, method.traits.few_step)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +54,8 @@ def edm() -> tuple[Denoiser, float]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_short_run_beats_its_threshold(name: str, edm: tuple[Denoiser, float]):
-    distance = edm[1] if name == "edm" else train(name, edm[0] if name in STARTS_FROM_EDM else None)[1]
-    assert distance < RECIPES.get(name, (0, 0, 0.3))[2]
+    distance = edm[1] if name == "edm" else train(name, edm[0] if entry(name).start == "edm" else None)[1]
+    assert distance < entry(name).distance
 
 
 def test_the_threshold_is_out_of_reach_without_training(edm: tuple[Denoiser, float]):

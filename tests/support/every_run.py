@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tiny import METHODS, make_config, make_method
+from registry import entry
+from tiny import METHODS, weightless
 from tiny_runs import PARAMS
 
 from cmcore.assemble.models import save_empty
@@ -12,14 +13,12 @@ from cmcore.assemble.training import Inputs, train_run
 from cmcore.data.sources.prepare import prepare
 from cmcore.tracking.base import Null
 
-FROM_EDM = {"cd", "ect", "scd", "sct"}
 
-
-def entry(name: str) -> dict[str, Any]:
-    """A run of a method; one that needs no weights that do not come with the project."""
-    options = {"distance": "pseudo_huber"} if hasattr(make_config(name), "distance") else {}
-    teacher = "edm" if make_method(name).traits.teacher != "none" else "none"
-    return {"method": name, "init": "edm" if name in FROM_EDM else "random", "teacher": teacher, "options": options}
+def run_of(name: str) -> dict[str, Any]:
+    """The entry of `runs` for a method; one that needs no weights that do not come with the project."""
+    known = entry(name)
+    teacher = "edm" if known.teacher else "none"
+    return {"method": name, "init": known.start, "teacher": teacher, "options": weightless(name)}
 
 
 def every_run(**train: Any) -> Project:
@@ -29,7 +28,7 @@ def every_run(**train: Any) -> Project:
         "snapshots": 3, "flip": True, "ema": {"ema": {"half_life": 512.0}, "power": {"power_std": 0.1}},
     } | train  # fmt: skip
     net = PARAMS["net"] | {"dropout": 0.2}
-    return parse_project(PARAMS | {"net": net, "train": settings, "runs": {name: entry(name) for name in METHODS}})
+    return parse_project(PARAMS | {"net": net, "train": settings, "runs": {name: run_of(name) for name in METHODS}})
 
 
 def make_inputs(folder: Path) -> dict[str, Inputs]:

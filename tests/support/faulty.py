@@ -32,6 +32,10 @@ class Overflows(Method):
         self.inner, self.bad, self.kind = inner, bad, kind
 
     @property
+    def traits(self) -> Any:
+        return self.inner.traits
+
+    @property
     def networks(self) -> Any:
         return self.inner.networks
 

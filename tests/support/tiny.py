@@ -20,10 +20,14 @@ SHAPE = (1, 2, 2)
 
 
 def make_config(name: str, **options: Any) -> Any:
-    """A method's Config; where it has a choice of distances, one that needs no weights."""
-    config = plugins.load("cmcore.methods", name).Config
-    chooses = "distance" in config.__dataclass_fields__
-    return config(**({"distance": "pseudo_huber"} if chooses else {}) | options)
+    """A method's Config; where its loss asks for a network from elsewhere, with a distance that needs none."""
+    return plugins.load("cmcore.methods", name).Config(**weightless(name) | options)
+
+
+def weightless(name: str) -> dict[str, Any]:
+    """The options under which a method's loss asks for no network from elsewhere."""
+    module = plugins.load("cmcore.methods", name)
+    return {"distance": "pseudo_huber"} if module.build(module.Config(), DIFFUSION).traits.services else {}
 
 
 def make_method(name: str, diffusion: DiffusionConfig = DIFFUSION, **options: Any) -> Method:

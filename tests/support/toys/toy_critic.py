@@ -1,4 +1,4 @@
-"""Toy: two players. A critic of one number learns to tell images from denoised ones; the student learns to please it."""
+"""Toy: two players. A critic learns to tell images from denoised ones, and the student learns to please it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,16 +5,26 @@ from dataclasses import dataclass
 
 import torch
 
-from cmcore.diffusion.grids import karras_grid
+from cmcore.diffusion.grids import karras_grid, with_zero
 from cmcore.diffusion.ode import euler_step
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import (
-    STUDENT, TEACHER, Action, Batch, Copy, LossOut, Method, Nets, Network, Progress, Restart, Traits,
+    STUDENT,
+    TEACHER,
+    Action,
+    Batch,
+    Copy,
+    LossOut,
+    Method,
+    Nets,
+    Network,
+    Progress,
+    Restart,
+    Traits,
 )  # fmt: skip
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
 from cmcore.sample.solvers import Euler
-from cmcore.diffusion.grids import with_zero
 from cmcore.tensors import expand_like, mean_per_sample
 
 
@@ -52,8 +62,10 @@ class ToyHalving(Method):
         t, middle, r = grid[n], grid[n + 1], grid[n + 2]
         x = batch.x + expand_like(t, batch.x) * draws.normal(batch.x.shape[1:], stream="noise")
         with torch.no_grad():
-            target = euler_step(nets.teacher, euler_step(nets.teacher, x, t, middle, batch.labels), middle, r, batch.labels)
-        step = euler_step(nets.student, x, t, r, batch.labels)
+            half = euler_step(nets.teacher, x, t, middle, batch.labels)
+            target = euler_step(nets.teacher, half, middle, r, batch.labels)
+        with draws.dropout():
+            step = euler_step(nets.student, x, t, r, batch.labels)
         return LossOut(mean_per_sample((step - target) ** 2), {"stage": float(stage)})
 
     def after(self, progress: Progress) -> Sequence[Action]:

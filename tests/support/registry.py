@@ -1,0 +1,113 @@
+"""The one place where tests know a method by its name: its paper's constants and the settings that suit small tests.
+
+A new method needs an entry here; its tests fail without one, and say so.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Facts about a method."""
+
+    paper: Options  # the fields of its Config in the paper's setting for CIFAR-10
+    other: tuple[str, ...] = ()  # fields without a part in that setting
+    boundary: bool = False  # f(x, sigma_min) = x exactly
+    teacher: bool = False
+    start: str = "random"  # the run whose weights a small run starts from
+    variants: tuple[Options, ...] = ()  # further options under which other networks take part
+    wrong: tuple[tuple[Options, str], ...]  # impossible options, and the field that is named
+    close: Options | None = None  # options under which both of its points almost coincide; None for one point
+    short: Options = field(default_factory=dict)  # options for a run of a few hundred steps
+    steps: int = 150  # of that run, at the learning rate `lr`
+    lr: float
+    distance: float  # the energy distance that the run beats; see test_training.py
+    passes: dict[tuple[str, str], int]  # evaluations in a step, by network and kind
+
+
+WITH_GRADIENT = {("student", "forward+backward"): 1}
+TWO_POINTS = WITH_GRADIENT | {("student", "forward"): 1}
+
+ENTRIES: dict[str, Entry] = {
+    # arXiv 2206.00364, Table 1
+    "edm": Entry(
+        paper={"P_mean": -1.2, "P_std": 1.2, "uncertainty": False, "label_dropout": 0.0},
+        variants=({"uncertainty": True},),
+        wrong=(({"P_std": 0.0}, "P_std"), ({"label_dropout": 1.1}, "label_dropout")),
+        steps=300, lr=3e-3, distance=0.03,
+        passes=WITH_GRADIENT,
+    ),
+    # arXiv 2303.01469, Table 3
+    "cd": Entry(
+        paper={"N": 18, "solver": "heun", "distance": "lpips", "mu": 0.0, "guidance": None},
+        other=("huber_c",),
+        boundary=True, teacher=True, start="edm",
+        variants=({"mu": 0.5},),
+        wrong=(
+            ({"N": 1}, "N"), ({"mu": 1.0}, "mu"), ({"huber_c": 0.0}, "huber_c"), ({"solver": "rk4"}, "solver"),
+            ({"guidance": [2.0, 1.0]}, "guidance"),
+        ),
+        close={"N": 50_000, "distance": "l2"},
+        short={"N": 8, "huber_c": 0.1}, steps=200, lr=5e-3, distance=0.2,
+        passes=TWO_POINTS | {("teacher", "forward"): 2},
+    ),
+    # arXiv 2303.01469, Table 3
+    "ct": Entry(
+        paper={"s0": 2, "s1": 150, "mu0": 0.9, "distance": "lpips"},
+        other=("huber_c",),
+        boundary=True,
+        wrong=(({"s0": 1}, "s0"), ({"s0": 9, "s1": 8}, "s1"), ({"mu0": 1.0}, "mu0"), ({"huber_c": 0.0}, "huber_c")),
+        close={"s0": 50_000, "s1": 50_000, "distance": "l2"},
+        short={"s1": 10, "mu0": 0.5, "huber_c": 0.3}, steps=200, lr=1e-2, distance=0.3,
+        passes=WITH_GRADIENT | {("target", "forward"): 1},
+    ),
+    # arXiv 2310.14189, Table 2 and sec. 3.3 to 3.5
+    "ict": Entry(
+        paper={"s0": 10, "s1": 1280, "P_mean": -1.1, "P_std": 2.0, "huber_c": 0.0},
+        boundary=True,
+        wrong=(({"s0": 0}, "s0"), ({"s1": 9}, "s1"), ({"huber_c": -1.0}, "huber_c")),
+        close={"s0": 50_000, "s1": 50_000},
+        short={"s0": 10, "s1": 40}, lr=3e-3, distance=0.15,
+        passes=TWO_POINTS,
+    ),
+    # arXiv 2406.14548 and its repository's run_ecm.sh, where c = 0
+    "ect": Entry(
+        paper={
+            "P_mean": -1.1, "P_std": 2.0, "q": 2.0, "k": 8.0, "b": 1.0, "stages": 8, "huber_c": 1e-8,
+            "weighting": "gap", "ratio_limit": 1.0,
+        },
+        start="edm",
+        wrong=(
+            ({"q": 1.0}, "q"), ({"stages": 0}, "stages"), ({"q": 256.0}, "stages"), ({"q": 1e300}, "stages"),
+            ({"ratio_limit": 1.1}, "ratio_limit"), ({"huber_c": 0.0}, "huber_c"), ({"weighting": "x"}, "weighting"),
+        ),
+        close={"q": 4096.0, "stages": 2},
+        short={"q": 4.0, "stages": 3}, lr=2e-3, distance=0.15,
+        passes=TWO_POINTS,
+    ),
+    # arXiv 2410.11081, Alg. 1 and App. D; H = 10k iterations of 512 images
+    "sct": Entry(
+        paper={"P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000},
+        start="edm",
+        wrong=(({"c": -1.0}, "c"), ({"warmup_images": -1}, "warmup_images")),
+        short={"warmup_images": 5000}, steps=120, lr=2e-3, distance=0.15,
+        passes={("student", "jvp+backward"): 1},
+    ),
+    "scd": Entry(
+        paper={"P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000, "guidance": None},
+        teacher=True, start="edm",
+        wrong=(({"P_std": -1.0}, "P_std"), ({"guidance": [-1.0, 1.0]}, "guidance"), ({"guidance": [1.0]}, "guidance")),
+        short={"warmup_images": 5000}, steps=120, lr=2e-3, distance=0.15,
+        passes={("student", "jvp+backward"): 1, ("teacher", "forward"): 1},
+    ),
+}  # fmt: skip
+
+
+def entry(name: str) -> Entry:
+    """The entry of a method; a KeyError where it has none."""
+    if name not in ENTRIES:
+        raise KeyError(f"{name}: expected an entry in ENTRIES of tests/support/registry.py, got {', '.join(ENTRIES)}")
+    return ENTRIES[name]
