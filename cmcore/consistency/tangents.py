@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cmcore.diffusion.guidance import Ask
+from cmcore.diffusion.path import TrigFlow
 from cmcore.diffusion.precond import Denoiser, Labels, noise_coordinate
 from cmcore.tensors import expand_like, norm_per_sample
 
@@ -27,9 +28,10 @@ class Tangent(NamedTuple):
 
 def trig_asked(denoiser: Denoiser) -> Ask:
     """F_trig(x/sigma_data, t, labels), for x/sigma_data (B, ...), t (B,): minus the network at sigma_data tan t."""
+    path = TrigFlow(denoiser.sigma_data)
 
     def minus_net(u: Tensor, t: Tensor, labels: Labels) -> Tensor:
-        sigma = denoiser.sigma_data * torch.tan(t)
+        sigma = path.level(t)
         c_noise = noise_coordinate(sigma, denoiser.sigma_data, denoiser.coordinate)
         return -denoiser.net(u, c_noise.to(u.dtype), labels)
 

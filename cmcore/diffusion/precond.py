@@ -9,9 +9,9 @@ sigma = sigma_data tan t, x_t = cos t x, and F_trig = -F. So one denoiser serves
 import math
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from cmcore.diffusion.path import TrigFlow
 from cmcore.tensors import expand_like
 
 NoiseCoordinate = Literal["log", "trig", "log1000"]
@@ -54,7 +54,7 @@ def noise_coordinate(sigma: Tensor, sigma_data: float, kind: NoiseCoordinate) ->
     1000 ln(sigma)/4, which the public consistency models were trained with (arXiv 2303.01469, their repository).
     """
     if kind == "trig":
-        return torch.atan(sigma / sigma_data)
+        return TrigFlow(sigma_data).time(sigma)
     return sigma.log() / 4 if kind == "log" else 250 * (sigma + 1e-44).log()
 
 

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass, field
 
-import torch
-
 from cmcore.consistency.trigflow import WEIGHT_HEAD, TrigConfig, continuous_loss, new_heads, sample_point
+from cmcore.diffusion.path import TrigFlow
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
 from cmcore.rng import Draws
-from cmcore.tensors import expand_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +27,7 @@ class SCT:
     def loss(self, models: Models, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """The loss of Algorithm 1; F and its derivative come from one pass, so they share the dropout mask."""
         point = sample_point(batch.x, self.config, self.diffusion.sigma_data, draws)
-        cos, sin = expand_like(torch.cos(point.t), batch.x), expand_like(torch.sin(point.t), batch.x)
-        dx_dt = cos * point.z - sin * batch.x
+        dx_dt = TrigFlow(self.diffusion.sigma_data).at(point.t).velocity(batch.x, point.z)
         r = self.config.warmup(progress.images)
         with draws.dropout():
             return LossOut(
