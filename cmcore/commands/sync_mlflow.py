@@ -40,7 +40,7 @@ def trained(run: Run, folders: Folders) -> Replay | None:
     if not all((folder / name).exists() for name in (SUMMARY, WEIGHTS, HISTORY)):
         return None
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    mark, (_, header) = summary["fingerprint"], checkpoint.load(folder / WEIGHTS, "no tensor has this name")
+    mark, header = summary["fingerprint"], checkpoint.header(folder / WEIGHTS)
     tags = run_tags(folders.workload, run.name, summary["method"], mark)
     replay = Replay(tags | {"init": summary["init"], "ema": summary["eval_ema"]})
     values = parameters(run, folders, summary, header)

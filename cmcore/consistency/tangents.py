@@ -14,7 +14,7 @@ from torch import Tensor
 from cmcore.diffusion.guidance import Ask
 from cmcore.diffusion.path import TrigFlow
 from cmcore.diffusion.precond import Denoiser, Labels, noise_coordinate
-from cmcore.tensors import expand_like, norm_per_sample
+from cmcore.tensors import expand_like, full_precision, norm_per_sample
 
 TrigNet = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,7 +54,7 @@ def scaled_jvp(F: TrigNet, x_t: Tensor, t: Tensor, dx_dt: Tensor, sigma_data: fl
     primals = (x_t / sigma_data, t)
     tangents = (expand_like(scale, x_t) * dx_dt, scale * sigma_data)
     # A derivative in bf16 would be mostly rounding, so this stays in full precision under any train.precision.
-    with torch.autocast(x_t.device.type, enabled=False):
+    with full_precision(x_t.device):
         outputs = torch.func.jvp(F, primals, tangents)
     return Tangent(F=outputs[0], scaled_dF=outputs[1].detach())
 

@@ -10,6 +10,7 @@ from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales,
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
 from cmcore.rng import Draws
+from cmcore.tensors import full_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class SCD:
             s = draw_scales(self.config.guidance, draws)
             labels, ask = told(labels, s), Guided(ask, s)
         # The direction of a derivative in full precision, and half of the difference in g that vanishes at the optimum.
-        with torch.no_grad(), torch.autocast(point.x_t.device.type, enabled=False):
+        with torch.no_grad(), full_precision(point.x_t.device):
             dx_dt = sd * ask(point.x_t / sd, point.t, batch.labels)
         r = self.config.warmup(progress.images)
         with draws.dropout():
