@@ -85,7 +85,7 @@ format: $(VENV)/.dev ## format the sources
 
 .PHONY: docs
 docs: $(VENV)/.dev ## the pages of docs/ as a site: site/index.html
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: ui
 ui: $(VENV)/.pipeline ## MLflow in the browser, for this machine only
