@@ -4,19 +4,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cmcore.config import ConfigError, join
+from cmcore.diffusion.inputs import GUIDANCE
 
 if TYPE_CHECKING:
     from cmcore.assemble.project import NetChoice, Run
 
 
-def with_guidance(net: "NetChoice", method_config: Any, path: str) -> "NetChoice":
-    """The network, with an embedding of guidance scales where the method teaches them; only that turns it on."""
-    if net.config.guidance:
-        raise ConfigError(
-            join(path, "net.guidance"), "expected false, got true: `guidance` among the options of a method turns it on"
-        )
+def with_guidance(net: "NetChoice", method_config: Any) -> "NetChoice":
+    """The network, with the guidance scale as an input where the method teaches it."""
     learns = getattr(method_config, "guidance", None) is not None
-    return replace(net, config=replace(net.config, guidance=True)) if learns else net
+    return replace(net, inputs=(*net.inputs, GUIDANCE)) if learns else net
 
 
 def check_guidance(run: "Run", few_step: bool, init: "Run | None") -> None:

@@ -9,6 +9,7 @@ from cmcore import plugins
 from cmcore.assemble.guided import check_guidance, with_guidance
 from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
 from cmcore.data.settings import AUGMENT_DIM, DataConfig
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.search.space import TuneConfig
@@ -66,15 +67,17 @@ class Sections:
 
 @dataclass(frozen=True, kw_only=True)
 class NetChoice:
-    """A network: a module of cmcore/nets and its Config."""
+    """A network: a module of cmcore/nets, its Config, and the further inputs that its method gives it."""
 
     kind: str
     config: Any
+    inputs: tuple[Input, ...] = ()
 
     @property
     def shape(self) -> dict[str, Any]:
         """What decides the names and shapes of the weights, and what they mean: everything but the dropout."""
-        return {"kind": self.kind, **{k: v for k, v in plain(self.config).items() if not k.startswith("dropout")}}
+        config = {k: v for k, v in plain(self.config).items() if not k.startswith("dropout")}
+        return {"kind": self.kind, **config, "inputs": plain(self.inputs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,7 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     train = read(TrainConfig, merge(sections.train, entry.train), join(path, "train"))
     if needs_lpips(method_config) and not train.lpips_weights:
         raise _no_lpips(name, train)
-    net = with_guidance(_net(_net_section(sections.net, entry.net), join(path, "net")), method_config, path)
+    net = with_guidance(_net(_net_section(sections.net, entry.net), join(path, "net")), method_config)
     _check_augment(train, net, path)
     return Run(
         name=name,
@@ -241,8 +244,9 @@ def _check_init(runs: Mapping[str, Run], run: Run) -> None:
         seen.append(current.name)
     if run.init != RANDOM and build_method(run).needs.file:
         raise ConfigError(path, f"{run.method} takes its weights from a file; expected {RANDOM}, got {run.init!r}")
-    # A student may learn guidance scales beside what its teacher knows.
-    theirs, ours = runs.get(run.init, run).net.shape, run.net.shape | {"guidance": False}
+    theirs, ours = runs.get(run.init, run).net.shape, run.net.shape
+    if all(known in ours["inputs"] for known in theirs["inputs"]):  # a network may start from one with fewer inputs
+        ours["inputs"] = theirs["inputs"]
     if run.init != RANDOM and ours != theirs:
         differ = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
         raise ConfigError(

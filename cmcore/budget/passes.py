@@ -46,7 +46,8 @@ def passes(run: Run) -> Passes:
     seen: list[tuple[str, PassKind]] = []
 
     def stand_in(name: str) -> Denoiser:
-        return Denoiser(Probe(name, seen), sigma_data=run.diffusion.sigma_data, coordinate=run.net.config.c_noise)
+        net, sigma_data = run.net, run.diffusion.sigma_data
+        return Denoiser(Probe(name, seen), sigma_data=sigma_data, coordinate=net.config.c_noise, inputs=net.inputs)
 
     heads = nn.ModuleDict({name: make() for name, make in needs.heads.items()})
     teacher, target = (stand_in(name) if getattr(needs, name) else None for name in ("teacher", "target"))

@@ -26,7 +26,8 @@ def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict
     there = inputs.init.exists() and (inputs.data / "manifest.json").exists()
     if there and fingerprint(run, inputs) == summary["fingerprint"]:
         return resolved(run)
-    net = {"kind": header["net"]["kind"], "config": {k: v for k, v in header["net"].items() if k != "kind"}}
+    config = {k: v for k, v in header["net"].items() if k != "kind"}
+    net = {"kind": header["net"]["kind"], "config": config, "inputs": header["inputs"]}
     return {
         **{key: summary[key] for key in ("method", "init", "conditional")},
         **{"name": summary["run"], "net": net, "diffusion": header["diffusion"]},

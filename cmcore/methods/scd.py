@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cmcore.consistency.tangents import trig_asked
+from cmcore.consistency.tangents import conditional_trig_net
 from cmcore.consistency.trigflow import WEIGHT_HEAD, TrigConfig, continuous_loss, new_heads, sample_point
-from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, told
+from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, with_scale
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Models, Needs, Progress
 from cmcore.rng import Draws
@@ -42,13 +42,13 @@ class SCD:
             raise ValueError("scd needs a teacher: set init to the name of a diffusion run")
         sd = self.diffusion.sigma_data
         point = sample_point(batch.x, self.config, sd, draws)
-        labels, ask = batch.labels, trig_asked(models.teacher)
+        labels, teacher = batch.labels, conditional_trig_net(models.teacher)
         if self.config.guidance is not None:
             s = draw_scales(self.config.guidance, draws)
-            labels, ask = told(labels, s), Guided(ask, s)
+            labels, teacher = with_scale(labels, s), Guided(teacher, s)
         # The direction of a derivative in full precision, and half of the difference in g that vanishes at the optimum.
         with torch.no_grad(), full_precision(point.x_t.device):
-            dx_dt = sd * ask(point.x_t / sd, point.t, batch.labels)
+            dx_dt = sd * teacher(point.x_t / sd, point.t, batch.labels)
         r = self.config.warmup(progress.images)
         with draws.dropout():
             return LossOut(

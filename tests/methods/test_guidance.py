@@ -12,7 +12,8 @@ from cmcore.consistency.distances import distance
 from cmcore.consistency.pairs import uniform_pair
 from cmcore.consistency.trigflow import WEIGHT_HEAD, continuous_loss, sample_point
 from cmcore.diffusion import ode
-from cmcore.diffusion.guidance import told
+from cmcore.diffusion.guidance import with_scale
+from cmcore.diffusion.inputs import GUIDANCE
 from cmcore.diffusion.precond import NO_LABEL, Denoiser
 from cmcore.methods.base import Batch, Progress
 from cmcore.nets import mlp
@@ -29,14 +30,13 @@ DRAWS = Draws(1, 160, 16)
 def labelled(*, guidance: bool = False, seed: int = 0, noise: float = 0.3, hidden: int = 16) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = mlp.Config(
-            hidden=hidden, blocks=1, embedding_width=16, features=8, residual_gain=1.0, guidance=guidance
-        )
-        net = mlp.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=2)
+        config = mlp.Config(hidden=hidden, blocks=1, embedding_width=16, features=8, residual_gain=1.0)
+        inputs = (GUIDANCE,) if guidance else ()
+        net = mlp.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=2, inputs=inputs)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter += noise * torch.randn_like(parameter)
-    return Denoiser(net, sigma_data=DIFFUSION.sigma_data)
+    return Denoiser(net, sigma_data=DIFFUSION.sigma_data, inputs=inputs)
 
 
 def batches(draws: Draws) -> Batch:
@@ -64,15 +64,15 @@ def test_with_all_labels_dropped_the_loss_is_that_of_no_label():
     assert bool((weight.grad == 0).all())
 
 
-def test_each_image_is_told_its_label_or_none():
+def test_each_image_has_its_label_or_none():
     """Level and noise are those of a step without dropout: dropping draws from a stream of its own."""
     batch, state = batches(DRAWS), state_of("edm", label_dropout=0.5)
     some = make_method("edm", label_dropout=0.5).loss(state.models, batch, HALFWAY, DRAWS).loss
     nothing = batch._replace(labels=torch.full((16,), NO_LABEL))
-    told_all, told_none = (make_method("edm").loss(state.models, b, HALFWAY, DRAWS).loss for b in (batch, nothing))
+    all_labels, no_labels = (make_method("edm").loss(state.models, b, HALFWAY, DRAWS).loss for b in (batch, nothing))
     dropped = DRAWS.uniform(stream="label_dropout") < 0.5
     assert 0 < int(dropped.sum()) < 16
-    torch.testing.assert_close(some, torch.where(dropped, told_none, told_all))
+    torch.testing.assert_close(some, torch.where(dropped, no_labels, all_labels))
 
 
 def test_dropped_labels_teach_the_denoiser_of_all_classes_together():
@@ -113,8 +113,8 @@ def test_the_tangent_of_guided_scd_is_the_one_by_hand():
         known, unknown = (-models.teacher.net(point.x_t / sd, c_noise, y) for y in (batch.labels, nothing))
         dx_dt = sd * (unknown + expand_like(s, unknown) * (known - unknown))
     r = method.config.warmup(HALFWAY.images)
-    head, told_s = models.heads[WEIGHT_HEAD], told(batch.labels, s)
-    by_hand, scalars = continuous_loss(models.student, head, told_s, point, dx_dt, method.config, r)
+    head, scaled = models.heads[WEIGHT_HEAD], with_scale(batch.labels, s)
+    by_hand, scalars = continuous_loss(models.student, head, scaled, point, dx_dt, method.config, r)
     torch.testing.assert_close(out.loss, by_hand)
     torch.testing.assert_close(out.scalars["tangent_norm"], scalars["tangent_norm"])
     plain = make_method("scd").loss(replace(models, student=labelled()), batch, HALFWAY, DRAWS)
@@ -134,7 +134,7 @@ def test_guided_cd_steps_along_the_guided_flow():
         return D + expand_like(s, D) * (teacher(x, sigma, labels) - D)
 
     x_t = batch.x + expand_like(t, batch.x) * DRAWS.normal(SHAPE, stream="noise")
-    labels = told(batch.labels, s)
+    labels = with_scale(batch.labels, s)
     with torch.no_grad():
         target = models.student(ode.euler_step(guided, x_t, t, r, batch.labels), r, labels)
     by_hand = distance("pseudo_huber", method.config.huber_c)(models.student(x_t, t, labels), target)
@@ -145,7 +145,7 @@ def test_guided_cd_steps_along_the_guided_flow():
 def test_a_range_of_one_scale_at_one_is_plain_distillation_of_a_fresh_student(name: str):
     """As the embedding is zero at first, and s = 1 is no guidance."""
     state, plain = state_of(name, guidance=(1.0, 1.0)), state_of(name)
-    own = {n: t * 0 for n, t in state.models.student.net.state_dict().items() if n.startswith("embedding.guidance.lay")}
+    own = {n: t * 0 for n, t in state.models.student.net.state_dict().items() if n.startswith("embedding.inputs.")}
     weights = state.models.student.net.state_dict() | plain.models.student.net.state_dict() | own
     state.models.student.net.load_state_dict(weights)
     guided = make_method(name, guidance=(1.0, 1.0)).loss(state.models, batches(DRAWS), HALFWAY, DRAWS).loss
