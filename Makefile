@@ -83,6 +83,10 @@ format: $(VENV)/.dev ## format the sources
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+.PHONY: docs
+docs: $(VENV)/.dev ## the pages of docs/ as a site: site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .PHONY: ui
 ui: $(VENV)/.pipeline ## MLflow in the browser, for this machine only
 	@mkdir -p .tracking
@@ -112,7 +116,7 @@ $(VENV)/bin/pip:
 	"$$python" -m venv $(VENV)
 
 $(VENV)/.pipeline: EXTRAS := pipeline
-$(VENV)/.dev: EXTRAS := pipeline,metrics,dev
+$(VENV)/.dev: EXTRAS := pipeline,metrics,dev,docs
 $(VENV)/.pipeline $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing packages into $(VENV) (once; a minute or two) ..."
 	@$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[$(EXTRAS)]' | $(counter)

@@ -4,8 +4,30 @@ Shape legend: B batch, C channels, H height, W width, N number of grid points, D
 Images are (B, C, H, W), scaled to [-1, 1] as floats and to 0..255 as uint8. Times and noise levels are (B,).
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
+
+# Of mixed precision on the meta device, for which PyTorch has no autocast: the 16-bit type; None: full precision.
+meta_dtype: ContextVar[torch.dtype | None] = ContextVar("meta_dtype", default=None)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A block that computes in the precision of its tensors, under any autocast."""
+    return meta_precision(None) if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def meta_precision(dtype: torch.dtype | None) -> Iterator[None]:
+    """A block with another `meta_dtype`."""
+    before = meta_dtype.set(dtype)
+    try:
+        yield
+    finally:
+        meta_dtype.reset(before)
 
 
 def expand_like(v: Tensor, x: Tensor) -> Tensor:

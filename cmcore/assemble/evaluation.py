@@ -118,7 +118,7 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
         "init": run.init,
         "parameters": summary["parameters"],
         "images": summary["images"],
-        "ema": _described(evaluation.folder / WEIGHTS)["eval_ema"],
+        "ema": checkpoint.header(evaluation.folder / WEIGHTS)["eval_ema"],
         "seed": summary["seed"],
         "conditional": run.conditional,
         "fid_absent": fid_absent,
@@ -140,7 +140,7 @@ def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
         **vars(source),
         extractor=NO_EXTRACTOR,
         extractor_digest=NO_EXTRACTOR,
-        reference_digest=_described(one.teacher)["fingerprint"],
+        reference_digest=checkpoint.header(one.teacher)["fingerprint"],
         reference_count=one.samples,
         samples=one.samples,
     )
@@ -148,7 +148,7 @@ def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
 
 
 def _source(evaluation: Evaluation, one: Pass) -> Source:
-    meta = _described(one.weights)
+    meta = checkpoint.header(one.weights)
     return Source(
         workload=evaluation.workload,
         run=evaluation.run.name,
@@ -161,10 +161,6 @@ def _source(evaluation: Evaluation, one: Pass) -> Source:
         seed=evaluation.config.seed,
         levels=one.sampler.noise_levels,
     )
-
-
-def _described(weights: Path) -> dict[str, Any]:
-    return checkpoint.load(weights, "no tensor has this name")[1]
 
 
 def _described_sampler(sampler: Sampler) -> str:

@@ -10,13 +10,14 @@ from cmcore import plugins
 from cmcore.assemble.run import NetChoice, Run
 from cmcore.config import plain, read
 from cmcore.data.images import Prepared
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.rng import seeded
 from cmcore.train import checkpoint
 
 RAW = "raw"
-GUIDANCE = "embedding.guidance."  # how the weights of what a guided student learns beside its teacher's begin
+INPUTS = "embedding.inputs."  # the weights of a network's further inputs, by name
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ def build_denoiser(
 ) -> Denoiser:
     """A denoiser with random weights, the same for the same seed."""
     with seeded(seed, "init"):
-        module = plugins.load("cmcore.nets", net.kind).build(net.config, **plain(shape))
+        module = plugins.load("cmcore.nets", net.kind).build(net.config, **plain(shape), inputs=net.inputs)
     return Denoiser(
         module,
         sigma_data=diffusion.sigma_data,
         epsilon=diffusion.sigma_min if boundary else 0.0,
         coordinate=net.config.c_noise,
+        inputs=net.inputs,
     )
 
 
@@ -64,6 +66,7 @@ def save_model(
         "run": run.name,
         "method": run.method,
         "net": {"kind": run.net.kind, **plain(run.net.config)},
+        "inputs": plain(run.net.inputs),
         "diffusion": plain(run.diffusion),
         "boundary": run.objective.traits.boundary,
         "shape": plain(shape),
@@ -75,8 +78,8 @@ def save_model(
 
 
 def start_from(net: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a network the weights of another that may not be told guidance scales."""
-    own = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(GUIDANCE)}
+    """Give a network the weights of another that may have fewer inputs."""
+    own = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(INPUTS)}
     net.load_state_dict(own | weights)
 
 
@@ -119,7 +122,9 @@ def load_model(path: Path, profile: str = "", *, device: str = "cpu") -> LoadedM
     tensors, meta = checkpoint.load(path, chosen)
     options = {key: value for key, value in meta["net"].items() if key != "kind"}
     net = NetChoice(
-        kind=meta["net"]["kind"], config=read(plugins.load("cmcore.nets", meta["net"]["kind"]).Config, options, "net")
+        kind=meta["net"]["kind"],
+        config=read(plugins.load("cmcore.nets", meta["net"]["kind"]).Config, options, "net"),
+        inputs=tuple(read(Input, known, f"inputs[{index}]") for index, known in enumerate(meta["inputs"])),
     )
     shape, diffusion = ModelShape(**meta["shape"]), read(DiffusionConfig, meta["diffusion"], "diffusion")
     denoiser = build_denoiser(net, shape, diffusion, boundary=meta["boundary"])

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cmcore.assemble.models import LoadedModel, load_model
 from cmcore.assemble.training import SNAPSHOTS
@@ -63,5 +62,5 @@ def reconstruct(
 
 def _profiles(path: Path) -> dict[str, PowerProfile]:
     """The power profiles in a snapshot, by name."""
-    meta: dict[str, Any] = checkpoint.load(path, "no tensor has this name")[1]
+    meta = checkpoint.header(path)
     return {name: PowerProfile.of(std, meta["images"]) for name, std in meta.get("power_stds", {}).items()}

@@ -177,7 +177,7 @@ def image_batches(data: Prepared, run: Run, device: str) -> Callable[[Draws], Ba
 
     def batches(draws: Draws) -> Batch:
         images, labels = stored(indices(len(data), draws.images, draws.batch, run.train.seed)[draws.rows])
-        x = data.decoded(images, draws)
+        x = data.normalised(images, draws)
         told = labels if run.conditional else None
         if run.train.augment:
             x, distortion = augment(x, draws, run.train.augment)

@@ -6,11 +6,9 @@ too. A convolution or a matrix product counts 2 operations per multiply-add; eve
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cmcore.consistency.tangents import scaled_jvp, trig_net
 from cmcore.diffusion.precond import Denoiser
+from cmcore.tensors import meta_dtype, meta_precision
 
 Flops = Counter[torch.dtype]  # operations by the precision they run in
 M = TypeVar("M", bound=nn.Module)
@@ -75,17 +74,14 @@ class Meter(TorchDispatchMode):
 
 
 class Autocast(TorchFunctionMode):
-    """CUDA's automatic mixed precision for tensors that are on no device; `dtype` None turns it off."""
-
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.dtype = dtype
+    """CUDA's automatic mixed precision on the meta device, in the type that `meta_precision` sets."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        if self.dtype is not None and (func in LOWERED or func in RAISED):
-            args, kwargs = _cast((args, kwargs), self.dtype if func in LOWERED else torch.float32)
+        dtype = meta_dtype.get()
+        if dtype is not None and (func in LOWERED or func in RAISED):
+            args, kwargs = _cast((args, kwargs), dtype if func in LOWERED else torch.float32)
         if func is F.scaled_dot_product_attention and not kwargs:
             # The kernel that CUDA takes, in place of the decomposition that the meta device would.
             return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
@@ -95,28 +91,6 @@ class Autocast(TorchFunctionMode):
 def _cast(values: Any, dtype: torch.dtype) -> Any:
     floats = (torch.float32, torch.float16, torch.bfloat16)
     return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.dtype in floats else v, values)
-
-
-@contextmanager
-def autocast_anywhere(dtype: torch.dtype | None) -> Iterator[None]:
-    """Automatic mixed precision on the meta device, for which PyTorch has none, as `torch.autocast` blocks inside ask.
-
-    Args:
-        dtype: the 16-bit type, or None for full precision throughout.
-    """
-
-    @contextmanager
-    def block(device_type: str, *_: Any, enabled: bool = True, **__: Any) -> Iterator[None]:
-        del device_type
-        before, mode.dtype = mode.dtype, dtype if enabled else None
-        try:
-            yield
-        finally:
-            mode.dtype = before
-
-    mode = Autocast(dtype)
-    with mock.patch.object(torch, "autocast", block), mock.patch.object(torch.amp, "autocast", block), mode:
-        yield
 
 
 @dataclass(frozen=True)
@@ -163,7 +137,7 @@ def pass_cost(
         trained = kind.endswith("backward")
         denoiser.requires_grad_(trained).train(trained)
         meter = Meter()
-        with meter, autocast_anywhere(dtype), torch.set_grad_enabled(trained):
+        with meter, meta_precision(dtype), Autocast(), torch.set_grad_enabled(trained):
             if kind.startswith("jvp"):
                 out = scaled_jvp(trig_net(denoiser, labels), x, level, x, denoiser.sigma_data).F
             else:

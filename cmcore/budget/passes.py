@@ -46,7 +46,8 @@ def passes(run: Run) -> Passes:
 
     def stand_in(name: str) -> Denoiser:
         probe = Probe(name, rows, seen)
-        return Denoiser(probe, sigma_data=run.diffusion.sigma_data, coordinate=run.net.config.c_noise)
+        net, sigma_data = run.net, run.diffusion.sigma_data
+        return Denoiser(probe, sigma_data=sigma_data, coordinate=net.config.c_noise, inputs=net.inputs)
 
     others = {name: network.make() if network.make else stand_in(name) for name, network in method.networks.items()}
     nets = Nets({STUDENT: stand_in(STUDENT), **others})

@@ -26,7 +26,8 @@ def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict
     there = inputs.init.exists() and inputs.teacher.exists() and (inputs.data / "manifest.json").exists()
     if there and fingerprint(run, inputs) == summary["fingerprint"]:
         return resolved(run)
-    net = {"kind": header["net"]["kind"], "config": {k: v for k, v in header["net"].items() if k != "kind"}}
+    config = {k: v for k, v in header["net"].items() if k != "kind"}
+    net = {"kind": header["net"]["kind"], "config": config, "inputs": header["inputs"]}
     return {
         **{key: summary[key] for key in ("method", "init", "conditional")},
         **{"name": summary["run"], "net": net, "diffusion": header["diffusion"]},
@@ -40,7 +41,7 @@ def trained(run: Run, folders: Folders) -> Replay | None:
     if not all((folder / name).exists() for name in (SUMMARY, WEIGHTS, HISTORY)):
         return None
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    mark, (_, header) = summary["fingerprint"], checkpoint.load(folder / WEIGHTS, "no tensor has this name")
+    mark, header = summary["fingerprint"], checkpoint.header(folder / WEIGHTS)
     tags = run_tags(folders.workload, run.name, summary["method"], mark)
     replay = Replay(tags | {"init": summary["init"], "ema": summary["eval_ema"]})
     values = parameters(run, folders, summary, header)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmcore.diffusion.guidance import Ask
+from cmcore.diffusion.guidance import Model
+from cmcore.diffusion.path import TrigFlow
 from cmcore.diffusion.precond import Denoiser, Labels, noise_coordinate
-from cmcore.tensors import expand_like, norm_per_sample
+from cmcore.tensors import expand_like, full_precision, norm_per_sample
 
 TrigNet = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,21 +26,21 @@ class Tangent(NamedTuple):
     scaled_dF: Tensor  # noqa: N815 (the paper's symbol)
 
 
-def trig_asked(denoiser: Denoiser) -> Ask:
+def conditional_trig_net(denoiser: Denoiser) -> Model:
     """F_trig(x/sigma_data, t, labels), for x/sigma_data (B, ...), t (B,): minus the network at sigma_data tan t."""
+    path = TrigFlow(denoiser.sigma_data)
 
     def minus_net(u: Tensor, t: Tensor, labels: Labels) -> Tensor:
-        sigma = denoiser.sigma_data * torch.tan(t)
-        c_noise = noise_coordinate(sigma, denoiser.sigma_data, denoiser.coordinate)
-        return -denoiser.net(u, c_noise.to(u.dtype), labels)
+        c_noise = noise_coordinate(path.level(t), denoiser.sigma_data, denoiser.coordinate)
+        return -denoiser.raw(u, c_noise, labels)
 
     return minus_net
 
 
 def trig_net(denoiser: Denoiser, labels: Labels) -> TrigNet:
-    """F_trig(x/sigma_data, t) for these labels: what is differentiated."""
-    ask = trig_asked(denoiser)
-    return lambda u, t: ask(u, t, labels)
+    """F_trig(x/sigma_data, t) for these labels: the function that is differentiated."""
+    F = conditional_trig_net(denoiser)
+    return lambda u, t: F(u, t, labels)
 
 
 def scaled_jvp(F: TrigNet, x_t: Tensor, t: Tensor, dx_dt: Tensor, sigma_data: float) -> Tangent:
@@ -52,7 +53,7 @@ def scaled_jvp(F: TrigNet, x_t: Tensor, t: Tensor, dx_dt: Tensor, sigma_data: fl
     primals = (x_t / sigma_data, t)
     tangents = (expand_like(scale, x_t) * dx_dt, scale * sigma_data)
     # A derivative in bf16 would be mostly rounding, so this stays in full precision under any train.precision.
-    with torch.autocast(x_t.device.type, enabled=False):
+    with full_precision(x_t.device):
         outputs = torch.func.jvp(F, primals, tangents)
     return Tangent(F=outputs[0], scaled_dF=outputs[1].detach())
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from cmcore.config import require
 from cmcore.consistency.tangents import consistency_tangent, normalise, scaled_jvp, trig_net
+from cmcore.diffusion.path import TrigFlow
 from cmcore.diffusion.precond import Denoiser, Labels
 from cmcore.rng import Draws
-from cmcore.tensors import expand_like, norm_per_sample, sum_per_sample
+from cmcore.tensors import norm_per_sample, sum_per_sample
 
 WEIGHT = "adaptive_weight"  # the name of w_phi among the networks of a run
 
@@ -45,10 +46,10 @@ class TrigPoint(NamedTuple):
 def sample_point(x: Tensor, config: TrigConfig, sigma_data: float, draws: Draws) -> TrigPoint:
     """Draw t from the proposal and z ~ N(0, sigma_data^2 I), and mix."""
     tau = config.P_mean + config.P_std * draws.normal(stream="level", dtype=torch.float64)
-    t = torch.atan(tau.exp() / sigma_data)
-    z = sigma_data * draws.normal(x.shape[1:], stream="noise")
-    x_t = expand_like(torch.cos(t), x) * x + expand_like(torch.sin(t), x) * z
-    return TrigPoint(x_t, t, z)
+    path = TrigFlow(sigma_data)
+    t = path.time(tau.exp())
+    z = path.noise_std * draws.normal(x.shape[1:], stream="noise")
+    return TrigPoint(path.at(t).mix(x, z), t, z)
 
 
 def continuous_loss(

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cmcore.tensors import full_precision
+
 
 def edm(sigma: Tensor, sigma_data: float) -> Tensor:
     """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (arXiv 2206.00364, Table 1)."""
@@ -34,5 +36,5 @@ class AdaptiveWeight(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) in [0, pi/2] -> w (B,) float32, under any autocast: the loss has exp(w)."""
         phase = t.to(torch.float32)[:, None] * self.get_buffer("frequencies")
-        with torch.autocast(t.device.type, enabled=False):
+        with full_precision(t.device):
             return self.linear(torch.cat([phase.cos(), phase.sin()], dim=1)).squeeze(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmcore.config import digest
 from cmcore.data.images import LatentData
-from cmcore.data.posterior import normalisation, unnormalised
+from cmcore.data.latent_space import normalisation, unnormalise
 
 
 class Decoder(Protocol):
@@ -43,7 +43,7 @@ class Decoding:
         return {"decoder": self.digest, **{key: self.manifest[key] for key in normalisation()}}
 
     def __call__(self, latents: Tensor) -> Tensor:
-        return self.decoder(unnormalised(latents, self.manifest))
+        return self.decoder(unnormalise(latents, self.manifest))
 
 
 class DecodedImages:

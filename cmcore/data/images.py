@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmcore.data.posterior import sample
+from cmcore.data.latent_space import sample_posterior
 from cmcore.data.rows import take
 from cmcore.errors import DataError
 from cmcore.rng import Draws
@@ -51,7 +51,7 @@ class Prepared:
         index = np.asarray(indices, np.int64)
         return torch.from_numpy(take(self.images, index)), torch.from_numpy(self.labels[index])
 
-    def decoded(self, stored: Tensor, draws: Draws) -> Tensor:
+    def normalised(self, stored: Tensor, draws: Draws) -> Tensor:
         """What a network sees of a batch: float32 (B, C, H, W), on the device where `stored` is."""
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ class ImageData(Prepared):
             )
         return data
 
-    def decoded(self, stored: Tensor, draws: Draws) -> Tensor:
+    def normalised(self, stored: Tensor, draws: Draws) -> Tensor:
         """Pixels in [-1, 1]."""
         del draws
         return to_float(stored)
@@ -82,9 +82,9 @@ class ImageData(Prepared):
 class LatentData(Prepared):
     """Means and deviations of latents, (N, 2C, H, W) float32 or float16."""
 
-    def decoded(self, stored: Tensor, draws: Draws) -> Tensor:
+    def normalised(self, stored: Tensor, draws: Draws) -> Tensor:
         """A draw from every posterior, normalised."""
-        return sample(stored, draws, self.manifest)
+        return sample_posterior(stored, draws, self.manifest)
 
 
 def open_data(folder: str | Path) -> ImageData | LatentData:

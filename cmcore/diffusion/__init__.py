@@ -1,1 +1,1 @@
-"""Diffusion without learning: paths, preconditioning, noise levels, grids, conversions and single ODE steps."""
+"""Diffusion without learning: paths, preconditioning, noise levels, grids and single ODE steps."""

@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from cmcore.config import require
-from cmcore.diffusion.inputs import GUIDANCE, Input
-from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition
+from cmcore.diffusion.inputs import GUIDANCE, Input, InputError
+from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition, with_inputs
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
-Ask = Callable[[Tensor, Tensor, Labels], Tensor]
-"""(x (B, ...), level (B,), labels) -> what a network says of x: a `Denoiser`, or F."""
+Model = Callable[[Tensor, Tensor, Labels], Tensor]
+"""(x (B, ...), level (B,), labels) -> (B, ...): a `Denoiser`, or F."""
 Scales = tuple[float, float]
 
 
 def drop_labels(labels: Labels, probability: float, draws: Draws) -> Labels:
     """The labels of a step, each dropped with that probability; with 0 nothing is drawn."""
-    told = as_condition(labels)
-    if not probability or told.labels is None:
+    condition = as_condition(labels)
+    if not probability or condition.labels is None:
         return labels
     dropped = draws.uniform(stream="label_dropout") < probability
-    return told._replace(labels=torch.where(dropped, NO_LABEL, told.labels))
+    return condition._replace(labels=torch.where(dropped, NO_LABEL, condition.labels))
 
 
 def check_scales(scales: Scales | None) -> None:
@@ -48,14 +48,16 @@ def draw_scales(scales: Scales, draws: Draws) -> Tensor:
     return low + (high - low) * draws.uniform(stream="guidance")
 
 
-def told(labels: Labels, s: Tensor) -> Condition:
-    """The labels, and guidance scales (B,) for a network that has learned them."""
-    return as_condition(labels)._replace(guidance=s)
+def with_scale(labels: Labels, s: Tensor) -> Condition:
+    """Labels with guidance scales (B,), for a network that has learned them."""
+    return with_inputs(labels, **{GUIDANCE.name: s})
 
 
-def telling(ask: Ask, s: float) -> Ask:
-    """A `Denoiser` that has learned guidance scales, told one of them."""
-    return lambda x, level, labels=None: ask(x, level, told(labels, torch.full((len(x),), s, device=x.device)))
+def at_scale(denoiser: Model, s: float) -> Model:
+    """A `Denoiser` that has learned guidance scales, at one of them."""
+    return lambda x, level, labels=None: denoiser(
+        x, level, with_scale(labels, torch.full((len(x),), s, device=x.device))
+    )
 
 
 @dataclass(frozen=True)
@@ -63,27 +65,30 @@ class Guided:
     """A `Denoiser`, or F, under guidance: one pass of a batch twice as large.
 
     Args:
-        ask: what is guided.
+        model: the network that is guided.
         s: the scale: a number, or one for each image (B,).
     """
 
-    ask: Ask
+    model: Model
     s: Tensor | float
 
     def __call__(self, x: Tensor, level: Tensor, labels: Labels = None) -> Tensor:
-        with_label, without = self.ask(_twice(x), _twice(level), _half_told(labels)).chunk(2)
+        with_label, without = self.model(_twice(x), _twice(level), _with_and_without(labels)).chunk(2)
         s = self.s if isinstance(self.s, Tensor) else torch.full((len(x),), self.s, device=x.device)
         # Unlike the formula as it stands, lerp gives D(label) to the last bit at s = 1.
         return torch.lerp(without, with_label, expand_like(s, with_label))
 
 
-def _half_told(labels: Labels) -> Condition:
-    """What is told of a batch, then the same without labels."""
-    indices, augment, guidance = as_condition(labels)
+def _with_and_without(labels: Labels) -> Condition:
+    """The condition of a batch, then the same without labels."""
+    indices, augment, inputs = as_condition(labels)
     if indices is None:
-        raise ValueError("guidance: expected a network that is told labels, got none; see `conditional`")
-    half = torch.cat([indices, torch.full_like(indices, NO_LABEL)])
-    return Condition(half, *(None if part is None else _twice(part) for part in (augment, guidance)))
+        raise InputError("labels", "class indices, which guidance needs", None, "`conditional` in the parameters")
+    return Condition(
+        torch.cat([indices, torch.full_like(indices, NO_LABEL)]),
+        None if augment is None else _twice(augment),
+        {name: _twice(value) for name, value in inputs.items()},
+    )
 
 
 def _twice(x: Tensor) -> Tensor:

@@ -7,27 +7,31 @@ sigma = sigma_data tan t, x_t = cos t x, and F_trig = -F. So one denoiser serves
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from cmcore.diffusion.inputs import Input, declared
+from cmcore.diffusion.path import TrigFlow
 from cmcore.tensors import expand_like
 
 NoiseCoordinate = Literal["log", "trig", "log1000"]
-NO_LABEL = -1  # a dropped label: the network is told a zero vector instead of a one-hot one
+NO_LABEL = -1  # a dropped label: a zero vector instead of a one-hot one
+LEAST_LEVEL = 1e-6  # of a second noise level in a logarithmic coordinate, where 0 itself would be infinitely far away
 
 
 class Condition(NamedTuple):
-    """What a network is told beside the noise level; travels wherever plain labels do.
+    """Inputs of a network beside the image and its noise level; passed wherever plain labels are.
 
-    `labels` are class indices (B,) int64, of which NO_LABEL says none; `augment` says how each image was augmented,
-    (B, augment_dim), and None is zeros; `guidance` are scales (B,) for a network that has learned them, and None is 1.
+    `labels` are class indices (B,) int64, of which NO_LABEL is none; `augment` is how each image was augmented,
+    (B, augment_dim), and None is zeros; `inputs` are values (B,) of further inputs by name (see diffusion/inputs.py).
     """
 
     labels: Tensor | None
     augment: Tensor | None = None
-    guidance: Tensor | None = None
+    inputs: Mapping[str, Tensor] = MappingProxyType({})
 
 
 Labels = Tensor | Condition | None
@@ -36,6 +40,12 @@ Labels = Tensor | Condition | None
 def as_condition(labels: Labels) -> Condition:
     """Plain labels, or none, as a `Condition`."""
     return labels if isinstance(labels, Condition) else Condition(labels)
+
+
+def with_inputs(labels: Labels, **inputs: Tensor) -> Condition:
+    """Labels with values (B,) of further inputs by name."""
+    condition = as_condition(labels)
+    return condition._replace(inputs={**condition.inputs, **inputs})
 
 
 class Scalings(NamedTuple):
@@ -48,13 +58,13 @@ class Scalings(NamedTuple):
 
 
 def noise_coordinate(sigma: Tensor, sigma_data: float, kind: NoiseCoordinate) -> Tensor:
-    """c_noise, the noise level as the network is told it.
+    """c_noise, the noise level as the network sees it.
 
     "log" is ln(sigma)/4 (EDM, Table 1), "trig" is t = arctan(sigma/sigma_data) (sCM, sec. 4.1), and "log1000" is
     1000 ln(sigma)/4, which the public consistency models were trained with (arXiv 2303.01469, their repository).
     """
     if kind == "trig":
-        return torch.atan(sigma / sigma_data)
+        return TrigFlow(sigma_data).time(sigma)
     return sigma.log() / 4 if kind == "log" else 250 * (sigma + 1e-44).log()
 
 
@@ -91,16 +101,24 @@ class Denoiser(nn.Module):
         sigma_data: standard deviation of the data.
         epsilon: the boundary sigma at which D(x, epsilon) = x exactly; 0 means plain EDM scalings.
         coordinate: which c_noise the network was built for.
+        inputs: the further inputs that the network was built with.
     """
 
     def __init__(
-        self, net: nn.Module, *, sigma_data: float, epsilon: float = 0.0, coordinate: NoiseCoordinate = "log"
+        self,
+        net: nn.Module,
+        *,
+        sigma_data: float,
+        epsilon: float = 0.0,
+        coordinate: NoiseCoordinate = "log",
+        inputs: Sequence[Input] = (),
     ) -> None:
         super().__init__()
         if not (sigma_data > 0 and math.isfinite(sigma_data)):
             raise ValueError(f"sigma_data: expected a positive number, got {sigma_data}")
         self.net, self.sigma_data, self.epsilon = net, sigma_data, epsilon
         self.coordinate: NoiseCoordinate = coordinate
+        self.inputs = tuple(inputs)
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """The scalings in the precision of sigma: pass float64 levels for float64 arithmetic."""
@@ -112,5 +130,19 @@ class Denoiser(nn.Module):
         """Denoise x (B, C, H, W) at levels sigma (B,); the result has the dtype of x."""
         s = self.scalings(sigma)
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
-        F = self.net((expand_like(s.c_in, x) * x).to(dtype), s.c_noise.to(dtype), labels)
+        F = self.raw((expand_like(s.c_in, x) * x).to(dtype), s.c_noise, labels)
         return expand_like(s.c_skip, x) * x + expand_like(s.c_out, x) * F.to(x.dtype)
+
+    def raw(self, u: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
+        """F at u = c_in x (B, C, H, W) and c_noise (B,), with second noise levels brought to the same coordinate."""
+        return self.net(u, c_noise.to(u.dtype), self._seen(labels))
+
+    def _seen(self, labels: Labels) -> Labels:
+        condition = as_condition(labels)
+        kinds = {name: declared(name, value, self.inputs).kind for name, value in condition.inputs.items()}
+        levels = {name: self._coordinate(condition.inputs[name]) for name, kind in kinds.items() if kind == "time"}
+        return with_inputs(condition, **levels) if levels else labels
+
+    def _coordinate(self, level: Tensor) -> Tensor:
+        safe = level if self.coordinate == "trig" else level.clamp(min=LEAST_LEVEL)
+        return noise_coordinate(safe, self.sigma_data, self.coordinate)

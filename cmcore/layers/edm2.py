@@ -4,22 +4,19 @@ Every part keeps the magnitude of what goes through it, works out of place and h
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels
 from cmcore.layers.attention import attend
-from cmcore.layers.basic import (
-    EmbeddingKind,
-    PositionalFeatures,
-    Resample,
-    condition_vectors,
-    guidance_scales,
-    pixel_norm,
-)
+from cmcore.layers.embeddings import EmbeddingKind, InputEmbedding, PositionalFeatures, condition_vectors
 from cmcore.layers.magnitude import MPConv, MPFourier, unit_magnitude
+from cmcore.layers.norms import pixel_norm
+from cmcore.layers.resample import Resample
 
 SILU_MAGNITUDE = 0.596  # root mean square of silu(z) for z ~ N(0, 1)
 ModulationKind = Literal["gain", "double"]
@@ -52,11 +49,8 @@ class Positional(nn.Module):
         return self.features(c_noise) * math.sqrt(2)
 
 
-class GuidanceEmbedding(nn.Module):
-    """Guidance scales (B,) -> (B, width), added to the embedding of the noise level (arXiv 2410.11081).
-
-    A gain of zero at first: a student starts as its unguided teacher.
-    """
+class MPZeroEmbedding(nn.Module):
+    """(B,) -> (B, width): positional features, then a layer of unit weights whose gain is zero at first."""
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -64,8 +58,8 @@ class GuidanceEmbedding(nn.Module):
         self.layer = MPConv(features, width, 0)
         self.gain = nn.Parameter(torch.zeros(()))
 
-    def forward(self, s: Tensor) -> Tensor:
-        return self.layer(self.features(s), self.gain)
+    def forward(self, value: Tensor) -> Tensor:
+        return self.layer(self.features(value), self.gain)
 
 
 class Embedding(nn.Module):
@@ -80,21 +74,18 @@ class Embedding(nn.Module):
         bandwidth: float,
         classes: int,
         label_balance: float,
-        guidance: bool = False,
+        inputs: Sequence[Input] = (),
     ) -> None:
         super().__init__()
         self.classes, self.label_balance = classes, label_balance
         self.features = MPFourier(features, bandwidth=bandwidth) if kind == "fourier" else Positional(features)
         self.noise = MPConv(features, width, 0)
         self.label = MPConv(classes, width, 0) if classes else None
-        self.guidance = GuidanceEmbedding(features, width) if guidance else None
+        self.inputs = InputEmbedding(inputs, lambda: MPZeroEmbedding(features, width))
 
     def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
         hot, _ = condition_vectors(c_noise, labels, classes=self.classes)
-        e = self.noise(self.features(c_noise))
-        s = guidance_scales(c_noise, labels, learned=self.guidance is not None)
-        if self.guidance is not None:
-            e = e + self.guidance(s)
+        e = self.inputs(self.noise(self.features(c_noise)), c_noise, labels)
         if self.label is not None and hot is not None:
             e = mp_sum(e, self.label(hot * math.sqrt(self.classes)), self.label_balance)
         return mp_silu(e)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.layers.dual import conv2d, linear
+from cmcore.tensors import full_precision
 
 NORM_EPS = 1e-4
 
@@ -42,7 +43,7 @@ class MPConv(nn.Module):
         """The layer times `gain`, a number or a scalar tensor."""
         w = self._unit() * (gain / math.sqrt(self.weight[0].numel()))
         if w.ndim == 2:
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x.device):
                 return linear(x, w)
         return conv2d(x, w, padding=w.shape[-1] // 2)
 

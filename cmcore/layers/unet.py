@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.layers.attention import attend
-from cmcore.layers.basic import GroupNorm, InitKind, ModulatedNorm, NormKind, Resample, conv, group_count
+from cmcore.layers.linear import InitKind, conv
+from cmcore.layers.norms import GroupNorm, ModulatedNorm, NormKind, group_count
+from cmcore.layers.resample import Resample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from cmcore.config import require
 from cmcore.consistency.distances import DistanceName, distance, services
 from cmcore.consistency.pairs import uniform_pair
 from cmcore.diffusion import ode
-from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, told
+from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, with_scale
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import (
     TARGET,
@@ -81,7 +81,7 @@ class CD(Method):
         labels, teacher = batch.labels, nets.teacher
         if self.config.guidance is not None:
             s = draw_scales(self.config.guidance, draws)
-            labels, teacher = told(labels, s), Guided(teacher, s)
+            labels, teacher = with_scale(labels, s), Guided(teacher, s)
         with torch.no_grad():
             x_r = step(teacher, x_t, t, r, batch.labels)
             with draws.dropout():

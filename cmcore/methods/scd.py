@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from cmcore.consistency.tangents import trig_asked
+from cmcore.consistency.tangents import conditional_trig_net
 from cmcore.consistency.trigflow import WEIGHT, TrigConfig, continuous_loss, sample_point
 from cmcore.consistency.weights import AdaptiveWeight
-from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, told
+from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, with_scale
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
+from cmcore.tensors import full_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,13 @@ class SCD(Method):
         """The loss of Algorithm 1; F and its derivative come from one pass, so they share the dropout mask."""
         sd = self.diffusion.sigma_data
         point = sample_point(batch.x, self.config, sd, draws)
-        labels, ask = batch.labels, trig_asked(nets.teacher)
+        labels, teacher = batch.labels, conditional_trig_net(nets.teacher)
         if self.config.guidance is not None:
             s = draw_scales(self.config.guidance, draws)
-            labels, ask = told(labels, s), Guided(ask, s)
+            labels, teacher = with_scale(labels, s), Guided(teacher, s)
         # In full precision: it is the direction of a derivative, and cancels in the difference g at the optimum.
-        with torch.no_grad(), torch.autocast(point.x_t.device.type, enabled=False):
-            dx_dt = sd * ask(point.x_t / sd, point.t, batch.labels)
+        with torch.no_grad(), full_precision(point.x_t.device):
+            dx_dt = sd * teacher(point.x_t / sd, point.t, batch.labels)
         r = self.config.warmup(progress.images)
         with draws.dropout():
             return LossOut(*continuous_loss(nets.student, nets[WEIGHT], labels, point, dx_dt, self.config, r))

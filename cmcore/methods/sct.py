@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from cmcore.consistency.trigflow import WEIGHT, TrigConfig, continuous_loss, sample_point
 from cmcore.consistency.weights import AdaptiveWeight
+from cmcore.diffusion.path import TrigFlow
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
-from cmcore.tensors import expand_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +36,7 @@ class SCT(Method):
     def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """The loss of Algorithm 1; F and its derivative come from one pass, so they share the dropout mask."""
         point = sample_point(batch.x, self.config, self.diffusion.sigma_data, draws)
-        cos, sin = expand_like(torch.cos(point.t), batch.x), expand_like(torch.sin(point.t), batch.x)
-        dx_dt = cos * point.z - sin * batch.x
+        dx_dt = TrigFlow(self.diffusion.sigma_data).at(point.t).velocity(batch.x, point.z)
         r = self.config.warmup(progress.images)
         with draws.dropout():
             return LossOut(*continuous_loss(nets.student, nets[WEIGHT], batch.labels, point, dx_dt, self.config, r))

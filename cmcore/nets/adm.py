@@ -6,6 +6,7 @@ Layers start as torch makes them and F = 0. `norm: double` is the variant of sCM
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,16 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.config import require
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.layers.basic import (
-    GroupNorm,
-    GuidanceEmbedding,
-    NormKind,
-    condition_vectors,
-    conv,
-    guidance_scales,
-    linear,
-)
+from cmcore.layers.embeddings import InputEmbedding, ZeroEmbedding, condition_vectors
+from cmcore.layers.linear import conv, linear
+from cmcore.layers.norms import GroupNorm, NormKind
 from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
 
 
@@ -43,7 +39,6 @@ class Config:
     norm_eps: float = 1e-5
     group_channels: int = 4  # least number of channels in one of the at most 32 groups of a norm
     augment_dim: int = 0  # entries of the vector that says how an image was augmented
-    guidance: bool = False  # whether it learns guidance scales; distillation with `guidance` turns it on
 
     def __post_init__(self) -> None:
         for key in ("model_channels", "blocks", "head_channels", "embedding_mult", "group_channels"):
@@ -83,7 +78,7 @@ class Features(nn.Module):
 class Embedding(nn.Module):
     """(c_noise (B,), labels (B,), a Condition or None) -> modulation vector e (B, width); labels come in last."""
 
-    def __init__(self, features: int, width: int, *, classes: int, augment_dim: int, guidance: bool) -> None:
+    def __init__(self, features: int, width: int, *, classes: int, augment_dim: int, inputs: Sequence[Input]) -> None:
         super().__init__()
         self.classes, self.augment_dim = classes, augment_dim
         self.features = Features(features)
@@ -92,16 +87,14 @@ class Embedding(nn.Module):
         self.label = nn.Linear(classes, width, bias=False) if classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight)
-        self.guidance = GuidanceEmbedding(features, features, init="uniform") if guidance else None
+        self.inputs = InputEmbedding(inputs, lambda: ZeroEmbedding(features, features, init="uniform"))
 
     def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
         hot, augment = condition_vectors(c_noise, labels, classes=self.classes, augment_dim=self.augment_dim)
         e = self.features(c_noise)
         if self.augment is not None and augment is not None:
             e = e + self.augment(augment)
-        s = guidance_scales(c_noise, labels, learned=self.guidance is not None)
-        if self.guidance is not None:
-            e = e + self.guidance(s)
+        e = self.inputs(e, c_noise, labels)
         e = self.layer1(nn.functional.silu(self.layer0(e)))
         if self.label is not None and hot is not None:
             e = e + self.label(hot)
@@ -111,12 +104,14 @@ class Embedding(nn.Module):
 class ADM(nn.Module):
     """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W)."""
 
-    def __init__(self, config: Config, *, channels: int, resolution: int, classes: int) -> None:
+    def __init__(
+        self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()
+    ) -> None:
         super().__init__()
         c, base = config, config.model_channels
         self.channels, self.resolution = channels, resolution
         width, levels = base * c.embedding_mult, tuple(base * m for m in c.channel_mult)
-        self.embedding = Embedding(base, width, classes=classes, augment_dim=c.augment_dim, guidance=c.guidance)
+        self.embedding = Embedding(base, width, classes=classes, augment_dim=c.augment_dim, inputs=inputs)
         plan = Plan(
             resolution=resolution,
             channels=levels[0],
@@ -152,11 +147,13 @@ class ADM(nn.Module):
         return self.output(nn.functional.silu(self.norm(climb(self.decoder, h, skips, e))))
 
 
-def build(config: Config, *, channels: int, resolution: int, classes: int) -> ADM:
+def build(config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()) -> ADM:
     """The network for images (channels, resolution, resolution); classes=0 means unconditional.
+
+    `inputs` are those that the method declares beside images, noise levels and labels.
 
     Raises:
         ValueError: the resolution cannot be halved as often as channel_mult asks.
     """
     check_halvings(resolution, len(config.channel_mult))
-    return ADM(config, channels=channels, resolution=resolution, classes=classes)
+    return ADM(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs)

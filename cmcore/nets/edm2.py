@@ -4,6 +4,7 @@ The defaults are its network S. F = 0 at the start, as the output's gain is zero
 those of unit weights (diffusion/magnitude.py), which the trainer keeps at unit length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.config import require
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.layers.basic import EmbeddingKind
 from cmcore.layers.edm2 import Block, Embedding, ModulationKind, mp_cat
+from cmcore.layers.embeddings import EmbeddingKind
 from cmcore.layers.magnitude import MPConv
 from cmcore.layers.unet import Plan, check_halvings, check_images, way_down, way_up
 
@@ -43,7 +45,6 @@ class Config:
     residual_balance: float = 0.3
     attention_balance: float = 0.3
     clip: float = 256.0  # bound of the activations
-    guidance: bool = False  # whether it learns guidance scales; distillation with `guidance` turns it on
 
     def __post_init__(self) -> None:
         for key in ("model_channels", "blocks", "head_channels"):
@@ -73,7 +74,9 @@ PRESETS = {
 class UNet(nn.Module):
     """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W)."""
 
-    def __init__(self, config: Config, *, channels: int, resolution: int, classes: int) -> None:
+    def __init__(
+        self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()
+    ) -> None:
         super().__init__()
         c = config
         self.channels, self.resolution, self.concat_balance = channels, resolution, c.concat_balance
@@ -85,7 +88,7 @@ class UNet(nn.Module):
             bandwidth=c.fourier_scale,
             classes=classes,
             label_balance=c.label_balance,
-            guidance=c.guidance,
+            inputs=inputs,
         )
 
         def block(
@@ -133,8 +136,10 @@ class UNet(nn.Module):
         return self.output(h, self.gain)
 
 
-def build(config: Config, *, channels: int, resolution: int, classes: int) -> UNet:
+def build(config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()) -> UNet:
     """The network for images (channels, resolution, resolution); classes=0 means unconditional.
+
+    `inputs` are those that the method declares beside images, noise levels and labels.
 
     Raises:
         ValueError: the resolution cannot be halved as often as channel_mult asks, or heads do not divide the channels.
@@ -144,4 +149,4 @@ def build(config: Config, *, channels: int, resolution: int, classes: int) -> UN
     for wide in [config.model_channels * mult for mult in (*attend, config.channel_mult[-1])]:
         if wide % config.head_channels:
             raise ValueError(f"head_channels: expected a divisor of {wide} channels, got {config.head_channels}")
-    return UNet(config, channels=channels, resolution=resolution, classes=classes)
+    return UNet(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs)

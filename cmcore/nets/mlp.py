@@ -1,15 +1,19 @@
-"""Residual MLP on flattened pixels, for images so small that a convolution costs more than it knows.
+"""Residual MLP on flattened pixels, for images too small for convolutions to pay.
 
-Pre-normalised residual blocks, each told the noise level through its norm; F = 0 at the start.
+Pre-normalised residual blocks, each modulated by the noise level through its norm; F = 0 at the start.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from cmcore.config import require
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.layers.basic import EmbeddingKind, GroupNorm, ModulatedNorm, NoiseEmbedding, NormKind, linear
+from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
+from cmcore.layers.linear import linear
+from cmcore.layers.norms import GroupNorm, ModulatedNorm, NormKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,6 @@ class Config:
     norm_eps: float = 1e-6
     residual_gain: float = 1e-5  # initial gain of the layer that closes a residual branch
     augment_dim: int = 0  # entries of the vector that says how an image was augmented; 0 has no such input
-    guidance: bool = False  # whether it learns guidance scales; distillation with `guidance` turns it on
 
     def __post_init__(self) -> None:
         for key in ("hidden", "blocks", "expansion", "embedding_width"):
@@ -63,7 +66,9 @@ class Block(nn.Module):
 class MLP(nn.Module):
     """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W)."""
 
-    def __init__(self, config: Config, *, channels: int, resolution: int, classes: int) -> None:
+    def __init__(
+        self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()
+    ) -> None:
         super().__init__()
         self.shape = (channels, resolution, resolution)
         pixels = channels * resolution**2
@@ -74,7 +79,7 @@ class MLP(nn.Module):
             fourier_scale=config.fourier_scale,
             classes=classes,
             augment_dim=config.augment_dim,
-            guidance=config.guidance,
+            inputs=inputs,
         )
         self.input = linear(pixels, config.hidden)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
@@ -91,6 +96,9 @@ class MLP(nn.Module):
         return self.output(self.norm(h)).reshape(x.shape)
 
 
-def build(config: Config, *, channels: int, resolution: int, classes: int) -> MLP:
-    """The network for images (channels, resolution, resolution); classes=0 means unconditional."""
-    return MLP(config, channels=channels, resolution=resolution, classes=classes)
+def build(config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()) -> MLP:
+    """The network for images (channels, resolution, resolution); classes=0 means unconditional.
+
+    `inputs` are those that the method declares beside images, noise levels and labels.
+    """
+    return MLP(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs)

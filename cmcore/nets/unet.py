@@ -5,6 +5,7 @@ The defaults are EDM's DDPM++ for CIFAR-10. F = 0 at the start: the last convolu
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -12,8 +13,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from cmcore.config import require
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.layers.basic import EmbeddingKind, GroupNorm, NoiseEmbedding, NormKind, Resample, conv
+from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
+from cmcore.layers.linear import conv
+from cmcore.layers.norms import GroupNorm, NormKind
+from cmcore.layers.resample import Resample
 from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
 
 Encoder = Literal["standard", "residual"]
@@ -44,7 +49,6 @@ class Config:
     residual_gain: float = 1e-5  # initial gain of the convolution that closes a residual branch
     attention_gain: float = math.sqrt(0.2)
     augment_dim: int = 0  # entries of the vector that says how an image was augmented; EDM has 9
-    guidance: bool = False  # whether it learns guidance scales; distillation with `guidance` turns it on
 
     def __post_init__(self) -> None:
         for key in ("model_channels", "blocks", "heads", "noise_mult", "embedding_mult"):
@@ -80,7 +84,9 @@ class FilteredDown(nn.Module):
 class UNet(nn.Module):
     """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W)."""
 
-    def __init__(self, config: Config, *, channels: int, resolution: int, classes: int) -> None:
+    def __init__(
+        self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()
+    ) -> None:
         super().__init__()
         c, base = config, config.model_channels
         self.channels, self.resolution = channels, resolution
@@ -91,7 +97,7 @@ class UNet(nn.Module):
             fourier_scale=c.fourier_scale,
             classes=classes,
             augment_dim=c.augment_dim,
-            guidance=c.guidance,
+            inputs=inputs,
         )
         plan = Plan(
             resolution=resolution,
@@ -148,11 +154,13 @@ def _residual(plan: Plan, channels: int, taps: tuple[int, ...]) -> nn.ModuleDict
     return layers
 
 
-def build(config: Config, *, channels: int, resolution: int, classes: int) -> UNet:
+def build(config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()) -> UNet:
     """The network for images (channels, resolution, resolution); classes=0 means unconditional.
+
+    `inputs` are those that the method declares beside images, noise levels and labels.
 
     Raises:
         ValueError: the resolution cannot be halved as often as channel_mult asks.
     """
     check_halvings(resolution, len(config.channel_mult))
-    return UNet(config, channels=channels, resolution=resolution, classes=classes)
+    return UNet(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs)

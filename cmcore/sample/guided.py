@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmcore.diffusion.guidance import Guided, telling
+from cmcore.diffusion.guidance import Guided, at_scale
 from cmcore.diffusion.ode import Denoise
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
@@ -17,8 +17,8 @@ class GuidedSampler(Sampler):
     Args:
         inner: the sampler.
         s: the scale.
-        learned: whether the model has learned scales and only has to be told. Any other is asked with the labels and
-            without them, which counts as two evaluations, as in the papers.
+        learned: whether the scale is an input of the model. Any other is evaluated with the labels and without them,
+            which counts as two evaluations, as in the papers.
     """
 
     inner: Sampler
@@ -42,5 +42,5 @@ class GuidedSampler(Sampler):
         return self.inner.sigma_max
 
     def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
-        ask = telling(denoiser, self.s) if self.learned else Guided(denoiser, self.s)
-        return self.inner.from_noise(ask, x_T, source, labels)
+        guided = at_scale(denoiser, self.s) if self.learned else Guided(denoiser, self.s)
+        return self.inner.from_noise(guided, x_T, source, labels)

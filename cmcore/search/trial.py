@@ -123,7 +123,7 @@ def run_trial(
 
 def _take_over(source: Path, target: Path, mark: str) -> None:
     """Continue another trial's training under other values, unless the own training is there already."""
-    if target.exists() and checkpoint.load(target, "no tensor has this name")[1]["fingerprint"] == mark:
+    if target.exists() and checkpoint.header(target)["fingerprint"] == mark:
         return
     tensors, meta = checkpoint.load(source)
     checkpoint.save(target, tensors, {**meta, "fingerprint": mark})

@@ -4,7 +4,8 @@ Nothing here can execute code when it is read.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,28 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     write_atomic(path, to_bytes(held, {"meta": json.dumps(meta, sort_keys=True)}))
 
 
+def header(path: Path) -> dict[str, Any]:
+    """The JSON data of a file; no tensor is read. The errors are those of `load`."""
+    with _opened(path) as (_, meta):
+        return meta
+
+
 def load(path: Path, prefix: str | Callable[[dict[str, Any]], str] = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors whose names start with `prefix` (without it), and the JSON data, which may choose the prefix.
 
     A file that is missing, truncated or not one of ours gives a CheckpointError.
     """
+    with _opened(path) as (file, meta):
+        start = prefix if isinstance(prefix, str) else prefix(meta)
+        names = [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118 (not a mapping)
+        return {name[len(start) :]: file.get_tensor(name) for name in names}, meta
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file of tensors with its JSON data."""
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["meta"])
-            start = prefix if isinstance(prefix, str) else prefix(meta)
-            names = [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118 (not a mapping)
-            return {name[len(start) :]: file.get_tensor(name) for name in names}, meta
+            yield file, json.loads((file.metadata() or {})["meta"])
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: expected a weight file of this project, got: {error}") from error

@@ -17,7 +17,8 @@ from cmcore.assemble.project import Project, build_method, parse_project
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import ConfigError, merge
 from cmcore.data.images import ImageData
-from cmcore.diffusion.guidance import telling
+from cmcore.diffusion.guidance import at_scale
+from cmcore.diffusion.inputs import GUIDANCE
 from cmcore.diffusion.precond import NO_LABEL
 from cmcore.evaluate.records import from_json
 from cmcore.evaluate.reference import reference
@@ -60,6 +61,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cd": {"init": "plain"}}, "runs.cd.options.guidance"),
     ({"scd": {"options": {"guidance": [2.0, 1.0]}}}, "runs.scd.options.guidance"),
     ({"ect": {"net": {"guidance": True}}}, "runs.ect.net.guidance"),
+    ({"ect": {"init": "scd"}}, "runs.ect.net"),  # which has no input for the scales that scd has learned
     ({"public": {"options": {"kind": "consistency"}, "sample": {"guidance": 1.5}}}, "runs.public.sample.guidance"),
 ]
 
@@ -97,10 +99,8 @@ def test_of_imported_weights_the_user_knows():
 
 
 def test_only_students_of_guided_teachers_learn_scales():
-    assert {name: run.net.config.guidance for name, run in project().runs.items() if run.net.config.guidance} == {
-        "scd": True,
-        "cd": True,
-    }
+    inputs = {name: run.net.inputs for name, run in project().runs.items() if run.net.inputs}
+    assert inputs == {"scd": (GUIDANCE,), "cd": (GUIDANCE,)}
 
 
 Trained = Callable[[str], Path]
@@ -159,14 +159,14 @@ def test_a_student_starts_as_its_teacher_and_learns_scales(teacher: Path, studen
     ours, theirs = load_model(student / WEIGHTS, "raw"), load_model(teacher / WEIGHTS)
     own = ours.denoiser.net.state_dict().keys() - theirs.denoiser.net.state_dict().keys()
     assert own
-    assert all(name.startswith("embedding.guidance.") for name in own)
+    assert all(name.startswith("embedding.inputs.guidance.") for name in own)
     fresh = training._networks(  # pyright: ignore[reportPrivateUsage]
         project().run("scd"), Inputs(inputs.data, teacher / WEIGHTS), theirs.shape, _method("scd"), "cpu"
     )[0].eval()
     x, sigma, y = torch.randn(4, 1, 8, 8), torch.full((4,), 3.0), torch.tensor([0, 3, 9, NO_LABEL])
-    assert torch.equal(telling(fresh, 1.8)(x, sigma, y), theirs.denoiser(x, sigma, y))
-    assert not torch.equal(telling(ours.denoiser, 1.8)(x, sigma, y), telling(ours.denoiser, 1.1)(x, sigma, y))
-    assert torch.equal(telling(ours.denoiser, 1.0)(x, sigma, y), ours.denoiser(x, sigma, y))
+    assert torch.equal(at_scale(fresh, 1.8)(x, sigma, y), theirs.denoiser(x, sigma, y))
+    assert not torch.equal(at_scale(ours.denoiser, 1.8)(x, sigma, y), at_scale(ours.denoiser, 1.1)(x, sigma, y))
+    assert torch.equal(at_scale(ours.denoiser, 1.0)(x, sigma, y), ours.denoiser(x, sigma, y))
 
 
 def _method(name: str) -> Any:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project, parse_project
-from cmcore.budget.cost import Meter, autocast_anywhere, lpips_cost, on_meta, parameter_count, pass_cost
+from cmcore.budget.cost import Autocast, Meter, lpips_cost, on_meta, parameter_count, pass_cost
 from cmcore.budget.machines import MACHINES, Machine, machine, this_cpu
 from cmcore.budget.passes import head_count, passes
 from cmcore.budget.plan import RESERVE, Costs, Setting, data_shape, plan_run
@@ -22,6 +22,7 @@ from cmcore.commands import plan as cost
 from cmcore.config import ConfigError
 from cmcore.diffusion.precond import Denoiser
 from cmcore.nets import adm, unet
+from cmcore.tensors import full_precision, meta_dtype, meta_precision
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [8]}
@@ -99,16 +100,15 @@ def test_what_is_kept_for_the_gradient_counts():
 
 def test_mixed_precision_without_a_device():
     layer, norm = on_meta(lambda: nn.Conv2d(4, 4, 1)), on_meta(lambda: nn.GroupNorm(2, 4))
-    with Meter() as meter, autocast_anywhere(torch.bfloat16):
+    with Meter() as meter, meta_precision(torch.bfloat16), Autocast():
         y = layer(meta(1, 4, 8, 8))
         z = norm(y)
-        with torch.autocast("meta", enabled=False):
+        with full_precision(torch.device("meta")):
             full = layer(meta(1, 4, 8, 8))
         back = layer(z)
     assert (y.dtype, z.dtype, full.dtype, back.dtype) == (torch.bfloat16, torch.float32, torch.float32, torch.bfloat16)
     assert meter.flops == {torch.bfloat16: 2 * 2 * 64 * 16, torch.float32: 2 * 64 * 16}
-    with pytest.raises(RuntimeError), torch.autocast("meta", enabled=True, dtype=torch.bfloat16):
-        pass  # PyTorch's own is back
+    assert meta_dtype.get() is None
 
 
 def test_half_precision_halves_the_weights_of_what_is_computed_not_the_operations(costs):

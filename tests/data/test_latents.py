@@ -12,7 +12,7 @@ from pictures_on_disk import write_folder, write_tar, write_zip
 from cmcore.config import ConfigError, read
 from cmcore.data.decoded import DecodedData
 from cmcore.data.images import ImageData, LatentData, open_data
-from cmcore.data.posterior import FINAL_STD, RAW_MEAN, RAW_STD, sample, unnormalised
+from cmcore.data.latent_space import FINAL_STD, RAW_MEAN, RAW_STD, sample_posterior, unnormalise
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.prepare import prepare
 from cmcore.errors import DataError
@@ -74,7 +74,7 @@ def test_the_manifest_explains_them(prepared):
     manifest = prepared.manifest
     assert manifest["kind"] == "latents"
     assert (manifest["raw_mean"], manifest["raw_std"], manifest["final_std"]) == ([*RAW_MEAN], [*RAW_STD], FINAL_STD)
-    drawn = prepared.decoded(prepared.batch(range(COUNT))[0], Draws(1, 0, COUNT)).double()
+    drawn = prepared.normalised(prepared.batch(range(COUNT))[0], Draws(1, 0, COUNT)).double()
     assert manifest["std"] == pytest.approx(drawn.std().item(), abs=0.01)
     np.testing.assert_allclose(manifest["channel_mean"], drawn.mean((0, 2, 3)), atol=0.02)
     np.testing.assert_allclose(manifest["channel_std"], drawn.std((0, 2, 3)), atol=0.02)
@@ -88,41 +88,41 @@ def test_half_precision_is_half_the_size(tmp_path, prepared):
     assert half.images.dtype == np.float16
     assert half.images.nbytes * 2 == prepared.images.nbytes
     np.testing.assert_allclose(half.images, prepared.images, rtol=2**-10, atol=1e-6)
-    assert half.decoded(half.batch([0, 1])[0], Draws(1, 0, 2)).dtype == torch.float32
+    assert half.normalised(half.batch([0, 1])[0], Draws(1, 0, 2)).dtype == torch.float32
 
 
 def test_a_step_draws_from_the_posterior_and_is_repeatable(prepared):
     batch, _ = prepared.batch(range(40))
     draws = Draws(1, 400, 40)
-    x = prepared.decoded(batch, draws)
+    x = prepared.normalised(batch, draws)
     mean, std = batch.chunk(2, dim=1)
     z = draws.normal((4, SIZE, SIZE), stream="latent")
     expected = torch.stack(
         [(mean[:, c] + std[:, c] * z[:, c] - RAW_MEAN[c]) / RAW_STD[c] * FINAL_STD for c in range(4)], dim=1
     )
     torch.testing.assert_close(x, expected)
-    assert torch.equal(x, prepared.decoded(batch, draws))
-    assert torch.equal(x[7:20], prepared.decoded(batch[7:20], Draws(1, 400, 40, slice(7, 20))))
-    assert not torch.equal(x, prepared.decoded(batch, Draws(1, 440, 40)))
+    assert torch.equal(x, prepared.normalised(batch, draws))
+    assert torch.equal(x[7:20], prepared.normalised(batch[7:20], Draws(1, 400, 40, slice(7, 20))))
+    assert not torch.equal(x, prepared.normalised(batch, Draws(1, 440, 40)))
 
 
 def test_numbers_of_the_normalisation():
     """By hand: (5.81 + 4.17 - 5.81) / 4.17 / 2 is a half."""
     means = torch.tensor([5.81 + 4.17, 3.25, 0.12 - 3.71, -2.15 + 6.56])[None, :, None, None]
     manifest = {"raw_mean": [*RAW_MEAN], "raw_std": [*RAW_STD], "final_std": FINAL_STD}
-    x = sample(torch.cat([means, torch.zeros_like(means)], dim=1), Draws(1, 0, 1), manifest)
+    x = sample_posterior(torch.cat([means, torch.zeros_like(means)], dim=1), Draws(1, 0, 1), manifest)
     torch.testing.assert_close(x.flatten(), torch.tensor([0.5, 0.0, -0.5, 1.0]))
 
 
 def test_normalisation_is_undone(prepared):
     batch, _ = prepared.batch(range(5))
-    drawn = unnormalised(
-        prepared.decoded(torch.cat([batch[:, :4], 0 * batch[:, 4:]], 1), Draws(1, 0, 5)), prepared.manifest
+    drawn = unnormalise(
+        prepared.normalised(torch.cat([batch[:, :4], 0 * batch[:, 4:]], 1), Draws(1, 0, 5)), prepared.manifest
     )
     torch.testing.assert_close(drawn, batch[:, :4], rtol=1e-5, atol=1e-5)
     ones = torch.full((1, 4, 1, 1), 0.5, dtype=torch.float64)
     expected = torch.tensor(RAW_MEAN) + torch.tensor(RAW_STD)  # one deviation above the mean
-    torch.testing.assert_close(unnormalised(ones, prepared.manifest).flatten(), expected.double())
+    torch.testing.assert_close(unnormalise(ones, prepared.manifest).flatten(), expected.double())
 
 
 class Decoder:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from cmcore.diffusion import ode
-from cmcore.diffusion.guidance import Guided, draw_scales, drop_labels, told
-from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition
+from cmcore.diffusion.guidance import Guided, at_scale, draw_scales, drop_labels, with_scale
+from cmcore.diffusion.inputs import InputError
+from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition, with_inputs
 from cmcore.oracles import Gaussian, GaussianMixture
 from cmcore.rng import Draws
 
@@ -66,23 +67,24 @@ def test_the_guided_velocity_follows_the_sharpened_density(point):
     torch.testing.assert_close(velocity, -sigma[:, None] * score)
 
 
-def test_one_pass_asks_for_all_images_with_and_without_labels():
+def test_all_images_with_and_without_labels_are_one_pass():
     seen: list[Condition] = []
 
-    def ask(x: Tensor, level: Tensor, labels: Labels) -> Tensor:
+    def model(x: Tensor, level: Tensor, labels: Labels) -> Tensor:
         seen.append(as_condition(labels))
         assert len(x) == len(level) == 4
         return x
 
-    augment = torch.tensor([[1.0], [2.0]])
-    Guided(ask, 1.5)(torch.zeros(2, 3), torch.ones(2), Condition(torch.tensor([4, 5]), augment))
+    augment, more = torch.tensor([[1.0], [2.0]]), {"target": torch.tensor([0.3, 0.6])}
+    Guided(model, 1.5)(torch.zeros(2, 3), torch.ones(2), Condition(torch.tensor([4, 5]), augment, more))
     (one,) = seen
     assert one.labels is not None
     assert one.augment is not None
     assert one.labels.tolist() == [4, 5, NO_LABEL, NO_LABEL]
     assert one.augment[:, 0].tolist() == [1.0, 2.0, 1.0, 2.0]
-    with pytest.raises(ValueError, match="told labels"):
-        Guided(ask, 1.5)(torch.zeros(2, 3), torch.ones(2), None)
+    assert torch.equal(one.inputs["target"], torch.tensor([0.3, 0.6, 0.3, 0.6]))
+    with pytest.raises(InputError, match="labels: expected class indices, which guidance needs, got None"):
+        Guided(model, 1.5)(torch.zeros(2, 3), torch.ones(2), None)
 
 
 def test_labels_are_dropped_at_their_rate_by_address():
@@ -109,11 +111,12 @@ def test_nothing_is_drawn_where_nothing_is_dropped(monkeypatch: pytest.MonkeyPat
     assert drop_labels(None, 0.5, draws) is None
 
 
-def test_a_dropped_label_keeps_what_else_is_told():
-    augment = torch.ones(2, 9)
-    one = drop_labels(Condition(torch.tensor([1, 2]), augment), 1.0, Draws(0, 0, 2))
+def test_a_dropped_label_keeps_the_other_inputs():
+    augment, more = torch.ones(2, 9), {"target": torch.ones(2)}
+    one = drop_labels(Condition(torch.tensor([1, 2]), augment, more), 1.0, Draws(0, 0, 2))
     assert isinstance(one, Condition)
     assert one.augment is augment
+    assert one.inputs is more
 
 
 def test_scales_are_uniform_in_their_range():
@@ -122,4 +125,14 @@ def test_scales_are_uniform_in_their_range():
     assert (float(s.min()) >= 1, float(s.max()) <= 2) == (True, True)
     assert abs(float(s.mean()) - 1.5) < 5 / math.sqrt(12 * 20_000)
     assert abs(float(s.var()) - 1 / 12) < 5e-3
-    assert told(torch.tensor([1]), s[:1]).guidance is not None
+
+
+def test_a_scale_is_an_input_beside_the_others():
+    before = with_inputs(Condition(torch.tensor([1, 2]), torch.ones(2, 9)), target=torch.ones(2))
+    after = with_scale(before, torch.tensor([1.5, 2.0]))
+    assert after[:2] == before[:2]
+    assert {name: value.tolist() for name, value in after.inputs.items()} == {"target": [1, 1], "guidance": [1.5, 2.0]}
+    assert "guidance" not in before.inputs
+    seen: list[Labels] = []
+    at_scale(lambda x, level, labels: seen.append(labels) or x, 1.4)(torch.zeros(2, 3), torch.ones(2), before)
+    torch.testing.assert_close(as_condition(seen[0]).inputs["guidance"], torch.tensor([1.4, 1.4]))

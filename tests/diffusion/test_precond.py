@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.convert import ve_to_trig
+from cmcore.diffusion.path import TrigFlow
 from cmcore.diffusion.precond import Condition, Denoiser, boundary_scalings, edm_scalings, noise_coordinate
 from cmcore.oracles import Gaussian
 from cmcore.tensors import expand_like
@@ -103,8 +103,9 @@ def test_trigflow_is_edm_with_the_network_s_sign_turned():
     net = Wobble(torch.float64)
     x = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     sigma = f64(0.002, 0.1, 0.5, 5.0, 80.0)
-    x_t, t = ve_to_trig(x, sigma, SIGMA_DATA)
+    t = TrigFlow(SIGMA_DATA).time(sigma)
     cos, sin = expand_like(torch.cos(t), x), expand_like(torch.sin(t), x)
+    x_t = cos * x
     F_trig = -net(x_t / SIGMA_DATA, t, None)
     D = Denoiser(net, sigma_data=SIGMA_DATA, coordinate="trig")(x, sigma)
     torch.testing.assert_close(D, cos * x_t - sin * SIGMA_DATA * F_trig, rtol=1e-12, atol=1e-12)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from cmcore.config import ConfigError, read
 from cmcore.data.decoded import Decoding
-from cmcore.data.posterior import FINAL_STD, RAW_MEAN, RAW_STD, normalisation, sample
+from cmcore.data.latent_space import FINAL_STD, RAW_MEAN, RAW_STD, normalisation, sample_posterior
 from cmcore.edge.autoencoder import FILES, check_decoder, load_decoder, load_decoding
 from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError
@@ -114,7 +114,7 @@ def test_the_real_autoencoder_gives_back_the_images_of_what_it_encoded(tmp_path:
         posterior = net.encode(torch.rand(10, 3, 32, 32)).latent_dist
         expected = (net.decode(posterior.mean).sample.clamp(0, 1) * 255).to(torch.uint8)
     net.save_pretrained(tmp_path)
-    seen = sample(torch.cat([posterior.mean, 0 * posterior.std], dim=1), Draws(1, 0, 10), normalisation())
+    seen = sample_posterior(torch.cat([posterior.mean, 0 * posterior.std], dim=1), Draws(1, 0, 10), normalisation())
     assert seen.shape == (10, 4, 8, 8)
     images = Decoding(load_decoder(DecoderConfig(path=str(tmp_path))), normalisation())(seen.double())
     assert images.shape == expected.shape == (10, 3, 32, 32)

@@ -140,7 +140,9 @@ def test_a_target_follows_with_a_decay(name: str):
         method = make_method(name, **options)
         actions = [method.after(Progress(images, 320, 16)) for images in (0, 160, 304)]
         moved = {key for key, network in method.networks.items() if network.role == "moved"}
-        assert all({action.network for action in found if isinstance(action, (Blend, Copy))} == moved for found in actions)
+        assert all(
+            {action.network for action in found if isinstance(action, (Blend, Copy))} == moved for found in actions
+        )
         assert all(0 <= action.decay < 1 for found in actions for action in found if isinstance(action, Blend))
 
 

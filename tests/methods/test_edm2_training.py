@@ -235,7 +235,9 @@ def test_labelled_digits_from_parameters_to_images(tmp_path: Path):
     project, inputs = parse_project(params), tiny_inputs(tmp_path)
     quiet = {"tracker": Null(), "on_progress": lambda *_: None}
     teacher = train_run(project.run("edm"), inputs, tmp_path / "edm", **quiet)
-    student = train_run(project.run("ect"), Inputs(inputs.data, teacher / WEIGHTS, inputs.teacher), tmp_path / "ect", **quiet)
+    student = train_run(
+        project.run("ect"), Inputs(inputs.data, teacher / WEIGHTS, inputs.teacher), tmp_path / "ect", **quiet
+    )
     loaded = load_model(student / WEIGHTS)
     assert loaded.shape.classes == 10
     assert loaded.meta["net"]["dropout_resolution"] == 4

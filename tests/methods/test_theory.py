@@ -100,9 +100,7 @@ def slope(solver: str, s: float = 0.8) -> float:
     residuals = []
     for N in counts:
         method = make_method("cd", diffusion, N=N, solver=solver, distance="l1")
-        residuals.append(
-            float(mean_loss(method, nets_of(student, teacher), oracle, Draws(1, 0, 2000)).detach().mean())
-        )
+        residuals.append(float(mean_loss(method, nets_of(student, teacher), oracle, Draws(1, 0, 2000)).detach().mean()))
     h = np.log([1 / (N - 1) for N in counts])
     return float(np.polyfit(h, np.log(residuals), 1)[0])
 

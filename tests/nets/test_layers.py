@@ -6,16 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from cmcore.layers.basic import (
-    FourierFeatures,
-    ModulatedNorm,
-    PositionalFeatures,
-    Resample,
-    conv,
-    group_count,
-    linear,
-    pixel_norm,
-)
+from cmcore.layers.embeddings import FourierFeatures, PositionalFeatures
+from cmcore.layers.linear import conv, linear
+from cmcore.layers.norms import ModulatedNorm, group_count, pixel_norm
+from cmcore.layers.resample import Resample
 from cmcore.layers.unet import Attention, Style
 from cmcore.nets import unet
 

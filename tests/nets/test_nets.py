@@ -132,7 +132,7 @@ def test_augmentation_vector(kind, fields):
     assert torch.equal(net(x, c, Condition(labels)), plain_labels)
     torch.testing.assert_close(net(x, c, Condition(labels, torch.zeros(3, 9))), plain_labels)
     assert (net(x, c, Condition(labels, vector)) - plain_labels).abs().max() > 1e-3
-    with pytest.raises(ValueError, match=r"augment: expected shape \(B, 9\), got \(3, 8\)"):
+    with pytest.raises(ValueError, match=r"augment: expected shape \(B, 9\), got a tensor \(3, 8\)"):
         net(x, c, Condition(labels, vector[:, :8]))
     with pytest.raises(ValueError, match="augment: expected None"):
         make(kind, fields)(x, c, Condition(None, vector))

@@ -21,13 +21,13 @@ class Model:
     """N(MEAN, STD^2) under the label, N(0, STD^2) without: guided with s it is N(s MEAN, STD^2) exactly."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, Tensor | None]] = []
+        self.calls: list[tuple[int, Tensor | None]] = []
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Labels = None) -> Tensor:
-        told = as_condition(labels)
-        assert told.labels is not None
-        self.asked.append((len(x), told.guidance))
-        mean = torch.where(told.labels == NO_LABEL, 0.0, MEAN)[:, None, None, None]
+        condition = as_condition(labels)
+        assert condition.labels is not None
+        self.calls.append((len(x), condition.inputs.get("guidance")))
+        mean = torch.where(condition.labels == NO_LABEL, 0.0, MEAN)[:, None, None, None]
         return Gaussian(mean, STD).denoise(x, sigma)
 
 
@@ -51,16 +51,16 @@ def test_a_scale_of_one_gives_the_bits_of_the_plain_sampler():
 def test_each_evaluation_counts_twice(inner: Sampler):
     model, sampler = Model(), GuidedSampler(inner, 1.4)
     sampler(model, SHAPE, NoiseSource(1, range(3)), LABELS)
-    assert sampler.nfe == 2 * inner.nfe == sum(rows for rows, _ in model.asked) // 3
+    assert sampler.nfe == 2 * inner.nfe == sum(rows for rows, _ in model.calls) // 3
     assert sampler.name == f"{inner.name}, guidance 1.4"
     assert sampler.sigma_max == inner.sigma_max
 
 
-def test_a_model_that_has_learned_scales_is_told_and_asked_once():
+def test_a_model_that_has_learned_scales_is_evaluated_once():
     model, sampler = Model(), GuidedSampler(Multistep((40.0, 0.8), 0.002), 1.4, learned=True)
     sampler(model, SHAPE, NoiseSource(1, range(3)), LABELS)
-    assert sampler.nfe == 2 == len(model.asked)
-    for rows, scales in model.asked:
+    assert sampler.nfe == 2 == len(model.calls)
+    for rows, scales in model.calls:
         assert rows == 3
         assert scales is not None
         torch.testing.assert_close(scales, torch.full((3,), 1.4))

@@ -18,7 +18,7 @@ from cmcore.assemble.models import load_model
 from cmcore.commands import repro
 from cmcore.config import ConfigError
 from cmcore.data.decoded import Decoding
-from cmcore.data.posterior import RAW_MEAN, RAW_STD, normalisation
+from cmcore.data.latent_space import RAW_MEAN, RAW_STD, normalisation
 from cmcore.edge import ray_run
 from cmcore.edge.autoencoder import load_decoder
 from cmcore.errors import DataError

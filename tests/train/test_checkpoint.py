@@ -12,7 +12,7 @@ import torch
 
 from cmcore import atomic as replacing
 from cmcore.atomic import write_atomic
-from cmcore.train.checkpoint import CheckpointError, load, save
+from cmcore.train.checkpoint import CheckpointError, header, load, save
 
 TENSORS = {"b/x": torch.arange(6.0).reshape(2, 3), "a/y": torch.ones(2, dtype=torch.float64), "a/n": torch.tensor(3)}
 
@@ -59,6 +59,14 @@ def test_a_damaged_file_is_named(kind: str, tmp_path: Path):
     (tmp_path / "c").write_bytes(damaged((tmp_path / "c").read_bytes())[kind])
     with pytest.raises(CheckpointError, match=r"c: expected a weight file of this project"):
         load(tmp_path / "c")
+    if kind != "cut in the data":
+        with pytest.raises(CheckpointError, match=r"c: expected a weight file of this project"):
+            header(tmp_path / "c")
+
+
+def test_the_header_is_the_json_data(tmp_path: Path):
+    save(tmp_path / "c", TENSORS, {"images": 5})
+    assert header(tmp_path / "c") == {"images": 5}
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):

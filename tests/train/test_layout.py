@@ -35,9 +35,10 @@ def unet_state(method: Method, config: TrainConfig) -> State:
             with torch.no_grad():
                 for parameter in net.parameters():
                     parameter += 0.1 * torch.randn_like(parameter)
-        return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=DIFFUSION.sigma_min if method.boundary else 0.0)
+        epsilon = DIFFUSION.sigma_min if method.traits.boundary else 0.0
+        return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=epsilon)
 
-    return new_state(method, denoiser(0), denoiser(1) if method.needs.teacher else None, config)
+    return new_state(method, denoiser(0), config, teacher=denoiser(1))
 
 
 def ends(name: str, make: Any, feed: Any, **options: Any) -> list[torch.Tensor]:

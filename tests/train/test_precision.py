@@ -9,6 +9,7 @@ from tiny import METHODS, batches, make_method, make_state, make_train
 
 from cmcore.consistency import tangents
 from cmcore.consistency.weights import AdaptiveWeight
+from cmcore.methods.base import STUDENT
 from cmcore.train import precision, steps
 from cmcore.train.gate import NonFiniteError
 from cmcore.train.precision import INITIAL, LossScale, choose_matrix_units
@@ -47,6 +48,12 @@ def test_tangents_and_what_they_start_from_are_in_full_precision(name: str, monk
         assert AdaptiveWeight()(torch.rand(3)).dtype == torch.float32
 
 
+def part(key: str) -> str:
+    """The part of the state that a tensor belongs to: a network, the averages, an optimiser or its scale."""
+    group, name, *rest = key.split("/")
+    return {"nets": name, "ema": "ema"}.get(group) or rest[0]
+
+
 @pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("name", ["edm", "ct", "sct"])
 def test_an_overflow_skips_optimiser_average_and_target_together(name: str, deferred: bool):
@@ -58,21 +65,20 @@ def test_an_overflow_skips_optimiser_average_and_target_together(name: str, defe
         before = copied(state)
         for record in steps.steps(state, method, batches, config):
             after = copied(state)
-            changed = {
-                key.split("/")[0] for key in after if not torch.equal(after[key], before.get(key, after[key] * 0))
-            }
-            assert changed >= {"net", "ema", "optimiser"} if changed - {"scale"} else changed == {"scale"}
-            assert ("target" in changed) == (name == "ct" and "net" in changed)
-            taken.append("net" in changed)
+            changed = {part(key) for key in after if not torch.equal(after[key], before.get(key, after[key] * 0))}
+            assert changed >= {"student", "ema", "optimiser"} if changed - {"scale"} else changed == {"scale"}
+            assert ("target" in changed) == (name == "ct" and "student" in changed)
+            taken.append("student" in changed)
             scales.append(float(record.values["loss_scale"]))
             assert float(record.values["skipped"]) == (not taken[-1])
             assert record.values["grad_norm"].isfinite()
             before = after
     assert taken == [k not in (0, 3) for k in range(10)]
     assert scales == [INITIAL / 2] * 3 + [INITIAL / 4] * 7
-    assert state.scale is not None
-    assert int(state.scale.skipped) == 2
-    assert all(int(slots["step"]) == 8 for slots in state.optimiser.state.values())
+    student = state.players[STUDENT]
+    assert student.scale is not None
+    assert int(student.scale.skipped) == 2
+    assert all(int(slots["step"]) == 8 for slots in student.optimiser.state.values())
 
 
 def test_the_scale_is_part_of_the_state_and_a_resumed_run_ends_in_the_same_bits():
@@ -81,11 +87,11 @@ def test_the_scale_is_part_of_the_state_and_a_resumed_run_ends_in_the_same_bits(
     list(steps.steps(whole, method, batches, config))
     list(steps.steps(half, method, batches, replace(config, images=160)))
     load_state_tensors(resumed, copied(half), half.images)
-    assert {"scale/scale", "scale/streak", "scale/skipped"} <= copied(half).keys()
+    assert {f"players/student/scale/{key}" for key in ("scale", "streak", "skipped")} <= copied(half).keys()
     list(steps.steps(resumed, method, batches, config))
     ours, theirs = copied(resumed), copied(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert int(theirs["scale/skipped"]) == 2
+    assert int(theirs["players/student/scale/skipped"]) == 2
 
 
 def test_the_scale_halves_at_an_overflow_and_doubles_after_a_while(monkeypatch: pytest.MonkeyPatch):
@@ -115,7 +121,7 @@ def test_what_no_scale_can_help_ends_the_run(kind: str, step: int, deferred: boo
     with gate(deferred), pytest.raises(NonFiniteError, match=rf"at step {step} \("):
         list(steps.steps(state, method, batches, config))
     end = copied(state)
-    assert all(torch.equal(end[name], start[name]) for name in start if not name.startswith("scale/"))
+    assert all(torch.equal(end[name], start[name]) for name in start if part(name) != "scale")
 
 
 def test_the_history_has_the_share_of_skipped_steps():

@@ -10,7 +10,7 @@ from tiny import METHODS, batches, flat, make_method, make_state, make_train
 from torch import Tensor
 
 from cmcore.config import ConfigError, read
-from cmcore.methods.base import Batch, LossOut
+from cmcore.methods.base import Batch, LossOut, Method
 from cmcore.rng import Draws
 from cmcore.train.ema import decay
 from cmcore.train.gate import NonFiniteError
@@ -56,8 +56,8 @@ def one_step(name: str, **options: Any) -> tuple[Tensor, Tensor, dict[str, Any]]
     method, config = make_method(name), make_train(images=32, **options)
     state = make_state(method, config, noise=0.3)
     (record,) = steps(state, method, batches, config)
-    gradient = flat(p.grad for p in state.parameters if p.grad is not None)
-    return record.values["loss"], gradient, record.scalars
+    gradient = flat(p.grad for player in state.players.values() for p in player.parameters if p.grad is not None)
+    return record.values["loss"], gradient, record.values
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -126,11 +126,9 @@ def test_a_non_finite_step_is_not_taken(kind: str):
     inner, config = make_method("edm"), make_train()
     state = make_state(inner, config)
 
-    class Breaks:
-        needs, boundary, few_step = inner.needs, inner.boundary, inner.few_step
-
-        def loss(self, models: Any, batch: Batch, progress: Any, draws: Draws) -> LossOut:
-            out = inner.loss(models, batch, progress, draws)
+    class Breaks(Method):
+        def loss(self, nets: Any, batch: Batch, progress: Any, draws: Draws) -> LossOut:
+            out = inner.loss(nets, batch, progress, draws)
             if progress.images < 3 * config.batch:
                 return out
             # sqrt at 0 has an infinite slope and a finite value.
@@ -150,7 +148,6 @@ def test_a_non_finite_step_is_not_taken(kind: str):
 def test_ct_target_follows_mu_of_the_step_just_taken():
     method, config = make_method("ct", s1=10), make_train(lr=1e-2)
     state = make_state(method, config, noise=0.3)
-    assert state.nets.target is not None
     expected = flat(state.nets.target.parameters())
     for record in steps(state, method, batches, config):
         mu = float(record.values["mu"])
@@ -170,7 +167,7 @@ def test_the_state_goes_to_tensors_and_back_to_the_bit():
         list(steps(run, method, batches, config))
     ours, theirs = state_tensors(state), state_tensors(other)
     assert ours.keys() == theirs.keys()
-    assert any(name.startswith("heads/") for name in ours)
+    assert any(name.startswith("nets/adaptive_weight/") for name in ours)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(RuntimeError):
         load_state_tensors(make_state(method, config, hidden=8), saved, 0)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cmcore.atomic import replacing
 from cmcore.data.images import ARRAYS
-from cmcore.data.posterior import normalisation
+from cmcore.data.latent_space import normalisation
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.open import open_source
 from cmcore.data.sources.source import Block, Source

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cmcore.data.posterior import FINAL_STD, RAW_MEAN, RAW_STD
+from cmcore.data.latent_space import FINAL_STD, RAW_MEAN, RAW_STD
 
 
 class Statistics(Protocol):

@@ -1,0 +1,38 @@
+"""Linear layers and convolutions with their initial weights: by default those of EDM's DDPM++ (arXiv 2206.00364)."""
+
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from cmcore.layers.dual import Conv2d, Linear
+
+InitKind = Literal["xavier", "uniform"]
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True, init: InitKind = "xavier") -> nn.Linear:
+    """A linear layer with or without a bias, initialised as `initialised` says."""
+    return initialised(Linear(inputs, outputs, bias), gain, init)
+
+
+def conv(inputs: int, outputs: int, kernel: int, *, gain: float = 1.0, init: InitKind = "xavier") -> nn.Conv2d:
+    """A convolution that keeps the resolution, initialised as `initialised` says."""
+    return initialised(Conv2d(inputs, outputs, kernel, padding=kernel // 2), gain, init)
+
+
+def initialised(layer: Layer, gain: float, init: InitKind) -> Layer:
+    """A new layer with its initial weights.
+
+    - "xavier": Xavier-uniform weights times `gain`, biases zero;
+    - "uniform": weights and biases uniform in [-gain, gain]/sqrt(inputs), as ADM has them.
+    """
+    if init == "xavier":
+        nn.init.xavier_uniform_(layer.weight, gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    elif gain != 1:  # with a gain of 1 it is how torch makes a layer
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(gain)
+    return layer
