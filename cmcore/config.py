@@ -147,7 +147,7 @@ def _describe(hint: Any) -> str:
         return f"a list of {_describe(args[0])}" if same else "a list of " + ", ".join(map(_describe, args))
     if origin is dict or dataclasses.is_dataclass(hint):
         return "a mapping"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}.get(hint, str(hint))
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
@@ -163,6 +163,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return value
         raise wrong
     if origin in (Union, types.UnionType):
+        sections = [arg for arg in args if dataclasses.is_dataclass(arg)]
+        if sections and isinstance(value, Mapping):  # its own fields say what is wrong
+            return _convert(sections[0], value, path)
         for arg in args:
             try:
                 return _convert(arg, value, path)

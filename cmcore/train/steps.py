@@ -204,7 +204,7 @@ class _Loop:
         """Do what follows a step. A blend is left out where a step was skipped; a stage begins all the same."""
         state = self.state
         if isinstance(action, Blend):
-            if False in taken:
+            if any(flag is False for flag in taken):  # not by ==, which would ask the device
                 return
             flags = [flag for flag in taken if isinstance(flag, Tensor)]
             go = torch.stack(flags).all() if flags else None

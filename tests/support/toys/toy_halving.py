@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cmcore.diffusion.grids import karras_grid, with_zero
+from cmcore.diffusion.grids import karras_grid
 from cmcore.diffusion.ode import euler_step
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import (
@@ -77,7 +77,7 @@ class ToyHalving(Method):
 
     def samplers(self, sampling):
         d = sampling.diffusion
-        rows: list[Sampler] = [Euler(with_zero(karras_grid(n + 1, d.sigma_min, d.sigma_max, d.rho))) for n in (1, 2, 4)]
+        rows: list[Sampler] = [Euler(karras_grid(n + 1, d.sigma_min, d.sigma_max, d.rho)) for n in (1, 2, 4)]
         return rows
 
 

@@ -43,6 +43,10 @@ class Jumps(Sampler):
     def sigma_max(self) -> float:
         return self.levels[0]
 
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        return self.levels
+
     @torch.no_grad()
     def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Labels = None) -> Tensor:
         x = x_T.double()
