@@ -122,7 +122,7 @@ class Net:
 
     @property
     def digest(self) -> str:
-        return digest([self.choice.shape, self.diffusion])
+        return digest([self.choice.shape, self.choice.inputs, self.diffusion])
 
     def __hash__(self) -> int:
         return hash(self.digest)

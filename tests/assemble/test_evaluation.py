@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cmcore.assemble.samplers import ode_sampler, samplers
 from every_run import every_run, make_inputs
 
-from cmcore.assemble.evaluation import Evaluation, Outcome, Share, draw, evaluate_run, teacher_of
+from cmcore.assemble.evaluation import Evaluation, Outcome, Share, draw, endpoint_run, evaluate_run
 from cmcore.assemble.models import load_model
-from cmcore.assemble.passes import Worker
+from cmcore.assemble.passes import Shards, row_names
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.data.images import ImageData
 from cmcore.evaluate.collect import Span
@@ -24,6 +23,7 @@ from cmcore.evaluate.records import from_json
 from cmcore.evaluate.reference import reference
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.evaluate.suite import Reference
+from cmcore.sample.presets import few_step_sampler, ode_sampler
 from cmcore.sample.stream import generate
 from cmcore.tracking.base import Null
 
@@ -100,7 +100,7 @@ def test_a_diffusion_model_is_sampled_by_the_ode_solver_alone(ect: Evaluation, i
 
 def test_the_shown_images_are_the_first_of_those_that_were_measured(ect: Evaluation, ref: Reference, results: Path):
     outcome, model = outcome_of(ect), load_model(results / WEIGHTS)
-    one_step = samplers(ect.run, model.diffusion, 3)[0]
+    one_step = ect.run.objective.samplers(ect.run.sampling(3))[0]
     images = torch.cat(list(generate(one_step, model.denoiser, (1, 8, 8), range(60), seed=1, batch=30)))
     assert np.array_equal(outcome.samples["nfe_1"], images[:40].numpy())
     features = ref.extractor(images)
@@ -154,7 +154,7 @@ def test_seed_ranges_are_disjoint_samples_under_one_seed(ect: Evaluation, ref: R
     config = replace(CONFIG, seed_ranges=3, scan=(), bootstrap=2)
     metrics, single = outcome_of(replace(ect, config=config)).metrics, outcome_of(ect).metrics
     model = load_model(results / WEIGHTS)
-    one_step = samplers(ect.run, model.diffusion, 3)[0]
+    one_step = ect.run.objective.samplers(ect.run.sampling(3))[0]
     images = torch.cat(list(generate(one_step, model.denoiser, (1, 8, 8), range(180), seed=1, batch=90)))
     expected = [frechet_distance(Moments.of(ref.extractor(part)), ref.moments) for part in images.split(60)]
     record = from_json(metrics["records"][0])
@@ -203,10 +203,10 @@ def test_shards_of_another_evaluation_are_never_taken(ect: Evaluation, inputs: d
 
 
 def test_every_shard_is_named_by_its_first_image(ect: Evaluation):
-    worker: Worker = replace(ect, config=replace(CONFIG, seed_ranges=2)).worker
-    units = worker.units(replace(ect, config=replace(CONFIG, seed_ranges=2)).passes[:1])
+    shards: Shards = replace(ect, config=replace(CONFIG, seed_ranges=2)).shards
+    units = shards.units(replace(ect, config=replace(CONFIG, seed_ranges=2)).passes[:1])
     assert [unit.span for unit in units] == [Span(0, 40), Span(40, 60), Span(60, 100), Span(100, 120)]
-    assert len({worker.path(unit) for unit in units}) == 4
+    assert len({shards.path(unit) for unit in units}) == 4
 
 
 def test_the_endpoint_error_is_zero_for_a_student_that_is_its_teachers_solver(
@@ -214,11 +214,11 @@ def test_the_endpoint_error_is_zero_for_a_student_that_is_its_teachers_solver(
 ):
     def error(evaluation: Evaluation, **changes: Any) -> float:
         one = next(found for found in evaluation.passes if found.teacher)
-        one, worker = replace(one, **changes), evaluation.worker
-        units: Sequence[Any] = worker.units([one])
+        one, shards = replace(one, **changes), evaluation.shards
+        units: Sequence[Any] = shards.units([one])
         for unit in units:
-            worker.do(unit, lambda count: None)
-        return float(worker.errors(one).mean())
+            shards.do(unit, lambda count: None)
+        return float(shards.errors(one).mean())
 
     source = inputs["ect"].init
     truth = ode_sampler(load_model(source).diffusion, CONFIG.teacher_steps)
@@ -226,7 +226,20 @@ def test_the_endpoint_error_is_zero_for_a_student_that_is_its_teachers_solver(
     assert error(ect, name="one_step", weights=source) > 0.05**2
 
 
-def test_the_teacher_of_a_run_is_the_file_of_its_init(tmp_path: Path):
-    project = every_run()
-    assert teacher_of(project.run("ect"), tmp_path) == tmp_path / "edm" / WEIGHTS
-    assert teacher_of(project.run("ict"), tmp_path) is None
+def test_end_points_are_those_of_the_teacher_or_else_of_a_diffusion_model_that_a_run_starts_from():
+    runs = every_run().runs
+    assert {name: endpoint_run(runs, run) for name, run in runs.items()} == {
+        name: "edm" if "edm" in run.parents else "" for name, run in runs.items()
+    }
+    runs["other"] = replace(runs["edm"], name="other")
+    assert endpoint_run(runs, replace(runs["scd"], teacher="other")) == "other"
+    assert endpoint_run(runs, replace(runs["ect"], init="ict")) == ""
+
+
+def test_rows_are_named_by_their_evaluations_and_never_alike():
+    d = every_run().sections.diffusion
+    one, two, other = few_step_sampler(d), few_step_sampler(d, 0.8), few_step_sampler(d, 0.5)
+    assert row_names([one, two]) == ["nfe_1", "nfe_2"]
+    three = few_step_sampler(d, 0.8, 0.5)
+    assert row_names([three, ode_sampler(d, 2)]) == ["nfe_3_multistep", "nfe_3_heun"]
+    assert row_names([one, two, other]) == ["nfe_1", "nfe_2_multistep_1", "nfe_2_multistep_2"]

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from cmcore.assemble.samplers import ode_sampler, quickest_sampler, samplers
 from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.assemble import training
 from cmcore.assemble.evaluation import Evaluation, evaluate_run
 from cmcore.assemble.models import load_model
 from cmcore.assemble.passes import passes
-from cmcore.assemble.project import Project, build_method, parse_project
+from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import ConfigError, merge
 from cmcore.data.images import ImageData
@@ -25,6 +24,7 @@ from cmcore.evaluate.reference import reference
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.methods.base import Batch
 from cmcore.rng import Draws
+from cmcore.sample.presets import ode_sampler
 from cmcore.sample.stream import generate
 from cmcore.tracking.base import Null
 
@@ -34,7 +34,10 @@ CONFIG = EvalConfig(
     reference=ClassifierConfig(width=4, features=8, images=300, batch=50),
 )  # fmt: skip
 RUNS: dict[str, Any] = {
-    "edm": {"method": "edm", "init": "random", "teacher": "none", "options": {"label_dropout": 0.3}, "sample": {"guidance": 1.5}},
+    "edm": {
+        "method": "edm", "init": "random", "teacher": "none", "options": {"label_dropout": 0.3},
+        "sample": {"guidance": 1.5},
+    },
     "plain": {"method": "edm", "init": "random", "teacher": "none"},
     "ect": {"method": "ect", "init": "edm", "teacher": "none"},
     "scd": {
@@ -42,7 +45,7 @@ RUNS: dict[str, Any] = {
         "sample": {"guidance": 1.5},
     },
     "cd": {"method": "cd", "init": "edm", "teacher": "edm", "options": {"guidance": [1.0, 2.0], "distance": "l2"}},
-    "public": {"method": "pretrained", "init": "random", "teacher": "none"},
+    "public": {"method": "edm", "init": "random", "teacher": "none", "weights": {"file": "public.pkl"}},
 }  # fmt: skip
 TRAIN = {"images": 1024, "lr": 1e-2, "micro_batch": 40, "snapshots": 1, "log_images": 256}
 
@@ -57,12 +60,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"plain": {"sample": {"guidance": -1.0}}}, "runs.plain.sample.guidance"),
     ({"ect": {"sample": {"guidance": 1.5}}}, "runs.ect.sample.guidance"),
     ({"scd": {"sample": {"guidance": 2.5}}}, "runs.scd.sample.guidance"),
-    ({"scd": {"init": "plain"}}, "runs.scd.options.guidance"),
-    ({"cd": {"init": "plain"}}, "runs.cd.options.guidance"),
+    ({"scd": {"teacher": "plain"}}, "runs.scd.options.guidance"),
+    ({"cd": {"teacher": "plain"}}, "runs.cd.options.guidance"),
     ({"scd": {"options": {"guidance": [2.0, 1.0]}}}, "runs.scd.options.guidance"),
     ({"ect": {"net": {"guidance": True}}}, "runs.ect.net.guidance"),
-    ({"ect": {"init": "scd"}}, "runs.ect.net"),  # which has no input for the scales that scd has learned
-    ({"public": {"options": {"kind": "consistency"}, "sample": {"guidance": 1.5}}}, "runs.public.sample.guidance"),
+    ({"ect": {"init": "scd"}}, "runs.ect.init"),  # which has no input for the scales that scd has learned
+    ({"public": {"method": "ect", "sample": {"guidance": 1.5}}}, "runs.public.sample.guidance"),
 ]
 
 
@@ -94,7 +97,7 @@ def test_networks_without_labels_cannot_be_guided(run: dict[str, Any], path: str
 
 
 def test_of_imported_weights_the_user_knows():
-    found = project({"public": {"sample": {"guidance": 1.5}}, "scd": {"init": "public"}})
+    found = project({"public": {"sample": {"guidance": 1.5}}, "scd": {"teacher": "public"}})
     assert found.run("public").sample.guidance == 1.5
 
 
@@ -123,7 +126,9 @@ def teacher(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def student(inputs: Inputs, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train("scd", Inputs(inputs.data, teacher / WEIGHTS), tmp_path_factory.mktemp("scd") / "work")
+    return train(
+        "scd", Inputs(inputs.data, teacher / WEIGHTS, teacher / WEIGHTS), tmp_path_factory.mktemp("scd") / "work"
+    )
 
 
 class Killed(BaseException):
@@ -146,7 +151,7 @@ def test_dropped_labels_and_drawn_scales_survive_a_kill(
 
         return until
 
-    use = inputs if name == "edm" else Inputs(inputs.data, teacher / WEIGHTS)
+    use = inputs if name == "edm" else Inputs(inputs.data, teacher / WEIGHTS, teacher / WEIGHTS)
     with monkeypatch.context() as patch:
         patch.setattr(training, "image_batches", image_batches)
         with pytest.raises(Killed):
@@ -161,16 +166,12 @@ def test_a_student_starts_as_its_teacher_and_learns_scales(teacher: Path, studen
     assert own
     assert all(name.startswith("embedding.inputs.guidance.") for name in own)
     fresh = training._networks(  # pyright: ignore[reportPrivateUsage]
-        project().run("scd"), Inputs(inputs.data, teacher / WEIGHTS), theirs.shape, _method("scd"), "cpu"
+        project().run("scd"), Inputs(inputs.data, teacher / WEIGHTS, teacher / WEIGHTS), theirs.shape, "cpu"
     )[0].eval()
     x, sigma, y = torch.randn(4, 1, 8, 8), torch.full((4,), 3.0), torch.tensor([0, 3, 9, NO_LABEL])
     assert torch.equal(at_scale(fresh, 1.8)(x, sigma, y), theirs.denoiser(x, sigma, y))
     assert not torch.equal(at_scale(ours.denoiser, 1.8)(x, sigma, y), at_scale(ours.denoiser, 1.1)(x, sigma, y))
     assert torch.equal(at_scale(ours.denoiser, 1.0)(x, sigma, y), ours.denoiser(x, sigma, y))
-
-
-def _method(name: str) -> Any:
-    return build_method(project().run(name))
 
 
 def test_records_say_the_scale_and_count_each_evaluation(
@@ -210,23 +211,23 @@ def test_end_points_of_a_guided_student_are_those_of_the_guided_teacher(student:
     run = project().run("scd")
     (one,) = (p for p in passes(run, CONFIG, student, teacher / WEIGHTS, 1) if p.teacher)
     evaluation = Evaluation(run, "tiny", CONFIG, [], student, teacher / WEIGHTS, tmp_path)
-    worker = evaluation.worker
-    for unit in worker.units([one]):
-        worker.do(unit, lambda _: None)
+    shards = evaluation.shards
+    for unit in shards.units([one]):
+        shards.do(unit, lambda _: None)
     theirs = load_model(teacher / WEIGHTS)
-    (guided,) = samplers(project().run("edm"), run.diffusion, CONFIG.teacher_steps)
+    edm = project().run("edm")
+    (guided,) = edm.objective.samplers(edm.sampling(CONFIG.teacher_steps))
     truth, plain = (
         next(generate(sampler, theirs.denoiser, (1, 8, 8), range(20), seed=CONFIG.seed, batch=20, classes=10)).numpy()
         for sampler in (guided, ode_sampler(run.diffusion, CONFIG.teacher_steps))
     )
-    assert (worker.shown(one) == truth).all()
+    assert (shards.shown(one) == truth).all()
     assert (truth != plain).any()
 
 
 def test_previews_are_guided_too():
     """They are drawn by the quickest sampler."""
-    diffusion = project().sections.diffusion
-    names = {name: quickest_sampler(run, diffusion, 10).name for name, run in project().runs.items()}
+    names = {name: run.objective.samplers(run.sampling(10))[0].name for name, run in project().runs.items()}
     assert names == {
         "edm": "heun, guidance 1.5",
         "plain": "heun",

@@ -10,9 +10,10 @@ import torch
 import yaml
 from public_weights import CASES, inputs, nvlabs_pickle, weights
 
+from cmcore.assemble.checks import require_files
 from cmcore.assemble.imports import WeightsError, import_run, read_public, section
 from cmcore.assemble.models import load_model, save_empty
-from cmcore.assemble.project import Project, parse_project, require_files
+from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.training import HISTORY, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint, train_run
 from cmcore.budget.machines import MACHINES
 from cmcore.budget.plan import Setting, plan
@@ -31,6 +32,7 @@ ADM = {
     "kind": "adm", "c_noise": "log1000", "model_channels": 32, "channel_mult": [1, 1, 2], "blocks": 1,
     "attention_resolutions": [8, 4], "head_channels": 16, "norm": "group", "group_channels": 1, "dropout": 0.0,
 }  # fmt: skip
+OPTIONS: dict[str, dict[str, Any]] = {"edm": {}, "ect": {}, "cd": {"options": {"distance": "l2"}}}
 SILENT = {"tracker": Null(), "on_progress": lambda *_: None}
 
 
@@ -46,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def project(root: Path, net: dict[str, Any], options: dict[str, Any], **runs: Any) -> Project:
+def project(root: Path, net: dict[str, Any], weights: dict[str, Any], method: str = "edm", **runs: Any) -> Project:
     """A parameter file whose run `public` is the import."""
     return parse_project(
         {
@@ -56,7 +58,13 @@ def project(root: Path, net: dict[str, Any], options: dict[str, Any], **runs: An
             "net": net,
             "train": {"images": 32, "batch": 16, "lr": 1e-3, "ema": {"ema": {"half_life": 64.0}}, "snapshots": 1},
             "runs": {
-                "public": {"method": "pretrained", "init": "random", "teacher": "none", "options": options},
+                "public": {
+                    "method": method,
+                    "init": "random",
+                    "teacher": "none",
+                    "weights": weights,
+                    **OPTIONS[method],
+                },
                 **runs,
             },
         }
@@ -67,12 +75,13 @@ def edm(root: Path, net: dict[str, Any] | None = None, **runs: Any) -> Project:
     return project(root, UNET | (net or {}), {"file": str(root / "edm.pkl")}, **runs)
 
 
-def cm(root: Path, **options: Any) -> Project:
-    return project(root, ADM, {"file": str(root / "cm.pt"), "kind": "consistency", **options})
+def cm(root: Path, method: str = "cd") -> Project:
+    return project(root, ADM, {"file": str(root / "cm.pt")}, method)
 
 
 def start(root: Path) -> Inputs:
-    return Inputs(root / "data", root / "random.safetensors")
+    empty = root / "random.safetensors"
+    return Inputs(root / "data", empty, empty)
 
 
 def imported(root: Path, made: Project, folder: Path) -> Path:
@@ -105,17 +114,17 @@ def test_a_consistency_model_from_an_openai_state_dict(root: Path, tmp_path: Pat
     with torch.no_grad():
         assert torch.equal(model.denoiser(x, sigma), x)  # the boundary form
     assert model.denoiser.coordinate == "log1000"
-    diffusion = load_model(imported(root, cm(root, kind="diffusion"), tmp_path / "edm") / WEIGHTS)
+    diffusion = load_model(imported(root, cm(root, "edm"), tmp_path / "edm") / WEIGHTS)
     assert diffusion.denoiser.epsilon == 0
 
 
 @pytest.mark.parametrize("method", ["cd", "ect"])
 def test_it_serves_as_teacher_and_as_initial_weights(root: Path, tmp_path: Path, method: str):
-    options = {"distance": "l2"} if method == "cd" else {}
-    run = {"method": method, "init": "public", "teacher": "none", "options": options, "net": {"dropout": 0.1}}
+    teaching = "public" if method == "cd" else "none"
+    run = {"method": method, "init": "public", "teacher": teaching, "net": {"dropout": 0.1}, **OPTIONS[method]}
     made = edm(root, student=run)
     teacher = imported(root, made, tmp_path / "teacher") / WEIGHTS
-    use = Inputs(root / "data", teacher)
+    use = Inputs(root / "data", teacher, teacher)
     first, last = (
         load_model(teacher),
         load_model(train_run(made.run("student"), use, tmp_path / "s", **SILENT) / WEIGHTS),
@@ -160,14 +169,14 @@ def test_other_data_and_another_file_are_refused(root: Path, tmp_path: Path):
     nvlabs_pickle(tmp_path / "large.pkl", "ddpmpp", img_resolution=32)
     with pytest.raises(ConfigError, match=r"runs\.public: expected data like .*resolution=32.* got .*resolution=16"):
         imported(root, project(root, UNET, {"file": str(tmp_path / "large.pkl")}), tmp_path / "a")
-    options = {"file": str(root / "edm.pkl"), "sha256": "0" * 64}
+    other = {"file": str(root / "edm.pkl"), "sha256": "0" * 64}
     with pytest.raises(WeightsError, match=r"edm\.pkl: expected sha256 0{64}, got [0-9a-f]{64}"):
-        imported(root, project(root, UNET, options), tmp_path / "b")
+        imported(root, project(root, UNET, other), tmp_path / "b")
     nvlabs_pickle(tmp_path / "ect.pkl", "ddpmpp", class_name="ECMPrecond")
-    options = {"file": str(tmp_path / "ect.pkl"), "kind": "consistency"}
-    with pytest.raises(ConfigError, match=r"options\.boundary: expected False"):
-        imported(root, project(root, UNET, options), tmp_path / "c")
-    assert imported(root, project(root, UNET, options | {"boundary": False}), tmp_path / "d").exists()
+    ect = {"file": str(tmp_path / "ect.pkl")}
+    with pytest.raises(ConfigError, match=r"runs\.public\.method: expected a method without the eps-shifted scalings"):
+        imported(root, project(root, UNET, ect, "cd"), tmp_path / "c")
+    assert imported(root, project(root, UNET, ect, "ect"), tmp_path / "d").exists()
 
 
 def test_every_tensor_that_does_not_fit_has_a_line(root: Path, tmp_path: Path):
@@ -202,19 +211,19 @@ def test_files_of_nothing_known_are_refused(tmp_path: Path):
 
 def test_a_missing_file_and_an_init_are_wrong_parameters(root: Path):
     made = project(root, UNET, {"file": "nowhere.pkl"})
-    with pytest.raises(ConfigError, match=r"runs\.public\.options\.file: expected a file .* got 'nowhere\.pkl'"):
+    with pytest.raises(ConfigError, match=r"runs\.public\.weights\.file: expected a file .* got 'nowhere\.pkl'"):
         require_files(made.runs.values())
-    second = {"method": "pretrained", "init": "public", "teacher": "none", "options": {"file": "x"}}
-    with pytest.raises(ConfigError, match=r"runs\.second\.init: .* expected random"):
+    second = {"method": "edm", "init": "public", "teacher": "none", "weights": {"file": "x"}}
+    with pytest.raises(ConfigError, match=r"runs\.second\.init: expected random, as the weights come from a file"):
         edm(root, second=second)
-    with pytest.raises(ConfigError, match=r"options\.sha256"):
+    with pytest.raises(ConfigError, match=r"weights\.sha256"):
         project(root, UNET, {"file": "x", "sha256": "12"})
 
 
 def test_a_consistency_model_teaches_nobody(root: Path):
     student = {"method": "cd", "init": "public", "teacher": "public", "options": {"distance": "l2"}}
-    with pytest.raises(ConfigError, match="distils a teacher"):
-        project(root, ADM, {"file": "x", "kind": "consistency"}, student=student)
+    with pytest.raises(ConfigError, match="cd learns from a diffusion model; 'public' is none"):
+        project(root, ADM, {"file": "x"}, "cd", student=student)
 
 
 def test_a_plan_says_that_it_takes_no_training(root: Path):

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from every_run import run_of
+from registry import entry
+from tiny import METHODS
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,10 +34,7 @@ TEACHER = {"method": "edm", "init": "random", "teacher": "none"}
 
 
 def project(**sections: object) -> Project:
-    runs = {"edm": TEACHER} | {
-        name: {"method": name, "init": "edm", "teacher": "none"} for name in ("cd", "ct", "ict", "ect", "sct", "scd")
-    }
-    runs["cd"]["options"] = runs["ct"]["options"] = {"distance": "l2"}
+    runs = {name: run_of(name) for name in METHODS}
     base = {
         "workload": "x",
         "data": {"source": "array", "path": "x.npy", "resolution": 16, "channels": 3},
@@ -129,30 +129,19 @@ def test_the_networks_of_the_papers():
     assert sum(lpips_cost().flops.values()) == pytest.approx(3 * 2 * 15.35e9, rel=5e-3)
 
 
-PASSES = {
-    "edm": {("student", "forward+backward"): 1},
-    "cd": {("student", "forward+backward"): 1, ("student", "forward"): 1, ("teacher", "forward"): 2},
-    "ct": {("student", "forward+backward"): 1, ("target", "forward"): 1},
-    "ict": {("student", "forward+backward"): 1, ("student", "forward"): 1},
-    "ect": {("student", "forward+backward"): 1, ("student", "forward"): 1},
-    "sct": {("student", "jvp+backward"): 1},
-    "scd": {("student", "jvp+backward"): 1, ("teacher", "forward"): 1},
-}
-
-
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_a_step_asks_of_the_networks(name):
-    assert dict(passes(project().run(name))) == PASSES[name]
+    assert dict(passes(project().run(name))) == entry(name).passes
 
 
 @pytest.mark.parametrize("name", ["cd", "scd"])
 def test_a_guided_teacher_is_asked_twice(name):
     teacher = TEACHER | {"options": {"label_dropout": 0.1}}
-    options = {"guidance": [1.0, 2.0]} | ({"distance": "l2"} if name == "cd" else {})
-    student = {"method": name, "init": "edm", "teacher": "none", "options": options}
+    student = run_of(name)
+    student["options"] = student["options"] | {"guidance": [1.0, 2.0]}
     run = project(conditional=True, runs={"edm": teacher, name: student}).run(name)
-    plain = PASSES[name][("teacher", "forward")]
-    assert dict(passes(run)) == PASSES[name] | {("teacher", "forward"): 2 * plain}
+    plain = entry(name).passes["teacher", "forward"]
+    assert dict(passes(run)) == entry(name).passes | {("teacher", "forward"): 2 * plain}
     costs = Costs(ModelShape(3, 16, 10))
     assert costs.parameters(run) == costs.parameters(project(conditional=True).run("edm")) + 16 * 16  # the embedding
     extra = plan_run(run, costs, Setting(MACHINES["h100"])).operations

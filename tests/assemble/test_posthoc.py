@@ -45,7 +45,7 @@ def inputs(tmp_path_factory) -> Inputs:
     np.save(root / "images.npy", images)
     prepare(DataConfig(source="array", path=str(root / "images.npy"), resolution=4, channels=1), root / "data")
     save_empty(root / "random.safetensors", "random")
-    return Inputs(root / "data", root / "random.safetensors")
+    return Inputs(root / "data", root / "random.safetensors", root / "random.safetensors")
 
 
 def results(inputs: Inputs, **train) -> Path:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tiny import METHODS
 from tiny_runs import PARAMS
 
-from cmcore.assemble.project import Project, load_project, parse_project, resolved
+from cmcore.assemble.project import Project, load_project, parse_project
+from cmcore.assemble.run import resolved
 from cmcore.config import ConfigError, flatten, merge
 
 WORKLOADS = sorted((Path(__file__).parents[2] / "workloads").glob("*.yaml"))
@@ -33,19 +34,46 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"runs": {"edm": {"init": "edm"}}}, "runs.edm.init", "goes round in a circle: edm -> edm"),
     ({"runs": {"edm": {"init": "ect"}}}, "runs.edm.init", "goes round in a circle: edm -> ect -> edm"),
     ({"runs": {"x": {"method": "edm"}}}, "runs.x.init", "is missing"),
-    ({"runs": {"scd": {"method": "scd", "init": "random", "teacher": "none"}}}, "runs.scd.init", "distils a teacher"),
+    ({"runs": {"x": {"method": "edm", "init": "random"}}}, "runs.x.teacher", "is missing"),
+    (
+        {"runs": {"scd": {"method": "scd", "init": "edm", "teacher": "none"}}},
+        "runs.scd.teacher",
+        "expected the name of a diffusion run for scd, got 'none'",
+    ),
+    ({"runs": {"ect": {"teacher": "edm"}}}, "runs.ect.teacher", "expected none for ect, got 'edm'"),
+    ({"runs": {"ect": {"teacher": "edmm"}}}, "runs.ect.teacher", "expected none or one of edm, ict, got 'edmm'"),
+    (
+        {"runs": {"scd": {"method": "scd", "init": "edm", "teacher": "scd"}}},
+        "runs.scd.teacher",
+        "goes round in a circle: scd -> scd",
+    ),
     (
         {"runs": {"scd": {"method": "scd", "init": "ect", "teacher": "ect"}}},
-        "runs.scd.init",
-        "the name of a diffusion run, got 'ect'",
+        "runs.scd.teacher",
+        "scd learns from a diffusion model; 'ect' is none",
     ),
+    (
+        {"runs": {"edm": {"weights": {"file": "x.pkl"}, "init": "ict"}}},
+        "runs.edm.init",
+        "expected random, as the weights come from a file, got 'ict'",
+    ),
+    (
+        {"runs": {"edm": {"weights": {"file": "x.pkl"}, "teacher": "ict"}}},
+        "runs.edm.teacher",
+        "expected none, as the weights come from a file, got 'ict'",
+    ),
+    ({"runs": {"edm": {"weights": {"sha256": ""}}}}, "runs.edm.weights.file", "is missing"),
+    ({"runs": {"edm": {"weights": {"file": "x", "sha256": "12"}}}}, "runs.edm.weights.sha256", "64 hexadecimal digits"),
+    ({"runs": {"edm": {"weights": "x.pkl"}}}, "runs.edm.weights", "expected a mapping or null, got 'x.pkl'"),
+    ({"train": {"players": {"critic": {"lr": 1e-4}}}}, "runs.edm.train.players.critic", "edm trains the student alone"),
+    ({"train": {"players": {"critic": {"lr": -1.0}}}}, "train.players.critic.lr", "expected a positive number"),
     ({"runs": {"cd": {"method": "cd", "init": "edm", "teacher": "edm"}}}, "runs.cd.options.distance", "lpips needs"),
     ({"runs": {"ect": {"net": {"hidden": 32}}}}, "runs.ect.net", "expected the network of 'edm', got another hidden"),
     ({"runs": {"ect": {"net": UNET}}}, "runs.ect.net", "expected the network of 'edm'"),
     (
         {"runs": {"random": {"method": "edm", "init": "random", "teacher": "none"}}},
         "runs.random",
-        "stands for random initialisation",
+        "stands for no run at all",
     ),
     ({"runs": {"../x": {"method": "edm", "init": "random", "teacher": "none"}}}, "runs.../x", "expected a name"),
     ({"net": {"kind": "mpl"}}, "net.kind", "did you mean 'mlp'"),

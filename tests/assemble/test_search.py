@@ -11,6 +11,7 @@ from cmcore.assemble.project import parse_project
 from cmcore.config import ConfigError, merge
 from cmcore.search import trial as trials
 from cmcore.search.confirm import confirm
+from cmcore.search.entries import searches
 from cmcore.search.search import WORST, overrides, posthoc_run, scaled, search_fingerprint, train_once, trial_run
 from cmcore.search.space import Dimension, TuneConfig, dimensions
 from cmcore.search.trial import Trial, ranked, run_trial, trial_folder
@@ -25,8 +26,8 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("search")
 
 
-def tune(name: str = "schedule", **changes):
-    return parse_project(merge(PARAMS, {"tune": {name: changes}}))
+def tune(name: str = "schedule", **changes) -> TuneConfig:
+    return searches(parse_project(merge(PARAMS, {"tune": {name: changes}})))[name]
 
 
 def test_a_space_is_flat_with_dotted_paths():
@@ -64,7 +65,8 @@ def test_positions_follow_the_scale_of_the_search():
     [
         ({"base": "etc"}, "tune.schedule.base", "expected one of edm, ect, sct, got 'etc'"),
         ({"base": "edm", "init": "random"}, "tune.schedule.base", "is trained and samples in few steps, got edm"),
-        ({"init": "random"}, "tune.schedule.init", "expected 'edm', which runs.ect starts from"),
+        ({"init": "random"}, "tune.schedule.init", "expected 'edm', as in runs.ect, got 'random'"),
+        ({"teacher": "edm"}, "tune.schedule.teacher", "expected 'none', as in runs.ect, got 'edm'"),
         ({"space": {"options": {"qq": {"uniform": [1, 2]}}}}, "tune.schedule.space.options.qq", "did you mean 'q'?"),
         ({"space": {"options": {"q": {"uniform": [0.5, 2.0]}}}}, "tune.schedule.space.options.q", "0.5 is impossible"),
         ({"space": {"options": {"q": 3}}}, "tune.schedule.space.options.q", "expected one of uniform"),
@@ -90,30 +92,33 @@ def test_positions_follow_the_scale_of_the_search():
         ({"nfe": 3}, "tune.schedule.nfe", "expected one of 1, 2"),
     ],
 )
-def test_a_wrong_search_is_refused_when_the_file_is_read(changes, path, words):
+def test_a_wrong_search_is_refused_before_any_compute(changes, path, words):
     changed = merge(PARAMS, {"tune": {"schedule": changes}})
     if "space" in changes:
         changed["tune"]["schedule"]["space"] = changes["space"]
     with pytest.raises(ConfigError) as caught:
-        parse_project(changed)
+        searches(parse_project(changed))
     assert caught.value.path == path
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "consistency"])
-def test_a_search_over_weights_of_others_is_refused(kind):
-    public = {"method": "pretrained", "init": "random", "teacher": "none", "options": {"file": "x", "kind": kind}}
+@pytest.mark.parametrize("method", ["edm", "ect"])
+def test_a_search_over_weights_of_others_is_refused(method):
+    public = {"method": method, "init": "random", "teacher": "none", "weights": {"file": "x"}}
     changes = {"runs": {"public": public}, "tune": {"schedule": {"base": "public", "init": "random"}}}
-    with pytest.raises(ConfigError, match="expected a run that is trained and samples in few steps, got pretrained"):
-        parse_project(merge(PARAMS, changes))
+    with pytest.raises(ConfigError, match=f"expected a run that is trained and samples in few steps, got {method}"):
+        searches(parse_project(merge(PARAMS, changes)))
 
 
 def test_rungs_are_spaced_by_ratios_and_equidistant_for_pbt():
-    config = tune(rungs=2).sections.tune["schedule"]
+    config = tune(rungs=2)
     assert (config.parts, config.marks) == (2, [1, 2])
-    long = TuneConfig(base="a", init="b", space=config.space, rungs=4, reduction=3)
+    run = {"base": "a", "init": "b", "teacher": "none"}
+    long = TuneConfig(**run, space=config.space, rungs=4, reduction=3)
     assert (long.parts, long.marks) == (27, [1, 3, 9, 27])
-    pbt = TuneConfig(base="a", init="b", space=config.space, rungs=3, scheduler="pbt", searcher="random")
+    pbt = TuneConfig(
+        base="a", init="b", teacher="none", space=config.space, rungs=3, scheduler="pbt", searcher="random"
+    )
     assert pbt.marks == [1, 2, 3, 4]
 
 
@@ -254,4 +259,4 @@ def test_a_changed_search_has_another_folder(root):
     assert make_job(root, "schedule", concurrency=3, confirm=[8]).folder == first.folder
     for changes in ({"trials": 5}, {"samples": 40}, {"seed": 2}):
         assert make_job(root, "schedule", **changes).folder != first.folder
-    assert first.folder.name.endswith(search_fingerprint(first.project, "schedule", first.inputs, first.reference))
+    assert first.folder.name.endswith(search_fingerprint(first.project, first.config, first.inputs, first.reference))

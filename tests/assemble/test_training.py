@@ -14,7 +14,8 @@ from tiny_runs import PARAMS, tiny_project
 from cmcore.assemble import training
 from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model, save_empty
 from cmcore.assemble.preview import previewer
-from cmcore.assemble.project import Run, parse_project
+from cmcore.assemble.project import parse_project
+from cmcore.assemble.run import Run
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS, Inputs, fingerprint, train_run, work_folder
 from cmcore.config import merge
 from cmcore.data.images import ImageData
@@ -53,13 +54,14 @@ def test_the_fingerprint_changes_with_all_that_decides_the_result(
     prints["method"] = fingerprint(changed({}, "ect"), use)
     other = tmp_path / "other.safetensors"
     other.write_bytes(use.init.read_bytes() + b" ")
-    prints["init"] = fingerprint(changed({}), Inputs(use.data, other))
+    prints["init"] = fingerprint(changed({}), Inputs(use.data, other, use.teacher))
+    prints["teacher"] = fingerprint(changed({}), Inputs(use.data, use.init, other))
     (tmp_path / "data").mkdir()
     for file in use.data.iterdir():
         (tmp_path / "data" / file.name).write_bytes(file.read_bytes())
     manifest = json.loads((use.data / "manifest.json").read_text())
     (tmp_path / "data/manifest.json").write_text(json.dumps(manifest | {"sha256": "0" * 64}))
-    prints["data"] = fingerprint(changed({}), Inputs(tmp_path / "data", use.init))
+    prints["data"] = fingerprint(changed({}), Inputs(tmp_path / "data", use.init, use.teacher))
     monkeypatch.setattr(training, "source_digest", lambda roots: f"another digest of {sorted(roots)}")
     prints["code"] = fingerprint(changed({}), use)
     assert len(set(prints.values())) == len(prints)
@@ -148,10 +150,9 @@ def test_a_run_starts_from_the_averaged_weights_of_init(
     started: list[Any] = []
     real = training.new_state
 
-    def new_state(method: Any, student: Any, teacher: Any, config: Any) -> Any:
-        started.append((student.net.state_dict(), teacher))
-        started[0] = ({k: v.clone() for k, v in started[0][0].items()}, teacher)
-        return real(method, student, teacher, config)
+    def new_state(method: Any, student: Any, config: Any, *, init: Any, teacher: Any) -> Any:
+        started.append(({k: v.clone() for k, v in student.net.state_dict().items()}, teacher))
+        return real(method, student, config, init=init, teacher=teacher)
 
     monkeypatch.setattr(training, "new_state", new_state)
     train(every_run(images=128).run("scd"), inputs["scd"], tmp_path)

@@ -14,8 +14,8 @@ from cmcore.sample.solvers import Heun
 from cmcore.train.state import new_state
 from cmcore.train.steps import steps
 
-# The energy distance before training is 0.9 from random weights, 0.5 from the diffusion model taken in one step, and 0.3
-# for random weights in the ODE solver. Options and thresholds are those of the registry.
+# Before training the energy distance is 0.9 from random weights, 0.5 from the diffusion model taken in one step, and
+# 0.3 for random weights in the ODE solver. Options and thresholds are those of the registry.
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

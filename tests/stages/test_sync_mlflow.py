@@ -128,7 +128,7 @@ def test_a_replay_gives_mlflow_everything_once_however_often(setup):
     assert points(client, run) == expected(setup)
     assert (run.info.run_name, run.info.status) == ("edm", "FINISHED")
     assert {key: run.data.tags[key] for key in ("run", "workload", "method", "kind", "init", "ema", "nfe")} == {
-        "run": "edm", "workload": "tiny", "method": "edm", "kind": "run", "init": "random", "teacher": "none", "ema": "e", "nfe": "1, 2",
+        "run": "edm", "workload": "tiny", "method": "edm", "kind": "run", "init": "random", "ema": "e", "nfe": "1, 2",
     }  # fmt: skip
     assert len(run.data.tags["data_digest"]) == 16
     assert "git_revision" not in run.data.tags

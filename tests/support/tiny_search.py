@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from cmcore.assemble.models import save_random
+from cmcore.assemble.models import save_empty
 from cmcore.assemble.project import parse_project
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import merge
 from cmcore.data.images import ImageData
 from cmcore.data.sources.prepare import prepare
 from cmcore.evaluate.reference import reference
+from cmcore.search.entries import searches
 from cmcore.search.search import Job, search_fingerprint
 from cmcore.tracking.base import Null
 
@@ -56,6 +57,7 @@ PARAMS: dict[str, Any] = {
         "schedule": {
             "base": "ect",
             "init": "edm",
+            "teacher": "none",
             "space": {
                 "options": {"q": {"uniform": [2.0, 8.0]}},
                 "train": {"lr": {"loguniform": [3e-4, 3e-2]}, "ema": {"ema": {"half_life": {"loguniform": [50, 500]}}}},
@@ -69,6 +71,7 @@ PARAMS: dict[str, Any] = {
         "widths": {
             "base": "ect",
             "init": "edm",
+            "teacher": "none",
             "kind": "posthoc",
             "space": {"std": {"loguniform": [0.03, 0.25]}},
             "samples": 32,
@@ -89,12 +92,12 @@ def make_job(root: Path, name: str, **changes: Any) -> Job:
         images = np.random.default_rng(0).integers(0, 256, (64, 1, 4, 4), dtype=np.uint8)
         np.save(root / "images.npy", images)
         prepare(parse_project(merge(params, {"data": {"path": str(root / "images.npy")}})).sections.data, data)
-        save_random(random)
+        save_empty(random, "random")
         reference(ImageData.open(data), project.sections.eval, "tiny", root / "reference")
         final = train_run(
-            project.run("edm"), Inputs(data, random), root / "edm", tracker=Null(), on_progress=lambda *_: None
+            project.run("edm"), Inputs(data, random, random), root / "edm", tracker=Null(), on_progress=lambda *_: None
         )
         (final / WEIGHTS).rename(teacher)
-    inputs = Inputs(data, teacher)
-    mark = search_fingerprint(project, name, inputs, root / "reference")
-    return Job(project, name, inputs, root / "reference", root / f"{name}-{mark}")
+    inputs, config = Inputs(data, teacher, random), searches(project)[name]
+    mark = search_fingerprint(project, config, inputs, root / "reference")
+    return Job(project, name, config, inputs, root / "reference", root / f"{name}-{mark}")
