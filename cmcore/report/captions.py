@@ -4,16 +4,16 @@ from collections.abc import Iterable, Sequence
 
 from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord
 from cmcore.report.cells import rounded
+from cmcore.report.published import titles
 from cmcore.report.readers import ReferenceFacts, RunReport
 
-TITLES = {"edm": "EDM", "ict": "iCT", "sct": "sCT", "scd": "sCD", "meanflow": "MeanFlow"}
 NAMES = {"kid": "KID", "fid": "FID", "score": "classifier score", "endpoint_rmse": "end-point error"}
 BASELINES = {"gaussian_pixels": "Gaussian fit"}
 
 
 def title(method: str) -> str:
     """A method's name as its authors write it."""
-    return TITLES.get(method, method.upper() if len(method) <= 4 else method)
+    return titles().get(method, method.upper() if len(method) <= 4 else method)
 
 
 def run_title(run: RunReport) -> str:

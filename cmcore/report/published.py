@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +96,15 @@ class Number:
         return f"{place} (read in {self.row.read_in})" if self.row.read_in else place
 
 
+@cache
+def titles(path: Path = FILE) -> Mapping[str, str]:
+    """Names of methods as their authors write them; a ConfigError where one is no text."""
+    found = load_yaml(path).get("titles", {})
+    for method, title in found.items():
+        require(isinstance(title, str) and bool(title), f"titles.{method}", "a non-empty text", title)
+    return found
+
+
 def published(path: Path = FILE) -> tuple[Number, ...]:
     """All published numbers, in the order of the file.
 
@@ -128,7 +138,7 @@ def counterpart(
 
 
 def _keys(data: Mapping[str, Any], expected: set[str], path: str) -> None:
-    if set(data) != expected:
+    if set(data) - {"titles"} != expected:
         raise ConfigError(path, f"expected the keys {sorted(expected)}, got {sorted(data)}")
 
 
