@@ -116,9 +116,7 @@ def test_rungs_are_spaced_by_ratios_and_equidistant_for_pbt():
     run = {"base": "a", "init": "b", "teacher": "none"}
     long = TuneConfig(**run, space=config.space, rungs=4, reduction=3)
     assert (long.parts, long.marks) == (27, [1, 3, 9, 27])
-    pbt = TuneConfig(
-        base="a", init="b", teacher="none", space=config.space, rungs=3, scheduler="pbt", searcher="random"
-    )
+    pbt = TuneConfig(**run, space=config.space, rungs=3, scheduler="pbt", searcher="random")
     assert pbt.marks == [1, 2, 3, 4]
 
 

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cmcore.assemble.models import ModelShape, build_denoiser
-from cmcore.assemble.project import Project, Run, build_method, resolved
+from cmcore.assemble.project import Project
+from cmcore.assemble.run import Run, resolved
 from cmcore.config import ConfigError, load_yaml
 from cmcore.pipeline.common import load
 
@@ -148,10 +149,9 @@ def assert_buildable(project: Project) -> None:
     """What is accepted can be described and built, so nothing is left to fail later for its form."""
     for run in project.runs.values():
         json.dumps(resolved(run), allow_nan=False)
-        method = build_method(run)
         with small(run), torch.device("meta"):
             shape = ModelShape(project.sections.data.channels, project.sections.data.resolution, 0)
-            build_denoiser(run.net, shape, run.diffusion, boundary=method.boundary)
+            build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary)
 
 
 @contextlib.contextmanager
@@ -204,7 +204,7 @@ def damages(draw: st.DrawFn) -> str:
 
 SMALL = (
     "workload: x\ndata: {}\ndiffusion: {}\nnet: {kind: mlp}\ntrain: {images: 1, batch: 1}\n"
-    "runs: {a: {method: edm, init: random}}\n"
+    "runs: {a: {method: edm, init: random, teacher: none}}\n"
 )
 
 

@@ -154,7 +154,7 @@ def test_a_snapshot_becomes_a_teacher_of_labelled_images(tmp_path: Path, monkeyp
             "net": {"kind": "edm2", **read_public(file).options},
             "train": {"images": 32, "batch": 16, "ema": {"ema": {"power_std": 0.1}}, "snapshots": 1, "lr": 1e-3},
             "runs": {
-                "public": {"method": "pretrained", "init": "random", "teacher": "none", "options": {"file": str(file)}},
+                "public": {"method": "edm", "init": "random", "teacher": "none", "weights": {"file": str(file)}},
                 "ect": {"method": "ect", "init": "public", "teacher": "none", **student},
             },
         }
@@ -163,8 +163,9 @@ def test_a_snapshot_becomes_a_teacher_of_labelled_images(tmp_path: Path, monkeyp
     save_empty(tmp_path / "random", "random")
     quiet: dict[str, Any] = {"tracker": Null(), "on_progress": lambda *_: None}
     run = project.run("public")
-    teacher = import_run(run, Inputs(tmp_path / "data", tmp_path / "random"), tmp_path / "a", **quiet) / WEIGHTS
-    final = train_run(project.run("ect"), Inputs(tmp_path / "data", teacher), tmp_path / "b", **quiet)
+    data, empty = tmp_path / "data", tmp_path / "random"
+    teacher = import_run(run, Inputs(data, empty, empty), tmp_path / "a", **quiet) / WEIGHTS
+    final = train_run(project.run("ect"), Inputs(data, teacher, empty), tmp_path / "b", **quiet)
     before, after = load_model(teacher).denoiser.net.state_dict(), load_model(final / WEIGHTS).denoiser.net.state_dict()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]) == name.endswith(("freqs", "phases")), name

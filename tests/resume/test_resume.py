@@ -94,7 +94,7 @@ def test_a_killed_process_continues(inputs: dict[str, Inputs], tmp_path: Path):
         "say = lambda images, total: print(images, flush=True)\n"
         "data, init, folder = map(Path, sys.argv[1:])\n"
         "run = every_run(images=4096, log_images=256).run('ict')\n"
-        "train_run(run, Inputs(data, init), folder, tracker=Null(), on_progress=say)\n"
+        "train_run(run, Inputs(data, init, init), folder, tracker=Null(), on_progress=say)\n"
     )
     run, use, folder = every_run(images=4096, log_images=256).run("ict"), inputs["ict"], tmp_path / "killed"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])}

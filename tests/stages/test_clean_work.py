@@ -37,6 +37,7 @@ def made(tmp_path_factory) -> Path:
     (root / "workloads/other.yaml").write_text(yaml.safe_dump({**params, "workload": "other"}))
     setup, inputs = load(root), tiny_inputs(root)
     put({setup.folders.data: inputs.data, setup.folders.weights("random"): inputs.init})
+    save_empty(setup.folders.weights("none"), "none")
     for name in runs:
         put({setup.folders.runs / name: train(setup, setup.project.run(name), inputs_of(setup, name))})
     return root
@@ -49,7 +50,8 @@ def root(made, tmp_path) -> Path:
 
 
 def inputs_of(setup: Setup, name: str) -> Inputs:
-    return Inputs(setup.folders.data, setup.folders.weights(setup.project.run(name).init))
+    run = setup.project.run(name)
+    return Inputs(setup.folders.data, setup.folders.weights(run.init), setup.folders.weights(run.teacher))
 
 
 def folder_of(root: Path, name: str) -> Path:

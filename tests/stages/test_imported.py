@@ -31,7 +31,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         "tracking": {"mlflow": False},
     }
     params["train"] |= {"images": 64, "batch": 32, "log_images": 32}
-    params["runs"]["edm"] |= {"method": "pretrained", "options": {"file": "edm.pkl"}}
+    params["runs"]["edm"] |= {"weights": {"file": "edm.pkl"}}
     params["runs"]["ect"]["train"] = {"flip": True}
     space = Workspace(folder, params)
     np.save(folder / "images.npy", np.random.default_rng(0).integers(256, size=(96, 16, 16, 3), dtype=np.uint8))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cmcore.assemble.samplers import samplers
 from pictures_on_disk import write_zip
 
 from cmcore.assemble.models import load_model
@@ -125,7 +124,7 @@ def test_samples_are_decoded_and_measured_against_decoded_data(project: Path):
     run = setup.project.run("ect")
     model = load_model(setup.folders.weights("ect"))
     batches = generate(
-        samplers(run, run.diffusion, 3)[0], model.denoiser, (4, SIZE, SIZE), range(64), seed=1, batch=40,
+        run.objective.samplers(run.sampling(3))[0], model.denoiser, (4, SIZE, SIZE), range(64), seed=1, batch=40,
         classes=2, to_images=Decoding(decoder, normalisation()),
     )  # fmt: skip
     images = torch.cat(list(batches))
@@ -157,7 +156,7 @@ def test_a_run_on_latents_is_shown_while_it_trains(project: Path, monkeypatch: p
 
     monkeypatch.setattr(train, "previewer", previewer)
     setup = common.load()
-    inputs = train.Inputs(setup.folders.data, setup.folders.weights("random"))
+    inputs = train.Inputs(setup.folders.data, *map(setup.folders.weights, ("random", "none")))
     for path, count in (("vae", 1), ("", 1)):
         folder = project / f"again{count}{path}"
         config = DecoderConfig(path=path)

@@ -157,7 +157,7 @@ def test_trained_in_parallel_or_one_by_one_the_files_are_the_same(tmp_path):
     )
     compute_all(several, [f"train@{name}" for name in PARAMS["runs"]], 2)
     for name, entry in PARAMS["runs"].items():
-        inputs = Inputs(single.folders.data, single.folders.weights(entry["init"]))
+        inputs = Inputs(single.folders.data, *(single.folders.weights(entry[key]) for key in ("init", "teacher")))
         expected = train(single, single.project.run(name), inputs)
         put({single.folders.runs / name: expected})
         # The same name holds the same fingerprint, so the stage finds the run done.

@@ -56,7 +56,9 @@ def made(tmp_path_factory) -> Setup:
     put({setup.folders.data: inputs.data})
     setup.folders.weights("random").parent.mkdir(parents=True)
     inputs.init.rename(setup.folders.weights("random"))
-    final = train(setup, setup.project.run("edm"), Inputs(setup.folders.data, setup.folders.weights("random")))
+    final = train(
+        setup, setup.project.run("edm"), Inputs(setup.folders.data, *map(setup.folders.weights, ("random", "none")))
+    )
     put({setup.folders.runs / "edm": final})
     write_report(setup, fingerprint(setup))
     grid = setup.folders.reports / "grids/edm.png"
