@@ -15,7 +15,7 @@ HOW = {
     "cmcore.pipeline.ready",
     "cmcore.closure",
     "cmcore.edge.mlflow_search",
-    "cmcore.edge.mlflow_store",
+    "cmcore.edge.mlflow_writer",
     "cmcore.edge.mlflow_tracker",
     "cmcore.edge.ray_each",
     "cmcore.edge.ray_run",
