@@ -1,19 +1,17 @@
-"""`make repro`: check the parameters, say what is to be done, run it, and show the result."""
+"""`cmlab repro`: check the parameters, say what is to be done, run it, and show the result."""
 
 import contextlib
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from cmcore.assemble.project import require_decoder, require_files
-from cmcore.closure import ROOT
 from cmcore.config import ConfigError
 from cmcore.data.sources.changes import changed
 from cmcore.edge.autoencoder import check_decoder
@@ -145,7 +143,7 @@ def summary(setup: Setup) -> str:
             f"Report   {reports / 'index.html'}",
             f"Figures  {reports / 'figures'}/",
             f"Tables   {reports / 'tables'}/ (Markdown, CSV, LaTeX)",
-            f"MLflow   {'make ui' if setup.tracking.mlflow else 'off (tracking.mlflow)'}",
+            f"MLflow   {'cmlab ui' if setup.tracking.mlflow else 'off (tracking.mlflow)'}",
         )
     )
 
@@ -212,23 +210,7 @@ def main(wanted: str = "auto") -> int:
         print(error, file=sys.stderr)
         code = 1
     if code:
-        print("stopped; `make repro` continues from here", file=sys.stderr)
+        print("stopped; `cmlab repro` continues from here", file=sys.stderr)
         return code
     print(f"\n{summary(setup)}\n\n{count} stages in {words(time.monotonic() - begin)}")
     return 0
-
-
-def stop(number: int, frame: Any) -> NoReturn:
-    """End in good order when asked to by a signal."""
-    del frame
-    sys.exit(128 + number)
-
-
-if __name__ == "__main__":
-    os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        sys.exit(main(*sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("stopped; `make repro` continues from here", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)

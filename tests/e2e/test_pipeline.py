@@ -85,7 +85,7 @@ def made(tmp_path_factory):
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "The tiny project"]):
         subprocess.run([*git, *words], check=True)
     repository = Repository(folder)
-    return repository, repository.call("cmcore.commands.repro")
+    return repository, repository.call("cmcore.commands", "repro")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_second_call_runs_nothing(made):
     said = repository.dvc("repro")
     assert "Running stage" not in said
     assert repository.changed() == set()
-    said = repository.call("cmcore.commands.repro")
+    said = repository.call("cmcore.commands", "repro")
     assert said.startswith("tiny: 0 stages to run\n")
     assert "| ect |" in said
 
@@ -175,7 +175,7 @@ def test_a_search_gets_into_the_report_and_is_no_stage_of_it(repository):
     write_search(
         SearchReport("lr", "ect", "fd", [Axis("train.lr", 0.01, 1.0)], rows, best, compared), folder / "tune/lr"
     )
-    repository.call("cmcore.commands.report")
+    repository.call("cmcore.commands", "report")
     page = (folder / "index.html").read_text()
     assert "<h2>Search lr</h2>" in page
     assert "not better on any seed" in page
@@ -183,7 +183,7 @@ def test_a_search_gets_into_the_report_and_is_no_stage_of_it(repository):
     assert repository.changed() == set()
     assert "Running stage" not in repository.dvc("repro")
     shutil.rmtree(folder / "tune")
-    repository.call("cmcore.commands.report")
+    repository.call("cmcore.commands", "report")
     assert (folder / "index.html").read_bytes() == before
     assert not (folder / "tables/search_lr.csv").exists()
 
@@ -194,7 +194,7 @@ def test_results_come_back_from_the_run_cache(repository):
     for name in ("outputs", "reports", ".work"):
         shutil.rmtree(repository.folder / name, ignore_errors=True)
     (repository.folder / "dvc.lock").unlink()
-    said = repository.call("cmcore.commands.repro")
+    said = repository.call("cmcore.commands", "repro")
     kept = ["prepare", "reference", *(f"{kind}@{run}" for run in RUNS for kind in ("train", "evaluate"))]
     assert sorted(re.findall(r"\] (\S+): restored", said)) == sorted(kept)
     assert "[7/7] tabulate, about" in said
@@ -221,7 +221,7 @@ def test_inline_gives_the_same_bytes(repository):
 )
 def test_a_wrong_parameter_is_one_line_before_any_compute(repository, old, new, message):
     repository.edit(old, new)
-    said = repository.call("cmcore.commands.repro", code=2)
+    said = repository.call("cmcore.commands", "repro", code=2)
     assert message in said
     assert len(said.splitlines()) == 1
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tiny_runs import PARAMS, tiny_inputs
 
-from cmcore.commands.sync_mlflow import sync
+from cmcore.commands.sync import sync
 from cmcore.data.png import to_png
 from cmcore.edge import mlflow_writer
 from cmcore.edge.mlflow_tracker import MlflowTracker

@@ -11,7 +11,7 @@ import yaml
 from tiny_search import PARAMS, make_job
 
 from cmcore.atomic import replacing
-from cmcore.commands.sync_mlflow import sync
+from cmcore.commands.sync import sync
 from cmcore.config import load_yaml
 from cmcore.edge.mlflow_search import METRIC, SearchRecorder
 from cmcore.edge.mlflow_writer import TrackingError

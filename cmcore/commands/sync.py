@@ -1,8 +1,7 @@
-"""`make sync-mlflow`: tell MLflow what the files of the active workload say and it does not know yet."""
+"""`cmlab sync`: tell MLflow what the files of the active workload say and it does not know yet."""
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from cmcore.assemble.project import Run, resolved
@@ -11,8 +10,7 @@ from cmcore.commands.sync_searches import search_runs, written
 from cmcore.data.images import open_data
 from cmcore.edge.mlflow_writer import RunState, Store, TrackingError, total, wait_longer
 from cmcore.evaluate.records import from_json
-from cmcore.pipeline.common import Folders, Setup, load
-from cmcore.pipeline.process import guarded
+from cmcore.pipeline.common import Folders, Setup
 from cmcore.pipeline.track import REPORT, run_tags, track, track_report
 from cmcore.tracking import jsonl
 from cmcore.train import checkpoint
@@ -118,14 +116,4 @@ def sync(setup: Setup) -> list[str]:
         lines.append(f"tune/{mark}, {len(runs) - 1} trials: {send(runs)}")
     if (page := report(setup.folders)) is not None:
         lines.append(f"report: {send([page])}")
-    return lines or [f"{setup.project.workload}: no outputs and no reports to tell of; `make repro` makes them"]
-
-
-def main(root: Path | None = None) -> None:
-    """Sync the active workload of the project folder."""
-    for line in sync(load(root)):
-        print(line)
-
-
-if __name__ == "__main__":
-    guarded("sync-mlflow", main)
+    return lines or [f"{setup.project.workload}: no outputs and no reports to tell of; `cmlab repro` makes them"]
