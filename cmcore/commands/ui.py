@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cmcore.commands.place import CommandError
 from cmcore.commands.programs import environment
-from cmcore.edge.mlflow_store import ENVIRONMENT, FOLDER, store_uri
+from cmcore.edge.mlflow_writer import ENVIRONMENT, FOLDER, Store
 from cmcore.pipeline.common import load
 
 HOST = "127.0.0.1"  # MLflow asks for no password: whoever reaches it can read and delete
@@ -18,7 +18,8 @@ def serve(root: Path, port: int) -> None:
     Raises:
         CommandError: runs are kept on a server that has pages of its own.
     """
-    uri = store_uri(load(root).tracking, root)
+    setup = load(root)
+    uri = Store.of(setup.tracking, root, setup.project.workload).uri
     if not uri.startswith("sqlite:"):
         raise CommandError(f"runs are kept at {uri} (MLFLOW_TRACKING_URI or tracking.uri): open that in a browser")
     folder = root / FOLDER

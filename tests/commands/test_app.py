@@ -1,11 +1,14 @@
 """The command line: help, completion, errors of one line, and the project it finds."""
 
+import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,36 @@ def test_a_wrong_parameter_ends_with_2(project, capsys):
     path.write_text(path.read_text().replace("blocks: 4", "blocks: four"))
     assert call("plan") == 2
     assert capsys.readouterr().err == "cmlab plan: net.blocks: expected a whole number, got 'four'\n"
+
+
+def test_the_pages_of_a_server_are_its_own(project, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
+    assert call("ui") == 1
+    assert capsys.readouterr().err.startswith("cmlab ui: runs are kept at http://tracker:5000 (")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="MLflow is not installed")
+def test_the_pages_of_the_projects_own_database_come_up(project):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process, deadline = start("ui", "--port", str(port), folder=project), time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    assert answer.read() == b"OK"
+                    break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail("no answer")
+    finally:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert f"http://127.0.0.1:{port}" in said
+    assert (project / ".tracking/mlflow.db").is_file()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
