@@ -18,7 +18,7 @@ from cmcore.edge.autoencoder import check_decoder
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.parallel import compute_all, is_ahead
-from cmcore.pipeline.ready import DRIVER
+from cmcore.pipeline.process import DRIVER
 from cmcore.pipeline.speeds import STARTING, Speeds, changed_stages, words
 
 LAST = "tabulate"  # what `make repro` is about
@@ -35,15 +35,19 @@ SILENT = re.compile(
 def plan() -> tuple[list[str], set[str]]:
     """The stages that `dvc repro tabulate` would run, in order, and those of them that it would restore.
 
-    Searches are left out. What DVC has kept from another time is restored here: nobody has to do that work.
+    Stage `code` is run here, as all others depend on what it finds. Searches are left out. What DVC has kept from
+    another time is restored here: nobody has to do that work.
     """
     import networkx
     from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # what it restores is said once, by `dvc repro`
+    os.environ[DRIVER] = str(os.getpid())
+    repo: Any
     with Repo() as repo:
-        graph: Any = repo.index.graph
+        repo.reproduce("code")
+        graph = repo.index.graph
         last = next(stage for stage in graph if stage.addressing == LAST)
         stages = {stage.addressing: stage for stage in networkx.dfs_postorder_nodes(graph, last)}
         parents = {name: [parent.addressing for parent in graph.successors(stage)] for name, stage in stages.items()}
@@ -205,7 +209,7 @@ def main(wanted: str = "auto") -> int:
     try:
         with connection(compute, jobs) if compute.backend == "ray" and todo else contextlib.nullcontext() as session:
             shared = {SHARED: session.address} if session and session.own else {}
-            code = run(todo, kept, setup, jobs, {DRIVER: str(os.getpid()), **shared}) if todo else 0
+            code = run(todo, kept, setup, jobs, shared) if todo else 0
     except ComputeError as error:
         print(error, file=sys.stderr)
         code = 1
