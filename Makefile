@@ -1,4 +1,4 @@
-# make repro | make test | make ui | make use WORKLOAD=name | make lint.  Each sets up what it needs by itself, once.
+# Short names of the commands of `cmlab`, and the checks. Each sets up what it needs by itself, once.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,46 +21,48 @@ help: ## this list
 
 .PHONY: repro
 repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report; JOBS=n trains n runs at a time (default: what the cores carry)
-	@$(BIN)/python -m cmcore.commands.repro $(JOBS)
+	@"$(BIN)/cmlab" repro $(if $(JOBS),--jobs "$(JOBS)")
 
 .PHONY: use
 use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digits
-	@$(BIN)/python -m cmcore.commands.use "$(WORKLOAD)"
+	@"$(BIN)/cmlab" use "$(WORKLOAD)"
 
 .PHONY: plan
 plan: $(VENV)/.pipeline ## what a workload takes, before any compute: make plan WORKLOAD=cifar10 GPU=h100 GPUS=8 PRICE=2.5
-	@$(BIN)/python -m cmcore.commands.plan --workload "$(WORKLOAD)" --gpu "$(GPU)" --gpus "$(GPUS)" --price "$(PRICE)" \
-		--efficiency "$(EFFICIENCY)"
+	@"$(BIN)/cmlab" plan "$(WORKLOAD)" $(if $(GPU),--gpu "$(GPU)") $(if $(GPUS),--gpus "$(GPUS)") \
+		$(if $(PRICE),--price "$(PRICE)") $(if $(EFFICIENCY),--efficiency "$(EFFICIENCY)")
 
 .PHONY: tune
 tune: $(VENV)/.pipeline ## run a search of the active workload: make tune NAME=ect_schedule
-	@test -n "$(NAME)" || { echo 'expected NAME=<an entry of tune in params.yaml>' >&2; exit 2; }
-	@$(BIN)/dvc repro searches/dvc.yaml:tune@$(NAME)
-	@$(BIN)/python -m cmcore.commands.report
+	@"$(BIN)/cmlab" tune "$(NAME)"
 
 .PHONY: adopt
 adopt: $(VENV)/.pipeline ## write what a search found into params.yaml: make adopt NAME=ect_schedule
-	@$(BIN)/python -m cmcore.commands.adopt "$(NAME)"
+	@"$(BIN)/cmlab" adopt "$(NAME)"
 
 .PHONY: report
 report: $(VENV)/.pipeline ## tables, figures and page again, from what is there
-	@$(BIN)/python -m cmcore.commands.report
+	@"$(BIN)/cmlab" report
 
 .PHONY: readme
 readme: $(VENV)/.pipeline ## copy the default workload's table into README.md
-	@$(BIN)/python -m cmcore.commands.readme
+	@"$(BIN)/cmlab" readme
+
+.PHONY: ui
+ui: $(VENV)/.pipeline ## MLflow in the browser, for this machine only
+	@"$(BIN)/cmlab" ui --port "$(PORT)"
 
 .PHONY: sync-mlflow
-sync-mlflow: $(VENV)/.pipeline ## tell MLflow what it missed: a server was down, or the reports came with git
-	@$(BIN)/python -m cmcore.commands.sync_mlflow
+sync-mlflow: $(VENV)/.pipeline ## send MLflow what it missed: a server was down, or the reports came with git
+	@"$(BIN)/cmlab" sync
 
 .PHONY: import-weights
-import-weights: $(VENV)/.pipeline ## say what a public weight file is and what to write to use it: make import-weights FILE=edm.pkl
-	@$(BIN)/python -m cmcore.commands.import_weights "$(FILE)" "$(PART)"
+import-weights: $(VENV)/.pipeline ## describe a public weight file and what to write to use it: make import-weights FILE=edm.pkl
+	@"$(BIN)/cmlab" import-weights "$(FILE)" $(if $(PART),--part "$(PART)")
 
 .PHONY: clean-work
 clean-work: $(VENV)/.pipeline ## remove checkpoints of runs that no workload file describes any more, and say how much that frees
-	@$(BIN)/python -m cmcore.commands.clean_work
+	@"$(BIN)/cmlab" clean
 
 .PHONY: test
 test: lint ## lint, types, import contracts and tests, in minutes
@@ -86,13 +88,6 @@ format: $(VENV)/.dev ## format the sources
 .PHONY: docs
 docs: $(VENV)/.dev ## the pages of docs/ as a site: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-.PHONY: ui
-ui: $(VENV)/.pipeline ## MLflow in the browser, for this machine only
-	@mkdir -p .tracking
-	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri sqlite:///$(CURDIR)/.tracking/mlflow.db --artifacts-destination $(CURDIR)/.tracking/artifacts
 
 # The environment. A stamp stands for each set of packages; it is made again when the pins or the metadata change.
 define find_python

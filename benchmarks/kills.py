@@ -55,7 +55,7 @@ PARAMS: dict[str, Any] = {
 TARGETS = [f"train@{run}" for run in RUNS]
 WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "repro": (("dvc", "repro", *TARGETS), {}),
-    "jobs": (("cmcore.commands.repro", "2"), {}),
+    "jobs": (("cmcore.commands", "repro", "--jobs", "2"), {}),
     "workers": (("dvc", "repro", "train@ict"), {"workers": 2}),
 }
 PATIENCE = 900.0  # seconds that one attempt may take, on a machine that has much else to do

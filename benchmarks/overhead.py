@@ -104,21 +104,21 @@ def pipeline_rows(space: Workspace, params: Mapping[str, Any]) -> Iterator[tuple
 
     space.forget()
     space.write(params)
-    full = space.call("cmcore.commands.repro", "1")
+    full = space.call("cmcore.commands", "repro", "--jobs", "1")
     same("make repro")
     yield "make repro JOBS=1: DVC + Ray + MLflow", shown(full)
     yield "overhead by the clock", overhead(bare.wall, full.wall, len(stages))
     yield "overhead in processor time", overhead(bare.cpu, full.cpu, len(stages))
     yield "dvc repro with nothing changed", shown(min(space.call("dvc", "repro") for _ in range(3)))
     space.forget()
-    two = space.call("cmcore.commands.repro", "2")
+    two = space.call("cmcore.commands", "repro", "--jobs", "2")
     same("make repro JOBS=2")
     yield "make repro JOBS=2", f"{shown(two)}, saves {1 - two.wall / full.wall:.0%}"
     with two_nodes(space, params["compute"]["threads"]):
         spread = []
         for jobs in ("1", "2"):
             space.forget()
-            spread.append(space.call("cmcore.commands.repro", jobs).wall)
+            spread.append(space.call("cmcore.commands", "repro", "--jobs", jobs).wall)
             same(f"make repro JOBS={jobs} on two nodes")
     yield "make repro JOBS=1 on a cluster of two nodes", f"{spread[0]:.1f} s"
     yield "make repro JOBS=2 on it", f"{spread[1]:.1f} s, saves {1 - spread[1] / spread[0]:.0%}"

@@ -78,16 +78,24 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     A file that is missing, is not YAML, repeats a key, contains itself or is not a mapping gives a ConfigError.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"cannot be read ({error})") from error
-    # Beside its own errors PyYAML lets through what a wrong explicit tag, as in `!!map [1]`, or endless nesting causes.
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError(str(path), "is not valid YAML: " + " ".join(str(error).split())) from error
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(str(path), f"expected a mapping at the top, got {type(data).__name__}")
+    return data
+
+
+def parse_yaml(text: str, path: str) -> Any:
+    """Parse YAML 1.2 text; a ConfigError that starts with `path` where it is none or contains itself."""
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    # Beside its own errors PyYAML lets through what a wrong explicit tag, as in `!!map [1]`, or endless nesting causes.
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError(path, "is not valid YAML: " + " ".join(str(error).split())) from error
     if _contains_itself(data, set(), set()):
-        raise ConfigError(str(path), "contains itself through a YAML alias")
+        raise ConfigError(path, "contains itself through a YAML alias")
     return data
 
 
@@ -147,7 +155,9 @@ def _describe(hint: Any) -> str:
         return f"a list of {_describe(args[0])}" if same else "a list of " + ", ".join(map(_describe, args))
     if origin is dict or dataclasses.is_dataclass(hint):
         return "a mapping"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}.get(hint, str(hint))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}.get(
+        hint, str(hint)
+    )
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -1,15 +1,18 @@
-"""A run with everything resolved: the value that trainer, evaluator, searches and plan are given."""
+"""A run with everything resolved: the value that trainer, evaluator, searches and plan are given. Imports no torch."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmcore import plugins
 from cmcore.config import ConfigError, plain, require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Method, Sampling
+from cmcore.sample.settings import Sampling
 from cmcore.train.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from cmcore.methods.base import Method
 
 RANDOM = "random"  # the `init` of a run that starts from random weights
 NONE = "none"  # the `teacher` of a run that has none
@@ -71,7 +74,7 @@ class Run:
     conditional: bool
 
     @cached_property
-    def objective(self) -> Method:
+    def objective(self) -> "Method":
         """The method, built from its Config; a ConfigError where that does not suit the noise range."""
         try:
             return plugins.load("cmcore.methods", self.method).build(self.method_config, self.diffusion)

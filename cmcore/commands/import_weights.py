@@ -1,11 +1,9 @@
-"""`make import-weights FILE=...`: says what a public weight file is, and what to write to use it."""
+"""`cmlab import-weights`: the family and size of a public weight file, and the parameters that use it."""
 
-import sys
 from pathlib import Path
 
 from cmcore.assemble.imports import mismatches, net_of, read_public, section
 from cmcore.assemble.training import file_digest
-from cmcore.pipeline.process import guarded
 
 SHOWN = 20  # names that do not match
 
@@ -31,10 +29,3 @@ def describe(path: Path, part: str) -> str:
             f"sha256: {file_digest(path)}, part: {part}}}}} # or, of a consistency model, method: cd",
         ]
     )
-
-
-if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or not sys.argv[1]:
-        sys.exit("usage: make import-weights FILE=<a .pkl or .pt file> [PART=ema]")
-    file, chosen = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 and sys.argv[2] else "ema"
-    guarded("import-weights", lambda: print(describe(file, chosen)))

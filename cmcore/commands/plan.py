@@ -1,17 +1,16 @@
-"""`make plan WORKLOAD=<name> [GPU=h100] [GPUS=8] [PRICE=2.5] [EFFICIENCY=0.4]`: what a workload takes, beforehand."""
+"""`cmlab plan`: operations, memory, time and cost of a workload, before any compute."""
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cmcore.assemble.project import Project, load_project
 from cmcore.budget.machines import machine
 from cmcore.budget.plan import RunPlan, Setting, plan
-from cmcore.config import ConfigError
+from cmcore.commands.place import workload_files
+from cmcore.config import ConfigError, require
 from cmcore.pipeline.common import PARAMS, Folders
 
-EFFICIENCY = 0.4
+GPU, EFFICIENCY = "h100", 0.4
 HEADS = (
     *("run", "method", "parameters", "GFLOP/image", "of a step", "images", "steps", "micro-batch", "memory", "largest"),
     *("time", "cost"),
@@ -21,7 +20,7 @@ GFLOP/image: a forward pass, and a training step with all its passes; a multiply
 memory: of each machine, at the micro-batch; largest: the largest micro-batch that fits. train.micro_batch changes
 memory, not results.
 time: operations over {efficiency:.0%} of the peak matrix rate of their precision. That share is an assumption;
-measure a step, and say EFFICIENCY=. Reading data, sampling and evaluation are not in it."""
+measure a step, and say --efficiency. Reading data, sampling and evaluation are not in it."""
 
 
 def size(number: float, units: Sequence[str] = ("", "k", "M", "G", "T", "P"), step: float = 1000.0) -> str:
@@ -92,49 +91,37 @@ def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list
     return [*lines, NOTE.format(efficiency=setting.efficiency)]
 
 
-def options(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; make passes what was not given as nothing."""
-    parser = argparse.ArgumentParser(
-        prog="make plan", usage="make plan WORKLOAD=name [GPU=] [GPUS=] [PRICE=] [EFFICIENCY=]"
-    )
-    for name in ("workload", "gpu", "gpus", "price", "efficiency"):
-        parser.add_argument(f"--{name}", default="")
-    return parser.parse_args(arguments)
+def lines(
+    root: Path,
+    workload: str = "",
+    *,
+    gpu: str = GPU,
+    gpus: int = 1,
+    price: float | None = None,
+    efficiency: float = EFFICIENCY,
+) -> list[str]:
+    """The plan of a workload, or of params.yaml where none is named.
 
+    Args:
+        root: the project folder.
+        workload: a file of workloads/ without its ending.
+        gpu: a machine of `cmcore.budget.machines`.
+        gpus: how many of them.
+        price: of one for an hour.
+        efficiency: share of the peak matrix rate that a training step reaches.
 
-def number(name: str, text: str, default: float | None, least: float, most: float = float("inf")) -> float | None:
-    """A number within bounds, or SystemExit."""
+    Raises:
+        ConfigError: an argument or the parameter file is wrong.
+    """
+    files = workload_files(root)
+    require(workload in ("", *files), "WORKLOAD", f"one of {', '.join(files)}", workload)
+    require(gpus >= 1, "--gpus", "at least 1", gpus)
+    require(price is None or 0 < price < float("inf"), "--price", "a number above 0", price)
+    require(0 < efficiency <= 1, "--efficiency", "a number above 0 and at most 1", efficiency)
     try:
-        value = float(text) if text else default
-    except ValueError:
-        value = float("nan")
-    if value is not None and not least < value <= most:
-        upper = f" and at most {most:g}" if most < float("inf") else ""
-        raise SystemExit(f"{name}: expected a number above {least:g}{upper}, got {text!r}")
-    return value
-
-
-def main(arguments: Sequence[str], root: Path) -> list[str]:
-    """The plan as lines; SystemExit with one line where an argument or the parameter file is wrong."""
-    asked = options(arguments)
-    files = {file.stem: file for file in sorted((root / "workloads").glob("*.yaml"))}
-    if asked.workload and asked.workload not in files:
-        raise SystemExit(f"WORKLOAD: expected one of {', '.join(files)}, got {asked.workload!r}")
-    count = number("GPUS", asked.gpus, 1.0, 0.0) or 1.0
-    if count != int(count):
-        raise SystemExit(f"GPUS: expected a whole number, got {asked.gpus!r}")
-    efficiency = number("EFFICIENCY", asked.efficiency, EFFICIENCY, 0.0, 1.0) or EFFICIENCY
-    try:
-        chosen = machine(asked.gpu or "h100")
+        chosen = machine(gpu)
     except ValueError as error:
-        raise SystemExit(f"GPU: {error}") from error
-    setting = Setting(chosen, int(count), efficiency, number("PRICE", asked.price, None, 0.0))
-    try:
-        project = load_project(files.get(asked.workload, root / PARAMS))
-        return report(project, plan(project, setting, Folders(root, project.workload).data), setting)
-    except ConfigError as error:
-        raise SystemExit(str(error)) from error
-
-
-if __name__ == "__main__":
-    print("\n".join(main(sys.argv[1:], Path.cwd())))
+        raise ConfigError("--gpu", str(error)) from error
+    setting = Setting(chosen, gpus, efficiency, price)
+    project = load_project(files.get(workload, root / PARAMS))
+    return report(project, plan(project, setting, Folders(root, project.workload).data), setting)

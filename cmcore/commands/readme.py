@@ -1,10 +1,10 @@
-"""`make readme`: copy the comparison table of the default workload between the markers of README.md."""
+"""`cmlab readme`: the default workload's comparison table, copied between the markers of README.md."""
 
 import re
-import sys
 from pathlib import Path
 
 from cmcore.atomic import write_atomic
+from cmcore.commands.place import CommandError
 
 TABLE = Path("reports/digits/tables/comparison.md")
 README = Path("README.md")
@@ -15,21 +15,21 @@ def with_table(readme: str, table: str) -> str:
     """README's text with the table in its place.
 
     Raises:
-        ValueError: the markers are missing.
+        CommandError: the markers are missing.
     """
     if len(BLOCK.findall(readme)) != 1:
-        raise ValueError(f"{README}: expected one pair of markers <!-- results:start --> and <!-- results:end -->")
+        raise CommandError(f"{README}: expected one pair of markers <!-- results:start --> and <!-- results:end -->")
     return BLOCK.sub(lambda _: f"\n{table.strip()}\n\n", readme)
 
 
-def main() -> None:
-    """Rewrite README.md."""
-    text = with_table(README.read_text(encoding="utf-8"), TABLE.read_text(encoding="utf-8"))
-    write_atomic(README, text.encode())
+def copy_table(root: Path) -> list[str]:
+    """Rewrite README.md of a project folder.
 
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
+    Raises:
+        CommandError: the markers are missing, or there is no table yet.
+    """
+    if not (root / TABLE).is_file():
+        raise CommandError(f"there is no {TABLE} yet; `cmlab repro` with the workload digits makes it")
+    text = with_table((root / README).read_text(encoding="utf-8"), (root / TABLE).read_text(encoding="utf-8"))
+    write_atomic(root / README, text.encode())
+    return [f"{README} shows {TABLE}"]

@@ -1,4 +1,4 @@
-"""`make report`: the tables, figures and page again, from what is there. Nothing is trained, measured or searched."""
+"""`cmlab report`: the tables, figures and page again, from what is there. Nothing is trained, measured or searched."""
 
 import os
 import subprocess
@@ -33,7 +33,3 @@ def main() -> int:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", "--force", "tabulate"]
     return subprocess.run(command, env={**os.environ, "PATH": path}, check=False).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,27 +1,25 @@
-"""`make repro`: check the parameters, say what is to be done, run it, and show the result."""
+"""`cmlab repro`: check the parameters, say what is to be done, run it, and show the result."""
 
 import contextlib
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from cmcore.assemble.checks import require_files
 from cmcore.assemble.project import require_decoder
-from cmcore.closure import ROOT
 from cmcore.config import ConfigError
 from cmcore.data.sources.changes import changed
 from cmcore.edge.autoencoder import check_decoder
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.parallel import compute_all, is_ahead
-from cmcore.pipeline.ready import DRIVER
+from cmcore.pipeline.process import DRIVER
 from cmcore.pipeline.speeds import STARTING, Speeds, changed_stages, words
 
 LAST = "tabulate"  # what `make repro` is about
@@ -38,15 +36,19 @@ SILENT = re.compile(
 def plan() -> tuple[list[str], set[str]]:
     """The stages that `dvc repro tabulate` would run, in order, and those of them that it would restore.
 
-    Searches are left out. What DVC has kept from another time is restored here: nobody has to do that work.
+    Stage `code` is run here, as all others depend on what it finds. Searches are left out. What DVC has kept from
+    another time is restored here: nobody has to do that work.
     """
     import networkx
     from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # what it restores is said once, by `dvc repro`
+    os.environ[DRIVER] = str(os.getpid())
+    repo: Any
     with Repo() as repo:
-        graph: Any = repo.index.graph
+        repo.reproduce("code")
+        graph = repo.index.graph
         last = next(stage for stage in graph if stage.addressing == LAST)
         stages = {stage.addressing: stage for stage in networkx.dfs_postorder_nodes(graph, last)}
         parents = {name: [parent.addressing for parent in graph.successors(stage)] for name, stage in stages.items()}
@@ -146,7 +148,7 @@ def summary(setup: Setup) -> str:
             f"Report   {reports / 'index.html'}",
             f"Figures  {reports / 'figures'}/",
             f"Tables   {reports / 'tables'}/ (Markdown, CSV, LaTeX)",
-            f"MLflow   {'make ui' if setup.tracking.mlflow else 'off (tracking.mlflow)'}",
+            f"MLflow   {'cmlab ui' if setup.tracking.mlflow else 'off (tracking.mlflow)'}",
         )
     )
 
@@ -208,28 +210,12 @@ def main(wanted: str = "auto") -> int:
     try:
         with connection(compute, jobs) if compute.backend == "ray" and todo else contextlib.nullcontext() as session:
             shared = {SHARED: session.address} if session and session.own else {}
-            code = run(todo, kept, setup, jobs, {DRIVER: str(os.getpid()), **shared}) if todo else 0
+            code = run(todo, kept, setup, jobs, shared) if todo else 0
     except ComputeError as error:
         print(error, file=sys.stderr)
         code = 1
     if code:
-        print("stopped; `make repro` continues from here", file=sys.stderr)
+        print("stopped; `cmlab repro` continues from here", file=sys.stderr)
         return code
     print(f"\n{summary(setup)}\n\n{count} stages in {words(time.monotonic() - begin)}")
     return 0
-
-
-def stop(number: int, frame: Any) -> NoReturn:
-    """End in good order when asked to by a signal."""
-    del frame
-    sys.exit(128 + number)
-
-
-if __name__ == "__main__":
-    os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        sys.exit(main(*sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("stopped; `make repro` continues from here", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)

@@ -1,32 +1,23 @@
-"""What the files of searches have to tell MLflow: a parent run for each, and below it a run per trial."""
+"""The MLflow runs of searches, from their files: a parent for each search, and below it a run per trial."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cmcore.config import digest
-from cmcore.edge.mlflow_replay import Replay, TrackingError
-from cmcore.edge.mlflow_search import (
-    BEST_TRIAL,
-    METRIC,
-    STOPPED_BY,
-    params_of,
-    search_tags,
-    status_of,
-    tags_of,
-    trial_tags,
-)
+from cmcore.edge.mlflow_search import SearchRuns
+from cmcore.edge.mlflow_writer import RunState, TrackingError
 from cmcore.pipeline.common import Folders, Setup
 from cmcore.report.readers import ReportError
 from cmcore.report.searches import Found, read_searches
 from cmcore.search.search import Job
-from cmcore.search.trial import FINISHED, RUNNING, TRIAL, Trial
+from cmcore.search.trial import RUNNING, TRIAL, Trial
 from stages.tune import job_of
 
 FOLDER = re.compile(r"(.+)-[0-9a-f]{16}")  # <search>-<fingerprint>
 
 
-def search_replays(setup: Setup) -> Iterator[tuple[str, list[Replay]]]:
+def search_runs(setup: Setup) -> Iterator[tuple[str, list[RunState]]]:
     """Every search of the workload that has files, with its runs: the parent first.
 
     Raises:
@@ -75,51 +66,32 @@ def _job(setup: Setup, name: str, mark: str) -> Job | None:
     return job if job.folder.name == mark else None
 
 
-def _parent(setup: Setup, name: str, mark: str, known: dict[str, str], status: str) -> tuple[Replay, dict[str, str]]:
-    """The run of a search, and the tags of all its runs."""
+def _runs(setup: Setup, name: str, mark: str, known: dict[str, str], moment: int | None = None) -> SearchRuns:
+    """The runs of a search; `known` is all that is said of one that the parameter file no longer describes."""
     job = _job(setup, name, mark)
-    tags = tags_of(job) if job else {"workload": setup.project.workload, **known}
-    replay = Replay(search_tags(name, mark, tags), status=status)
-    replay.params(params_of(job) if job else known)
-    return replay, tags
+    tags = {"workload": setup.project.workload, **known}
+    return SearchRuns.of(job, moment) if job else SearchRuns(name, mark, tags, known, moment)
 
 
-def _finished(setup: Setup, found: Found, mark: str) -> list[Replay]:
-    parent, tags = _parent(setup, found.name, mark, {"base": found.base}, "FINISHED")
-    table = found.folder / "trials.json"
-    parent.written_with(table)
-    best = found.trials[0] if found.trials else None
-    if best is not None and best.outcome == FINISHED:
-        parent.tags[BEST_TRIAL] = best.key
-        parent.metrics({METRIC: best.scores[max(best.scores)]}, max(best.scores))
-    for path in sorted(path for path in found.folder.iterdir() if path.is_file()):
-        parent.artifact(path)
-    runs = [parent]
-    for trial in found.trials:
-        replay = Replay(trial_tags(found.name, mark, trial.key, tags), parent, status_of(trial.outcome))
-        replay.tags[STOPPED_BY] = trial.outcome
-        replay.params(trial.values)
-        replay.written_with(table)
-        for images, score in trial.scores.items():
-            replay.metrics({METRIC: score}, images)
-        runs.append(replay)
-    return runs
+def _finished(setup: Setup, found: Found, mark: str) -> list[RunState]:
+    moment = written(found.folder / "trials.json")
+    runs = _runs(setup, found.name, mark, {"base": found.base}, moment)
+    runs.end(next(iter(found.trials), None), sorted(path for path in found.folder.iterdir() if path.is_file()))
+    runs.parent.close()
+    return [runs.parent, *(runs.trial(trial, over=True, moment=moment) for trial in found.trials)]
 
 
-def _unfinished(setup: Setup, mark: str, place: Path, trials: list[Trial]) -> list[Replay]:
+def _unfinished(setup: Setup, mark: str, place: Path, trials: Sequence[Trial]) -> list[RunState]:
     """A search without a report was interrupted, or runs: what a trial's file calls running may have been stopped."""
-    name = mark.rpartition("-")[0]
-    parent, tags = _parent(setup, name, mark, {}, RUNNING.upper())
-    runs = [parent]
-    for trial in trials:
-        over = trial.outcome != RUNNING
-        status = status_of(trial.outcome) if over else RUNNING.upper()
-        replay = Replay(trial_tags(name, mark, trial.key, tags), parent, status)
-        if over:
-            replay.tags[STOPPED_BY] = trial.outcome
-        replay.params(trial.values)
-        replay.written_with(place / "trials" / trial.key / TRIAL)
-        for images, score in trial.scores.items():
-            replay.metrics({METRIC: score}, images)
-        runs.append(replay)
-    return runs
+    runs = _runs(setup, mark.rpartition("-")[0], mark, {})
+
+    def state(trial: Trial) -> RunState:
+        file = place / "trials" / trial.key / TRIAL
+        return runs.trial(trial, over=trial.outcome != RUNNING, moment=written(file))
+
+    return [runs.parent, *map(state, trials)]
+
+
+def written(file: Path) -> int:
+    """When a file was written, in milliseconds since 1970: the moment of its metrics, which no clock may change."""
+    return int(file.stat().st_mtime * 1000)

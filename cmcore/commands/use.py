@@ -1,11 +1,12 @@
-"""`make use WORKLOAD=<name>`: make workloads/<name>.yaml the active parameter file."""
+"""`cmlab use`: workloads/<name>.yaml as the active parameter file."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 from cmcore.atomic import write_atomic
-from cmcore.pipeline.common import PARAMS
+from cmcore.commands.place import workload_files
+from cmcore.config import ConfigError
+from cmcore.pipeline.ready import PARAMS
 
 
 def committed(root: Path) -> bytes | None:
@@ -14,25 +15,22 @@ def committed(root: Path) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def use(name: str, root: Path) -> str:
-    """Copy the workload's file to params.yaml, unless that would lose edits, and say what was done.
+def use(name: str, root: Path) -> list[str]:
+    """Copy the workload's file to params.yaml, unless that would lose edits; the result says so.
 
     Raises:
-        SystemExit: there is no such workload, or params.yaml holds edits that are neither committed nor in a workload.
+        ConfigError: there is no such workload, or params.yaml holds edits that are neither committed nor in a workload.
     """
-    files = {file.stem: file for file in sorted((root / "workloads").glob("*.yaml"))}
+    files = workload_files(root)
     if name not in files:
-        raise SystemExit(f"WORKLOAD: expected one of {', '.join(files)}, got {name!r}")
+        raise ConfigError("WORKLOAD", f"expected one of {', '.join(files)}, got {name!r}")
     wanted, active = files[name].read_bytes(), root / PARAMS
     present = active.read_bytes() if active.exists() else wanted
     if present not in (*(file.read_bytes() for file in files.values()), committed(root)):
-        raise SystemExit(
-            f"{PARAMS} holds edits that are neither committed nor in workloads/: "
-            f"commit it, save it as workloads/<name>.yaml, or delete it, and try again"
+        raise ConfigError(
+            PARAMS,
+            "holds edits that are neither committed nor in workloads/: "
+            "commit it, save it as workloads/<name>.yaml, or delete it, and try again",
         )
     write_atomic(active, wanted)
-    return f"{PARAMS} is now workloads/{name}.yaml; `make repro` restores what was computed before"
-
-
-if __name__ == "__main__":
-    print(use(sys.argv[1] if len(sys.argv) > 1 else "", Path.cwd()))
+    return [f"{PARAMS} is now workloads/{name}.yaml; `cmlab repro` restores what was computed before"]

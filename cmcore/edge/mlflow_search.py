@@ -1,52 +1,79 @@
 """A search in MLflow: a parent run, and below it a run per trial with its values, its scores and why it stopped.
 
-Everything is looked up by tags before it is made, so that a search that goes on after a kill, or is recorded again from
-its files, doubles nothing. What MLflow does not take is dropped: the files of the search are the truth.
+What MLflow does not take while the search runs is dropped: its files are the truth.
 """
 
 import logging
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from cmcore.config import flatten, plain
-from cmcore.edge.mlflow_store import open_run, store_uri
+from cmcore.edge.mlflow_writer import RunState, Store
 from cmcore.edge.settings import TrackingConfig
 from cmcore.search.search import Job
-from cmcore.search.trial import BAD, FINISHED, Trial
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from cmcore.search.trial import BAD, FINISHED
 
 logger = logging.getLogger(__name__)
 METRIC = "tune/fd"
-PARENT = "mlflow.parentRunId"  # by this tag MLflow shows one run below another
-STOPPED_BY, BEST_TRIAL = "stopped_by", "best_trial"
 
 
-def params_of(job: Job) -> dict[str, Any]:
-    """What is logged of a search."""
-    return {**flatten(plain(job.config)), "base": job.config.base}
+class Tried(Protocol):
+    """A trial, of a search that runs or as its report lists it."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def values(self) -> Mapping[str, Any]: ...
+    @property
+    def scores(self) -> Mapping[int, float]: ...  # images seen -> Frechet distance
+    @property
+    def outcome(self) -> str: ...
 
 
-def tags_of(job: Job) -> dict[str, str]:
-    """What all runs of a search share."""
-    config, base = job.config, job.base
-    model = {"base": base.name, "method": base.method, "ema": base.train.eval_ema, "nfe": str(config.nfe)}
-    return {"workload": job.project.workload, **model}
+class SearchRuns:
+    """The runs of a search: `parent`, and one for each trial.
 
+    Args:
+        name: of the search.
+        fingerprint: finds its runs.
+        tags: that all of its runs share.
+        params: of the search.
+        moment: of its scores: see `RunState`.
+    """
 
-def search_tags(name: str, fingerprint: str, more: Mapping[str, str]) -> dict[str, str]:
-    """The tags of a search's parent run; `run` and `fingerprint` find it again."""
-    return {"run": f"tune/{name}", "fingerprint": fingerprint, "kind": "search", "search": name, **more}
+    def __init__(
+        self, name: str, fingerprint: str, tags: Mapping[str, str], params: Mapping[str, Any], moment: int | None = None
+    ) -> None:
+        self._tags = {"run": f"tune/{name}", "fingerprint": fingerprint, "kind": "search", "search": name, **tags}
+        self.parent = RunState(self._tags, moment=moment)
+        self.parent.params(params)
 
+    @classmethod
+    def of(cls, job: Job, moment: int | None = None) -> "SearchRuns":
+        """Those of a search that the parameter file describes."""
+        config, base = job.config, job.base
+        model = {"base": base.name, "method": base.method, "ema": base.train.eval_ema, "nfe": str(config.nfe)}
+        params = {**flatten(plain(config)), "base": config.base}
+        return cls(job.name, job.folder.name, {"workload": job.project.workload, **model}, params, moment)
 
-def trial_tags(name: str, fingerprint: str, key: str, more: Mapping[str, str]) -> dict[str, str]:
-    """The tags of a trial's run, but for its parent and for why it stopped."""
-    own = {"run": f"tune/{name}/{key}", "kind": "trial", "trial_key": key}
-    return {**search_tags(name, fingerprint, more), **own}
+    def end(self, best: Tried | None, files: Sequence[Path]) -> None:
+        """The parent of a search that is over; `best` of its trials counts if it came to its end."""
+        if best is not None and best.outcome == FINISHED:
+            self.parent.tag({"best_trial": best.key})
+            self.parent.metrics({METRIC: best.scores[max(best.scores)]}, max(best.scores))
+        for path in files:
+            self.parent.artifact(path)
+
+    def trial(self, trial: Tried, *, over: bool, moment: int | None = None) -> RunState:
+        """The run of a trial, whose outcome counts where it is over."""
+        own = {"run": f"{self._tags['run']}/{trial.key}", "kind": "trial", "trial_key": trial.key}
+        ended = {"stopped_by": trial.outcome} if over else {}
+        run = RunState({**self._tags, **own, **ended}, status_of(trial.outcome) if over else "", self.parent, moment)
+        run.params(trial.values)
+        for images, score in trial.scores.items():
+            run.metrics({METRIC: score}, images)
+        return run
 
 
 def status_of(outcome: str) -> str:
@@ -55,7 +82,7 @@ def status_of(outcome: str) -> str:
 
 
 class SearchRecorder:
-    """Records trials of one search; after the first failure of MLflow it says so once and stays silent.
+    """Records one search while it runs; after the first failure of MLflow it says so once and stays silent.
 
     Args:
         config: the `tracking` section.
@@ -64,68 +91,30 @@ class SearchRecorder:
     """
 
     def __init__(self, config: TrackingConfig, job: Job, root: Path) -> None:
-        self._uri = store_uri(config, root)
-        self._experiment = config.experiment or job.project.workload
-        self._name, self._fingerprint, self._tags = job.name, job.folder.name, tags_of(job)
-        self._parent, self._on = "", config.mlflow
-        self._guarded(lambda: self._open_parent(params_of(job)))
+        self._store = Store.of(config, root, job.project.workload)
+        self._runs, self._on = SearchRuns.of(job), config.mlflow
+        self._runs.parent.status = "RUNNING"
+        self._send(self._runs.parent)
 
-    def record(self, trial: Trial, over: bool) -> None:
+    def record(self, trial: Tried, over: bool) -> None:
         """Write what is known of a trial, and at its end why it ended."""
-        self._guarded(lambda: self._write(trial, over))
+        run = self._runs.trial(trial, over=over)
+        if not over:
+            run.tag({"stopped_by": "nothing"})
+            run.status = "RUNNING"
+        self._send(run)
 
-    def close(self, best: Trial | None, artifacts: list[Path]) -> None:
+    def close(self, best: Tried | None, artifacts: list[Path]) -> None:
         """End the parent run with the best trial and the search's files; without a best trial it has failed."""
-        self._guarded(lambda: self._end(best, artifacts))
+        self._runs.end(best, artifacts)
+        self._runs.parent.close(failed=best is None)
+        self._send(self._runs.parent)
 
-    def _guarded(self, action: Any) -> None:
+    def _send(self, run: RunState) -> None:
         if not self._on:
             return
         try:
-            action()
+            run.send(self._store, again=True)
         except Exception as error:  # whatever a service does, the search goes on
             self._on = False
-            said = " ".join(str(error).split())[:200]
-            logger.warning("MLflow at %s fails (%s); the files of the search are complete", self._uri, said)
-
-    def _open(self, tags: Mapping[str, str]) -> "tuple[MlflowClient, Run]":
-        client, run, _ = open_run(self._uri, self._experiment, tags["run"], tags)
-        return client, run
-
-    def _open_search(self) -> "tuple[MlflowClient, Run]":
-        return self._open(search_tags(self._name, self._fingerprint, self._tags))
-
-    def _open_parent(self, params: Mapping[str, Any]) -> None:
-        client, run = self._open_search()
-        self._parent = run.info.run_id
-        self._log(client, run, params, {})
-
-    def _write(self, trial: Trial, over: bool) -> None:
-        tags = trial_tags(self._name, self._fingerprint, trial.key, self._tags)
-        client, run = self._open({**tags, PARENT: self._parent, STOPPED_BY: trial.outcome if over else "nothing"})
-        self._log(client, run, trial.values, trial.scores)
-        if over:
-            client.set_terminated(run.info.run_id, status_of(trial.outcome))
-
-    def _log(self, client: "MlflowClient", run: "Run", params: Mapping[str, Any], scores: Mapping[int, float]) -> None:
-        """What the run lacks."""
-        from mlflow.entities import Metric, Param
-
-        said = {one.step for one in client.get_metric_history(run.info.run_id, METRIC)} if scores else set()
-        now = int(time.time() * 1000)
-        points = [Metric(METRIC, score, now, images) for images, score in scores.items() if images not in said]
-        # PBT changes a trial's values on the way; MLflow keeps the first, the files of the search the last.
-        new = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
-        if points or new:
-            client.log_batch(run.info.run_id, metrics=points, params=new)
-
-    def _end(self, best: Trial | None, artifacts: list[Path]) -> None:
-        from mlflow.entities import Metric
-
-        client, run = self._open_search()
-        if best is not None and METRIC not in run.data.metrics:
-            client.log_batch(run.info.run_id, [Metric(METRIC, best.final, int(time.time() * 1000), best.images)])
-            client.set_tag(run.info.run_id, BEST_TRIAL, best.key)
-        for path in artifacts:
-            client.log_artifact(run.info.run_id, str(path))
-        client.set_terminated(run.info.run_id, "FINISHED" if best is not None else "FAILED")
+            logger.warning("%s; the files of the search are complete", " ".join(str(error).split())[:300])

@@ -1,4 +1,4 @@
-"""Parts of the EDM2 network (Karras et al., arXiv 2312.02696, config G) that are not in diffusion/magnitude.py.
+"""Parts of the EDM2 network (Karras et al., arXiv 2312.02696, config G) that are not in layers/magnitude.py.
 
 Every part keeps the magnitude of what goes through it, works out of place and has a forward-mode derivative.
 """

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser, Labels
-from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.presets import few_step_sampler, ode_sampler
+from cmcore.sample.settings import Sampling
 
 STUDENT, TEACHER, TARGET = "student", "teacher", "target"
 
@@ -142,16 +142,6 @@ class Restart(NamedTuple):
 
 
 Action = Blend | Copy | Restart
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings of a workload and a run that samplers are made from."""
-
-    diffusion: DiffusionConfig
-    steps: int  # of the ODE solver of a diffusion model
-    two_step: float  # sigma of the second step of a few-step model
-    guidance: float = 1.0  # scale of classifier-free guidance, 1 for none
 
 
 class Method(ABC):

@@ -1,7 +1,7 @@
 """EDM2's magnitude-preserving U-Net (Karras et al., arXiv 2312.02696, config G), for pixels and for latents.
 
 The defaults are its network S. F = 0 at the start, as the output's gain is zero. The learned scales of the layers are
-those of unit weights (diffusion/magnitude.py), which the trainer keeps at unit length.
+those of unit weights (layers/magnitude.py), which the trainer keeps at unit length.
 """
 
 from collections.abc import Sequence

@@ -11,6 +11,7 @@ from cmcore.assemble.project import Project, load_project
 from cmcore.assemble.run import NONE, RANDOM, Run
 from cmcore.config import read
 from cmcore.edge.mlflow_tracker import MlflowTracker
+from cmcore.edge.mlflow_writer import Store
 from cmcore.edge.settings import ComputeConfig, TrackingConfig
 from cmcore.errors import DataError
 from cmcore.pipeline.track import run_tags
@@ -126,9 +127,7 @@ class Setup:
         if not self.tracking.mlflow:
             yield Null()
             return
-        tracker = MlflowTracker(
-            self.tracking, workload=self.project.workload, name=tags["run"], tags=tags, root=self.folders.root
-        )
+        tracker = MlflowTracker(Store.of(self.tracking, self.folders.root, self.project.workload), tags)
         try:
             yield tracker
         except BaseException:

@@ -13,14 +13,14 @@ from typing import NoReturn
 import psutil
 
 from cmcore.config import ConfigError
-from cmcore.pipeline.ready import DRIVER
 
+DRIVER = "CMLAB_DRIVER"  # names the process that runs DVC as a library
 GRACE = 15.0  # seconds for a clean end, once DVC is gone
 
 
 def expected() -> tuple[type[Exception], ...]:
     """Errors that say in a sentence what is wrong. Asked for once there is one, as their modules import much."""
-    from cmcore.edge.mlflow_replay import TrackingError
+    from cmcore.edge.mlflow_writer import TrackingError
     from cmcore.edge.ray_session import ComputeError
     from cmcore.errors import DataError
     from cmcore.report.readers import ReportError
@@ -35,7 +35,7 @@ def guarded(name: str, main: Callable[[], None]) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, _stop)
     if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_die_with, args=(callers(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(caller(),), daemon=True).start()
     try:
         main()
     except ConfigError as error:
@@ -57,21 +57,21 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def callers() -> list[psutil.Process]:
-    """The processes whose death ends the stage: DVC, a shell between DVC and us, and `make repro` above it.
+def caller() -> psutil.Process | None:
+    """The process whose death ends the stage: DVC, or the driver, in which DVC is a library.
 
-    There is none where DVC was killed while this process was starting.
+    There is none where it was killed while this process was starting.
     """
-    parents = psutil.Process().parents()[:4]
-    for place, parent in enumerate(parents):
-        if any(os.path.basename(part) == "dvc" for part in parent.cmdline()):
-            return parents[: place + (2 if DRIVER in os.environ else 1)]
-    return []
+    driver = os.environ.get(DRIVER)
+    for parent in psutil.Process().parents()[:4]:  # there may be a shell between them
+        if str(parent.pid) == driver or any(os.path.basename(part) == "dvc" for part in parent.cmdline()):
+            return parent
+    return None
 
 
-def _die_with(processes: list[psutil.Process]) -> None:
-    """DVC killed from outside leaves its stage running; nobody would look at what it does."""
-    while processes and all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+def _end_with(process: psutil.Process | None) -> None:
+    """End this stage when its caller has ended. A DVC that is killed does not end its stage itself."""
+    while process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)

@@ -15,7 +15,6 @@ from cmcore.closure import PACKAGES, ROOT
 
 PARAMS = "params.yaml"
 FOLDER = Path(".work/ready")
-DRIVER = "CMLAB_DRIVER"  # names the process of `make repro`: what it started has no work when it is gone
 Results = dict[Path, Path]  # where a stage declares a file or folder -> where it waits
 Find = Callable[[Path], Path]  # a declared file -> where it can be read
 
@@ -89,18 +88,6 @@ class Desk:
 
     def _ticket(self, stage: str) -> Path:
         return self.root / FOLDER / f"{stage.replace('@', '-')}.json"
-
-
-def abandoned() -> bool:
-    """Whether a `make repro` started this process and is gone."""
-    driver = os.environ.get(DRIVER)
-    if not driver:
-        return False
-    try:
-        os.kill(int(driver), 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def put(results: Mapping[Path, Path]) -> None:

@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -289,36 +290,35 @@ def test_the_clock_agrees(costs):
     assert 1 / 8 < best / planned < 8
 
 
-def run_cost(*arguments: str) -> str:
-    return "\n".join(cost.main(arguments, ROOT))
+def run_cost(*arguments: Any, **named: Any) -> str:
+    return "\n".join(cost.lines(ROOT, *arguments, **named))
 
 
 def test_the_command_prints_every_run_with_its_price():
-    text = run_cost("--workload", "digits", "--gpu", "a100", "--gpus", "2", "--price", "2", "--efficiency", "0.3")
+    text = run_cost("digits", gpu="a100", gpus=2, price=2.0, efficiency=0.3)
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     assert text.startswith("digits on 2 x NVIDIA A100")
     assert {"edm", "cd", "ct", "ict", "ect", "sct", "scd"} <= set(lines)
     assert "30%" in text
     assert "at 2 a machine and hour" in text
     assert "2 x teacher forward" in text
-    assert "cost" not in run_cost("--workload", "digits").splitlines()[2]
+    assert "cost" not in run_cost("digits").splitlines()[2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workload", "cifer10"], "WORKLOAD: expected one of .*cifar10.*, got 'cifer10'"),
-        (["--gpu", "h1000"], "GPU: expected one of .*h100.*, got 'h1000'"),
-        (["--gpus", "0"], "GPUS: expected a number above 0, got '0'"),
-        (["--gpus", "1.5"], "GPUS: expected a whole number, got '1.5'"),
-        (["--gpus", "x"], "GPUS: expected a number above 0, got 'x'"),
-        (["--price", "-1"], "PRICE: expected a number above 0, got '-1'"),
-        (["--efficiency", "1.5"], "EFFICIENCY: expected a number above 0 and at most 1, got '1.5'"),
+        ({"workload": "cifer10"}, "WORKLOAD: expected one of .*cifar10.*, got 'cifer10'"),
+        ({"gpu": "h1000"}, "--gpu: expected one of .*h100.*, got 'h1000'"),
+        ({"gpus": 0}, "--gpus: expected at least 1, got 0"),
+        ({"price": -1.0}, "--price: expected a number above 0, got -1.0"),
+        ({"price": float("nan")}, "--price: expected a number above 0, got nan"),
+        ({"efficiency": 1.5}, "--efficiency: expected a number above 0 and at most 1, got 1.5"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message):
-    with pytest.raises(SystemExit, match=message):
-        cost.main(arguments, ROOT)
+    with pytest.raises(ConfigError, match=message):
+        cost.lines(ROOT, **arguments)
 
 
 def test_sizes_and_durations_in_words():

@@ -23,6 +23,7 @@ mlflow = pytest.importorskip("mlflow")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]
 
 RUNS = ("edm", "ect")
+ECT, STEPS = EDITED = ("cmcore/methods/ect.py", "cmcore/train/steps.py")
 
 
 class Repository:
@@ -60,11 +61,11 @@ class Repository:
     def changed(self) -> set[str]:
         return set(json.loads(self.dvc("status", "--json")))
 
-    def edit(self, old: str, new: str) -> None:
-        params = self.folder / "params.yaml"
-        text = params.read_text()
+    def edit(self, old: str, new: str, file: str = "params.yaml") -> None:
+        path = self.folder / file
+        text = path.read_text()
         assert old in text
-        params.write_text(text.replace(old, new))
+        path.write_text(text.replace(old, new, 1))
 
     def weights(self, run: str) -> bytes:
         return (self.folder / "outputs/tiny/runs" / run / "weights.safetensors").read_bytes()
@@ -85,7 +86,7 @@ def made(tmp_path_factory):
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "The tiny project"]):
         subprocess.run([*git, *words], check=True)
     repository = Repository(folder)
-    return repository, repository.call("cmcore.commands.repro")
+    return repository, repository.call("cmcore.commands", "repro")
 
 
 @pytest.fixture
@@ -95,6 +96,17 @@ def repository(made):
     before = params.read_bytes()
     yield made[0]
     params.write_bytes(before)
+
+
+@pytest.fixture
+def sources(repository):
+    """The repository; edits of EDITED are taken back after the test."""
+    before = {repository.folder / name: (repository.folder / name).read_bytes() for name in EDITED}
+    yield repository
+    for path, content in before.items():
+        path.write_bytes(content)
+    repository.dvc("repro", "code")
+    assert repository.changed() == set()
 
 
 def test_it_announces_the_plan_and_ends_with_the_table(made):
@@ -122,7 +134,7 @@ def test_a_second_call_runs_nothing(made):
     said = repository.dvc("repro")
     assert "Running stage" not in said
     assert repository.changed() == set()
-    said = repository.call("cmcore.commands.repro")
+    said = repository.call("cmcore.commands", "repro")
     assert said.startswith("tiny: 0 stages to run\n")
     assert "| ect |" in said
 
@@ -130,7 +142,7 @@ def test_a_second_call_runs_nothing(made):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("q: 4.0", "q: 3.0", {"train@ect", "evaluate@ect", "tabulate"}),
+        ("q: 4.0", "q: 3.0", {"code", "train@ect", "evaluate@ect", "tabulate"}),
         ("samples: 64\n  batch", "samples: 65\n  batch", {"reference", *(f"evaluate@{run}" for run in RUNS)}),
         ("backend: ray", "backend: inline", set()),
         ("mlflow: true", "mlflow: false", set()),
@@ -140,6 +152,29 @@ def test_a_second_call_runs_nothing(made):
 def test_a_change_concerns_only_what_depends_on_it(repository, old, new, expected):
     repository.edit(old, new)
     assert repository.changed() == expected
+
+
+@pytest.mark.parametrize("file", EDITED)
+def test_docstrings_comments_and_layout_make_nothing_stale(sources, file):
+    sources.edit('"""', '"""Edited. ', file)
+    sources.edit("\n\n\n", "\n\n\n\n\n# A comment.\n", file)
+    assert sources.changed() == {"code"}
+    sources.dvc("repro", "code")
+    assert sources.changed() == set()
+    assert "Running stage" not in sources.dvc("repro")
+
+
+def test_a_line_of_a_method_makes_its_runs_stale_and_nothing_else(sources):
+    sources.edit("huber_c: float = ", "huber_c: float = 2 * ", ECT)
+    assert sources.changed() == {"code"}, "DVC learns what it means from this stage"
+    sources.dvc("repro", "code")
+    assert sources.changed() == {"train@ect", "evaluate@ect"}, "and tabulate, once their results have changed"
+
+
+def test_a_line_of_the_trainer_makes_every_run_stale(sources):
+    sources.edit("def answers_at_once", "STALE = 1\n\n\ndef answers_at_once", STEPS)
+    sources.dvc("repro", "code")
+    assert sources.changed() == {f"{stage}@{run}" for stage in ("train", "evaluate") for run in RUNS}
 
 
 def test_mlflow_has_every_run_once_with_its_tags(made):
@@ -175,7 +210,7 @@ def test_a_search_gets_into_the_report_and_is_no_stage_of_it(repository):
     write_search(
         SearchReport("lr", "ect", "fd", [Axis("train.lr", 0.01, 1.0)], rows, best, compared), folder / "tune/lr"
     )
-    repository.call("cmcore.commands.report")
+    repository.call("cmcore.commands", "report")
     page = (folder / "index.html").read_text()
     assert "<h2>Search lr</h2>" in page
     assert "not better on any seed" in page
@@ -183,7 +218,7 @@ def test_a_search_gets_into_the_report_and_is_no_stage_of_it(repository):
     assert repository.changed() == set()
     assert "Running stage" not in repository.dvc("repro")
     shutil.rmtree(folder / "tune")
-    repository.call("cmcore.commands.report")
+    repository.call("cmcore.commands", "report")
     assert (folder / "index.html").read_bytes() == before
     assert not (folder / "tables/search_lr.csv").exists()
 
@@ -194,7 +229,7 @@ def test_results_come_back_from_the_run_cache(repository):
     for name in ("outputs", "reports", ".work"):
         shutil.rmtree(repository.folder / name, ignore_errors=True)
     (repository.folder / "dvc.lock").unlink()
-    said = repository.call("cmcore.commands.repro")
+    said = repository.call("cmcore.commands", "repro")
     kept = ["prepare", "reference", *(f"{kind}@{run}" for run in RUNS for kind in ("train", "evaluate"))]
     assert sorted(re.findall(r"\] (\S+): restored", said)) == sorted(kept)
     assert "[7/7] tabulate, about" in said
@@ -221,7 +256,7 @@ def test_inline_gives_the_same_bytes(repository):
 )
 def test_a_wrong_parameter_is_one_line_before_any_compute(repository, old, new, message):
     repository.edit(old, new)
-    said = repository.call("cmcore.commands.repro", code=2)
+    said = repository.call("cmcore.commands", "repro", code=2)
     assert message in said
     assert len(said.splitlines()) == 1
 

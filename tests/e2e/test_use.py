@@ -3,6 +3,7 @@ import subprocess
 import pytest
 
 from cmcore.commands.use import use
+from cmcore.config import ConfigError
 
 
 @pytest.fixture
@@ -21,14 +22,14 @@ def commit(folder) -> None:
 
 def test_switching_between_workloads(repository):
     for name in ("small", "large", "small"):
-        assert f"workloads/{name}.yaml" in use(name, repository)
+        assert f"workloads/{name}.yaml" in use(name, repository)[0]
         assert (repository / "params.yaml").read_text() == f"workload: {name}\n"
 
 
 def test_edits_are_not_lost(repository):
     use("small", repository)
     (repository / "params.yaml").write_text("workload: small  # edited\n")
-    with pytest.raises(SystemExit, match="neither committed nor in workloads/"):
+    with pytest.raises(ConfigError, match="neither committed nor in workloads/"):
         use("large", repository)
     assert (repository / "params.yaml").read_text() == "workload: small  # edited\n"
 
@@ -42,5 +43,5 @@ def test_committed_edits_may_be_replaced(repository):
 
 @pytest.mark.parametrize("name", ["", "medium", "../params"])
 def test_unknown_workloads_are_refused_with_the_known_ones(repository, name):
-    with pytest.raises(SystemExit, match="expected one of large, small"):
+    with pytest.raises(ConfigError, match="expected one of large, small"):
         use(name, repository)

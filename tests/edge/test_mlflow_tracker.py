@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from cmcore.edge.mlflow_store import store_uri
-from cmcore.edge.mlflow_tracker import MlflowTracker, metric_name
+from cmcore.edge.mlflow_tracker import MlflowTracker
+from cmcore.edge.mlflow_writer import Store, metric_name
 from cmcore.edge.settings import TrackingConfig
 
 mlflow = pytest.importorskip("mlflow")
@@ -26,12 +26,11 @@ TAGS = {
 
 def tracker(root, fingerprint="f00d", **options) -> MlflowTracker:
     config = options.pop("config", TrackingConfig())
-    tags = TAGS | {"fingerprint": fingerprint}
-    return MlflowTracker(config, workload="toy", name="r", tags=tags, root=root, **options)
+    return MlflowTracker(Store.of(config, root, "toy"), TAGS | {"fingerprint": fingerprint}, **options)
 
 
 def runs(root):
-    client = mlflow.MlflowClient(tracking_uri=store_uri(TrackingConfig(), root))
+    client = mlflow.MlflowClient(tracking_uri=Store.of(TrackingConfig(), root, "toy").uri)
     groups = client.search_experiments(filter_string="name = 'toy'")
     assert len(groups) == 1
     return client, client.search_runs([groups[0].experiment_id])
@@ -79,6 +78,30 @@ def test_a_repeated_run_is_continued_without_duplicates(root):
     assert run.info.status == "FINISHED"
 
 
+def test_a_lost_answer_doubles_nothing(root, monkeypatch):
+    """The server takes the points, and the connection breaks before it says so."""
+    send, calls = mlflow.MlflowClient.log_batch, []
+
+    def losing(self, name, metrics=(), *rest):
+        send(self, name, metrics, *rest)
+        calls.append(len(metrics))
+        if metrics and sum(map(bool, calls)) == 1:
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", losing)
+    t = tracker(root, "lost", pause=0.05)
+    for images in range(3):
+        t.metrics({"loss": 1.0 + images}, images)
+    while not any(calls):
+        time.sleep(0.01)
+    time.sleep(0.5)  # a second attempt
+    t.close()
+    client, found = runs(root)
+    (run,) = [r for r in found if r.data.tags["fingerprint"] == "lost"]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2]
+    assert t.dropped == 0
+
+
 def test_one_bad_item_does_not_take_the_others_with_it(root, tmp_path, caplog):
     t = tracker(root, "bad-item")
     t.artifact(tmp_path / "absent.png")
@@ -95,10 +118,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from cmcore.edge.mlflow_tracker import MlflowTracker
+from cmcore.edge.mlflow_writer import Store
 from cmcore.edge.settings import TrackingConfig
 root, fingerprint = sys.argv[1:]
-t = MlflowTracker(TrackingConfig(), workload="toy", name="r", tags={"run": "r", "fingerprint": fingerprint},
-                  root=Path(root), patience=60)
+store = Store.of(TrackingConfig(), Path(root), "toy")
+t = MlflowTracker(store, {"run": "r", "fingerprint": fingerprint}, patience=60)
 t.metrics({"loss": 1.0}, 1)
 t.close()
 sys.exit(t.dropped)
@@ -155,6 +179,6 @@ def test_metric_names_are_made_acceptable(name, expected):
 
 def test_the_variable_names_the_server_before_the_parameter(monkeypatch, tmp_path):
     config = TrackingConfig(uri="http://from-params")
-    assert store_uri(config, tmp_path) == "http://from-params"
+    assert Store.of(config, tmp_path, "toy") == ("http://from-params", "toy")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-variable")
-    assert store_uri(config, tmp_path) == "http://from-variable"
+    assert Store.of(config, tmp_path, "toy").uri == "http://from-variable"

@@ -225,7 +225,7 @@ def test_groups_of_rows_are_never_cut_apart():
 
 def test_rows_of_a_method_with_its_own_samplers():
     method = make_method("toy_map")
-    from cmcore.methods.base import Sampling
+    from cmcore.sample.settings import Sampling
 
     sampling = Sampling(diffusion=DIFFUSION, steps=4, two_step=1.0)
     rows = method.samplers(sampling)

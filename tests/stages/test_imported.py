@@ -36,7 +36,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     space = Workspace(folder, params)
     np.save(folder / "images.npy", np.random.default_rng(0).integers(256, size=(96, 16, 16, 3), dtype=np.uint8))
     nvlabs_pickle(folder / "edm.pkl", "ddpmpp")
-    space.call("cmcore.commands.repro")
+    space.call("cmcore.commands", "repro")
     return space
 
 

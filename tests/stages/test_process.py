@@ -24,5 +24,7 @@ def test_a_stage_whose_dvc_died_while_it_was_starting_ends() -> None:
     "arguments", [[], ["tarin"], ["train"], ["train", "ect", "edm"], ["prepare", "ect"], ["common", "x"]]
 )
 def test_wrong_arguments_get_the_usage(arguments) -> None:
-    with pytest.raises(SystemExit, match=r"^usage: python -m stages \{prepare,reference,tabulate\}, or .*tune\} NAME$"):
+    with pytest.raises(
+        SystemExit, match=r"^usage: python -m stages \{code,prepare,reference,tabulate\}, or .*tune\} NAME$"
+    ):
         main(arguments)

@@ -1,6 +1,5 @@
 """Results that wait for a stage are taken only where the stage would make the same ones now."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from cmcore.closure import ROOT
 from cmcore.pipeline import ready
-from cmcore.pipeline.ready import Desk, abandoned, content, put, take
+from cmcore.pipeline.ready import Desk, content, put, take
 
 STAGE = "train@ect"
 
@@ -117,16 +116,6 @@ def test_content_tells_names_from_bytes(tmp_path):
     folders = [folder("1", {"a": "x", "b": "y"}), folder("2", {"a": "y", "b": "x"}), folder("3", {"a": "x", "c": "y"})]
     assert len({content([one]) for one in [*folders, tmp_path / "none"]}) == 4
     assert content([folders[0]]) == content([folder("4", {"b": "y", "a": "x"})])
-
-
-def test_a_stage_that_was_left_alone_notices(monkeypatch):
-    assert not abandoned()
-    monkeypatch.setenv(ready.DRIVER, str(os.getpid()))
-    assert not abandoned()
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    monkeypatch.setenv(ready.DRIVER, str(process.pid))
-    assert abandoned()
 
 
 def test_taking_needs_none_of_the_large_packages():

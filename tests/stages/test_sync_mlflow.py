@@ -11,11 +11,11 @@ import pytest
 import yaml
 from tiny_runs import PARAMS, tiny_inputs
 
-from cmcore.commands.sync_mlflow import sync
+from cmcore.commands.sync import sync
 from cmcore.data.png import to_png
-from cmcore.edge import mlflow_replay
-from cmcore.edge.mlflow_replay import TrackingError
+from cmcore.edge import mlflow_writer
 from cmcore.edge.mlflow_tracker import MlflowTracker
+from cmcore.edge.mlflow_writer import Store, TrackingError
 from cmcore.edge.settings import TrackingConfig
 from cmcore.evaluate.records import MetricRecord, Provenance, to_json
 from cmcore.pipeline.common import Setup, load
@@ -150,7 +150,7 @@ def test_a_replay_gives_mlflow_everything_once_however_often(setup):
 
 def test_a_run_whose_tracking_broke_off_is_completed(setup):
     tags = {"run": "edm", "fingerprint": fingerprint(setup), "git_revision": "abc"}
-    live = MlflowTracker(setup.tracking, workload="tiny", name="edm", tags=tags, root=setup.folders.root)
+    live = MlflowTracker(Store.of(setup.tracking, setup.folders.root, "tiny"), tags)
     live.params({"train": {"lr": 0.001}})
     for row in history(setup)[:5]:
         live.metrics({f"train/{name}": row[name] for name in row if name != "images"}, row["images"])
@@ -168,7 +168,7 @@ def test_a_run_whose_tracking_broke_off_is_completed(setup):
 @pytest.mark.parametrize("after", [1, 2, 4])
 def test_a_server_that_dies_in_the_middle_is_continued(setup, monkeypatch, after):
     """Also where it took the last request and only the answer was lost."""
-    monkeypatch.setattr(mlflow_replay, "POINTS_AT_ONCE", 10)
+    monkeypatch.setattr(mlflow_writer, "POINTS_AT_ONCE", 10)
     send, calls = mlflow.MlflowClient.log_batch, []
 
     def dying(self, *args, **options):

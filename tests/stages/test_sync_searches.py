@@ -11,10 +11,10 @@ import yaml
 from tiny_search import PARAMS, make_job
 
 from cmcore.atomic import replacing
-from cmcore.commands.sync_mlflow import sync
+from cmcore.commands.sync import sync
 from cmcore.config import load_yaml
-from cmcore.edge.mlflow_replay import TrackingError
 from cmcore.edge.mlflow_search import METRIC, SearchRecorder
+from cmcore.edge.mlflow_writer import TrackingError
 from cmcore.edge.settings import TrackingConfig
 from cmcore.pipeline.common import Setup, load
 from cmcore.report.searches import read_searches

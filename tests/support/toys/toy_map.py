@@ -11,9 +11,10 @@ from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser, Labels, with_inputs
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import Batch, LossOut, Method, Nets, Progress, Sampling, Traits
+from cmcore.methods.base import Batch, LossOut, Method, Nets, Progress, Traits
 from cmcore.rng import Draws, NoiseSource
 from cmcore.sample.base import Sampler
+from cmcore.sample.settings import Sampling
 from cmcore.tensors import expand_like, mean_per_sample
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cmcore.commands.adopt import adopt, adopted
+from cmcore.commands.adopt import adopt
+from cmcore.commands.parameter_file import changed
 from cmcore.config import ConfigError, load_yaml, merge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def comments(text: str) -> list[str]:
 
 def test_nothing_but_the_values_changes(project):
     before = load_yaml(project / "params.yaml")
-    said = adopt("ect_schedule", project)
+    said = "\n".join(adopt("ect_schedule", project))
     text = (project / "params.yaml").read_text(encoding="utf-8")
     assert load_yaml(project / "params.yaml") == merge(before, BEST)
     assert comments(text) == comments(TEXT)
@@ -48,7 +49,7 @@ def test_the_workloads_own_file_follows_only_where_it_was_the_same(project):
     adopt("ect_schedule", project)
     assert shipped.read_bytes() == (project / "params.yaml").read_bytes()
     shipped.write_text(TEXT, encoding="utf-8")
-    said = adopt("ect_schedule", project)
+    said = "\n".join(adopt("ect_schedule", project))
     assert shipped.read_text(encoding="utf-8") == TEXT
     assert "workloads/digits.yaml differs from params.yaml and stays as it is" in said
 
@@ -58,13 +59,13 @@ def test_adopting_twice_changes_nothing_and_says_so(project):
     once = (project / "params.yaml").read_bytes()
     second = adopt("ect_schedule", project)
     assert (project / "params.yaml").read_bytes() == once
-    assert first.startswith("params.yaml changed: runs.ect.options.P_mean: -0.4, runs.ect.options.q: 3.217")
+    assert first[0].startswith("params.yaml changed: runs.ect.options.P_mean: -0.4, runs.ect.options.q: 3.217")
     assert "workloads/digits.yaml changed in the same way" in first
-    assert second == "params.yaml holds these values already: " + first.splitlines()[0].partition(": ")[2]
+    assert second == ["params.yaml holds these values already: " + first[0].partition(": ")[2]]
 
 
 def test_an_equal_number_stays_as_it_was_written():
-    assert adopted(TEXT, {"train": {"lr": 0.0004}}) == TEXT
+    assert changed(TEXT, {"train": {"lr": 0.0004}}) == TEXT
 
 
 def test_it_says_what_the_values_are_worth(project):
@@ -73,12 +74,12 @@ def test_it_says_what_the_values_are_worth(project):
     search = {"name": "ect_schedule", "base": "ect", "metric": "fd", "best": BEST, "importance": {}, "trials": []}
     compared = [{"seed": 11, "before": 1.0, "after": 1.1}]
     (folder / "trials.json").write_text(json.dumps({**search, "confirmed": compared}), encoding="utf-8")
-    assert "not better on any seed: fd is 10% higher on the mean of 1 seed." in adopt("ect_schedule", project)
+    assert "not better on any seed: fd is 10% higher on the mean of 1 seed." in adopt("ect_schedule", project)[-1]
 
 
 def test_new_sections_are_made_on_one_line():
     change = {"runs": {"ect": {"train": {"ema": {"tuned": {"power_std": 0.08}}, "eval_ema": "tuned"}}}}
-    lines = [line for line in adopted(TEXT, change).splitlines() if "tuned" in line]
+    lines = [line for line in changed(TEXT, change).splitlines() if "tuned" in line]
     assert len(lines) == 1
     assert yaml.safe_load(lines[0]) == {"train": {"ema": {"tuned": {"power_std": 0.08}}, "eval_ema": "tuned"}}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cmcore.commands.place import CommandError
 from cmcore.commands.readme import README, TABLE, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,5 +31,5 @@ def test_the_table_replaces_what_stood_between_the_markers():
 
 @pytest.mark.parametrize("text", ["no markers", "<!-- results:end -->\n<!-- results:start -->\n"])
 def test_missing_markers_are_an_error(text: str):
-    with pytest.raises(ValueError, match="markers"):
+    with pytest.raises(CommandError, match="markers"):
         with_table(text, "| x |")

@@ -1,23 +1,27 @@
 """What README tells a reader to type exists, and so does what it points at."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import typer
 import yaml
 from readme_commands import README, blocks, commands
 
 from cmcore import plugins
 from cmcore.closure import ROOT, module_file
+from cmcore.commands.app import app
 from cmcore.config import load_yaml, merge, read
 from cmcore.data.settings import DataConfig
 from cmcore.pipeline.common import load
 
 TEXT = README.read_text(encoding="utf-8")
-PROSE = re.findall(r"`(make [^`]+)`", TEXT)
+PROSE = re.findall(r"`((?:make|cmlab) [^`]+)`", TEXT)
 LINKS = sorted({link for link in re.findall(r"\]\(([^)#\s]+)", TEXT) if "://" not in link})
 NAMED = sorted(set(re.findall(r"`((?:cmcore|stages|tests|benchmarks|workloads)/[\w./-]+)`", TEXT)))
 
@@ -30,8 +34,10 @@ def check(words: list[str]) -> None:
         assert done.returncode == 0, done.stderr
         targets = [word for word in rest if "=" not in word]
         assert len(targets) == 1
-        for module in re.findall(r"-m (stages[\w.]*)", done.stdout):
-            assert module_file(module) is not None, module
+        for line in re.findall(r"/cmlab\" (.*)", done.stdout.replace("\\\n", " ")):
+            check_cmlab(shlex.split(line))
+    elif program in ("cmlab", ".venv/bin/cmlab"):
+        check_cmlab(rest)
     elif program == "ray":
         check_ray(rest)
     elif program in ("python", ".venv/bin/python"):
@@ -44,6 +50,17 @@ def check(words: list[str]) -> None:
         assert rest == [".venv/bin/activate"]
     else:
         assert program == "export", f"README shows {program!r}, and this test does not know it"
+
+
+def check_cmlab(words: list[str]) -> None:
+    """Fail if the command line of the project would refuse the words, whatever the values of parameters."""
+    command: Any = typer.main.get_command(app)
+    with command.context_class(command, info_name="cmlab") as top:
+        try:
+            _, chosen, rest = command.resolve_command(top, words)
+            chosen.make_context(words[0], rest, parent=top)
+        except typer.TyperException as error:
+            raise AssertionError(error.format_message()) from error
 
 
 def check_ray(words: list[str]) -> None:
@@ -62,7 +79,19 @@ def test_a_command_names_what_exists(words):
 
 
 @pytest.mark.parametrize(
-    "command", ["make reproduce", "ray begin", "ray start --heads", "python -m stages.nothing", "cp a b", "frobnicate"]
+    "command",
+    [
+        "make reproduce",
+        "make plan GPUS=x",
+        "cmlab reproduce",
+        "cmlab plan --gpu",
+        "cmlab use",
+        "ray begin",
+        "ray start --heads",
+        "python -m stages.nothing",
+        "cp a b",
+        "frobnicate",
+    ],
 )
 def test_a_wrong_command_would_be_found(command):
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""`make clean-work`: remove work folders that no run or search of any workload file can use, and say what that frees.
+"""`cmlab clean`: removal of work folders that no run or search of any workload file can use.
 
 A folder's name ends in the fingerprint of configuration, code, data and starting weights. As long as one parameter file
 gives a run that fingerprint, or it cannot be known, the folder stays.
@@ -7,7 +7,6 @@ gives a run that fingerprint, or it cannot be known, the folder stays.
 import itertools
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
 from cmcore.config import ConfigError, load_yaml
 from cmcore.pipeline.common import PARAMS, Folders
 from cmcore.pipeline.tidy import in_words, remove, tidy, tidy_search
-from cmcore.report.readers import ReportError
 from cmcore.report.searches import read_searches
 from cmcore.search.entries import searches
 from cmcore.search.search import search_fingerprint
@@ -121,7 +119,7 @@ def clean(root: Path) -> list[str]:
     """
     root = root.resolve()
     if busy(root):
-        raise ConfigError("clean-work", "expected no stage of this project to run; nothing was removed")
+        raise ConfigError(".work", "expected no stage of this project to run; nothing was removed")
     use, lines, freed = kept(root), list[str](), 0
     ended = {search.fingerprint for place in root.glob("reports/*/tune") for search in read_searches(place)}
     for folder in list(work_folders(root / ".work")):
@@ -134,10 +132,3 @@ def clean(root: Path) -> list[str]:
             lines.append(f"{folder.relative_to(root)} {what}: {in_words(bytes_)}")
         freed += bytes_
     return [*lines, f"{in_words(freed)} freed"]
-
-
-if __name__ == "__main__":
-    try:
-        print("\n".join(clean(Path.cwd())))
-    except (ConfigError, ReportError) as error:
-        sys.exit(str(error))

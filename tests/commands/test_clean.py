@@ -12,9 +12,10 @@ import pytest
 import yaml
 from tiny_runs import PARAMS, tiny_inputs
 
+from cmcore.assemble.models import save_empty
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
 from cmcore.closure import ROOT
-from cmcore.commands.clean_work import clean
+from cmcore.commands.clean import clean
 from cmcore.config import ConfigError
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.ready import put
@@ -179,9 +180,10 @@ def test_nothing_is_removed_while_a_stage_runs(root):
 
 
 def test_the_command_says_a_line(root):
+    (root / "dvc.yaml").touch()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "cmcore.commands.clean_work"],
+        [sys.executable, "-m", "cmcore.commands", "clean"],
         cwd=root,
         env=environment,
         capture_output=True,

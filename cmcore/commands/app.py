@@ -1,0 +1,348 @@
+"""`cmlab`, the command line. Each command imports what it needs by itself, so that help and completion come at once.
+
+Exit codes: 0; 1 for work that failed, 2 for a wrong parameter or argument, 128 + n for signal n. An error is one line.
+"""
+
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from cmcore.closure import ROOT
+from cmcore.commands import complete
+from cmcore.commands.overrides import overriding, recover, running
+from cmcore.commands.place import CommandError, project_root, require_own_code
+from cmcore.config import ConfigError
+
+NAME = "cmlab"
+OUTSIDE = ("import-weights",)  # commands that work without a project folder, too
+UNTOUCHED = ("doctor", *OUTSIDE)  # commands that change no file
+WRITES_PARAMETERS = ("use", "adopt")
+CONTINUED = ("repro", "tune")
+
+app = typer.Typer(
+    name=NAME,
+    rich_markup_mode=None,  # its import takes longer than all of the help
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass
+class Call:
+    """One call of the command line."""
+
+    words: Sequence[str] = ()
+    command: str = ""
+    start: Path = field(default_factory=Path.cwd)
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def show_version(wanted: bool) -> None:
+    """`--version`."""
+    if not wanted:
+        return
+    try:
+        print(f"{NAME} {importlib.metadata.version(NAME)}")
+    except importlib.metadata.PackageNotFoundError:
+        print(f"{NAME} from {ROOT}, not installed")
+    raise typer.Exit
+
+
+@app.callback()
+def prepare(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Consistency models: trained, compared and reproduced.
+
+    Works in the project folder, with dvc.yaml and params.yaml, that the working directory lies in.
+
+    \b
+    Examples:
+      cmlab repro            the whole pipeline, from data to report
+      cmlab use cifar10      another workload
+    """
+    del version
+    call, command = context.ensure_object(Call), context.invoked_subcommand or ""
+    call.command = command
+    if {"-h", "--help"} & set(call.words):
+        return
+    try:
+        root = project_root(call.start)
+    except CommandError:
+        if command in OUTSIDE:
+            return
+        raise
+    if command not in UNTOUCHED:
+        for line in recover(root):
+            print(line, file=sys.stderr)
+    if command in WRITES_PARAMETERS and running(root):
+        raise CommandError("params.yaml belongs to a running `cmlab repro --set`; wait for it to end")
+    os.chdir(root)
+
+
+@app.command()
+def repro(
+    jobs: Annotated[
+        str,
+        typer.Option("-j", "--jobs", metavar="N", help="Stages at a time: a number, or auto for what the cores carry."),
+    ] = "auto",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A parameter for this run of the pipeline alone; may be given several times.",
+            autocompletion=complete.parameters,
+        ),
+    ] = None,
+) -> None:
+    """Run the pipeline: prepare data, train, evaluate, tabulate.
+
+    Reads params.yaml and runs what changed since the last time; what was computed before comes back from DVC's cache.
+    Writes outputs/, reports/ and dvc.lock. Stopped by Ctrl-C or killed, it continues where it was.
+
+    \b
+    Examples:
+      cmlab repro
+      cmlab repro -j 4
+      cmlab repro --set runs.ect.options.q=8 --set train.seed=2
+
+    With --set, params.yaml has the values while the pipeline runs and is put back afterwards.
+    """
+    from cmcore.commands import repro as pipeline
+
+    require_own_code(Path.cwd())
+    if not assignments:
+        raise typer.Exit(pipeline.main(jobs))
+    with overriding(Path.cwd(), assignments):
+        code = pipeline.main(jobs)
+    if not code:
+        print(f"reports/ now show {', '.join(assignments)}; `cmlab repro` restores the results of params.yaml as it is")
+    raise typer.Exit(code)
+
+
+@app.command()
+def use(
+    workload: Annotated[
+        str, typer.Argument(help="A file of workloads/, by its name.", autocompletion=complete.workloads)
+    ],
+) -> None:
+    """Make a workload the active one.
+
+    Copies workloads/WORKLOAD.yaml to params.yaml, which is refused where that holds edits that would be lost.
+
+    \b
+    Example:
+      cmlab use cifar10
+    """
+    from cmcore.commands.use import use as copy
+
+    show(copy(workload, Path.cwd()))
+
+
+@app.command()
+def plan(
+    workload: Annotated[
+        str,
+        typer.Argument(
+            help="A file of workloads/, by its name.", show_default="params.yaml", autocompletion=complete.workloads
+        ),
+    ] = "",
+    gpu: Annotated[str, typer.Option(help="The machine: h100, a100, rtx4090, ..., or cpu for this one.")] = "h100",
+    gpus: Annotated[int, typer.Option(help="How many of them.")] = 1,
+    price: Annotated[float | None, typer.Option(help="Of one for an hour: adds the cost.")] = None,
+    efficiency: Annotated[float, typer.Option(help="Share of the peak matrix rate that training reaches.")] = 0.4,
+) -> None:
+    """Estimate operations, memory, time and cost of a workload.
+
+    Reads a parameter file, and neither data nor a GPU. Writes nothing.
+
+    \b
+    Example:
+      cmlab plan imagenet64 --gpu h100 --gpus 64 --price 2.5
+    """
+    from cmcore.commands.plan import lines
+
+    show(lines(Path.cwd(), workload, gpu=gpu, gpus=gpus, price=price, efficiency=efficiency))
+
+
+@app.command()
+def tune(
+    name: Annotated[str, typer.Argument(help="An entry of tune in params.yaml.", autocompletion=complete.searches)],
+) -> None:
+    """Search for better parameters.
+
+    Runs a search of the active workload, or continues it, and makes the report anew.
+    Writes reports/<workload>/tune/NAME; params.yaml stays as it is until `cmlab adopt NAME`.
+
+    \b
+    Example:
+      cmlab tune ect_schedule
+    """
+    from cmcore.commands.tune import tune as search
+
+    require_own_code(Path.cwd())
+    raise typer.Exit(search(name))
+
+
+@app.command()
+def adopt(
+    name: Annotated[str, typer.Argument(help="A search that has run.", autocompletion=complete.searches)],
+) -> None:
+    """Write what a search found into params.yaml.
+
+    Changes its best values alone, comments kept, in params.yaml and in the workload's own file where that was the same.
+
+    \b
+    Example:
+      cmlab adopt ect_schedule
+    """
+    from cmcore.commands.adopt import adopt as write
+
+    show(write(name, Path.cwd()))
+
+
+@app.command()
+def report() -> None:
+    """Make tables, figures and page again.
+
+    Reads the results that are there and writes reports/<workload>. Nothing is trained, measured or searched.
+
+    \b
+    Example:
+      cmlab report
+    """
+    from cmcore.commands import report as pages
+
+    raise typer.Exit(pages.main())
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens on 127.0.0.1.")] = 5000) -> None:
+    """Open MLflow's pages for this machine.
+
+    Serves .tracking/mlflow.db until Ctrl-C.
+
+    \b
+    Example:
+      cmlab ui --port 5001
+    """
+    from cmcore.commands.ui import serve
+
+    serve(Path.cwd(), port)
+
+
+@app.command()
+def sync() -> None:
+    """Send MLflow what it missed.
+
+    Reads outputs/ and reports/ of the active workload; sends what the MLflow server or database lacks, nothing twice.
+    After a server was down, or where the reports came with git.
+
+    \b
+    Example:
+      cmlab sync
+    """
+    from cmcore.commands.sync import sync as send
+    from cmcore.pipeline.common import load
+
+    show(send(load()))
+
+
+@app.command()
+def import_weights(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A network of EDM, EDM2, Consistency Models or ECT: .pkl or .pt.")],
+    part: Annotated[str, typer.Option(help="Which weights of a pickle that holds several.")] = "ema",
+) -> None:
+    """Describe a public weight file.
+
+    Reads the file, writes nothing: prints its family, its size, and the lines of params.yaml that use it.
+
+    \b
+    Example:
+      cmlab import-weights edm-cifar10-32x32-uncond-vp.pkl
+    """
+    from cmcore.commands.import_weights import describe
+
+    path, here = context.ensure_object(Call).start / file, Path.cwd()
+    # In the words that params.yaml would use.
+    print(describe(path.relative_to(here) if path.is_relative_to(here) else path, part))
+
+
+@app.command()
+def clean() -> None:
+    """Remove what interrupted runs left and none needs.
+
+    Removes checkpoints in .work/ of runs and searches that neither params.yaml nor a file of workloads/ describes.
+    Results and DVC's cache stay.
+
+    \b
+    Example:
+      cmlab clean
+    """
+    from cmcore.commands.clean import clean as remove
+
+    show(remove(Path.cwd()))
+
+
+@app.command(hidden=True)
+def readme() -> None:
+    """Copy the table of the workload digits into README.md."""
+    from cmcore.commands.readme import copy_table
+
+    show(copy_table(Path.cwd()))
+
+
+def stop(number: int, frame: Any) -> NoReturn:
+    """End in good order when asked to by a signal."""
+    del frame
+    sys.exit(128 + number)
+
+
+def known(error: Exception) -> bool:
+    """Whether an error says in a sentence what is wrong. Asked once there is one, as it imports much."""
+    from cmcore.pipeline.process import expected
+
+    dvc = sys.modules.get("dvc.exceptions")
+    return isinstance(error, (CommandError, OSError, *expected(), *((dvc.DvcException,) if dvc else ())))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line, by default that of the process, and exit."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    call = Call(words=list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+    message, code = "", 0
+    try:
+        code = app(call.words, prog_name=NAME, standalone_mode=False, obj=call) or 0
+        if code == 128 + signal.SIGINT:
+            message = "stopped" + ("; the same command continues from here" if call.command in CONTINUED else "")
+    except typer.TyperException as error:
+        message, code = error.format_message(), error.exit_code
+    except ConfigError as error:
+        message, code = str(error), 2
+    except Exception as error:
+        if not known(error):
+            raise
+        message, code = str(error), 1
+    if message:
+        print(f"{' '.join([NAME, call.command]).strip()}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
