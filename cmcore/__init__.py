@@ -1,1 +1,1 @@
-"""Few-step generative models: trained, compared and reproduced. See README.md, "How it is built"."""
+"""Few-step generative models: trained, compared and reproduced. See docs/how-it-is-built.md."""

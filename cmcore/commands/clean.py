@@ -16,8 +16,9 @@ from cmcore.assemble.project import Project, load_project
 from cmcore.assemble.run import NONE, RANDOM
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
 from cmcore.config import ConfigError, load_yaml
+from cmcore.numbers import size
 from cmcore.pipeline.common import PARAMS, Folders
-from cmcore.pipeline.tidy import in_words, remove, tidy, tidy_search
+from cmcore.pipeline.tidy import remove, tidy, tidy_search
 from cmcore.report.searches import read_searches
 from cmcore.search.entries import searches
 from cmcore.search.search import search_fingerprint
@@ -129,6 +130,6 @@ def clean(root: Path) -> list[str]:
             over = folder.name in ended
             bytes_, what = (tidy_search(folder) if over else tidy(folder)), "has ended: what it needed to go on"
         if bytes_:
-            lines.append(f"{folder.relative_to(root)} {what}: {in_words(bytes_)}")
+            lines.append(f"{folder.relative_to(root)} {what}: {size(bytes_, 'B', ' ')}")
         freed += bytes_
-    return [*lines, f"{in_words(freed)} freed"]
+    return [*lines, f"{size(freed, 'B', ' ')} freed"]

@@ -8,6 +8,7 @@ from cmcore.budget.machines import machine
 from cmcore.budget.plan import RunPlan, Setting, plan
 from cmcore.commands.place import workload_files
 from cmcore.config import ConfigError, require
+from cmcore.numbers import duration, size
 from cmcore.pipeline.common import PARAMS, Folders
 
 GPU, EFFICIENCY = "h100", 0.4
@@ -21,23 +22,6 @@ memory: of each machine, at the micro-batch; largest: the largest micro-batch th
 memory, not results.
 time: operations over {efficiency:.0%} of the peak matrix rate of their precision. That share is an assumption;
 measure a step, and say --efficiency. Reading data, sampling and evaluation are not in it."""
-
-
-def size(number: float, units: Sequence[str] = ("", "k", "M", "G", "T", "P"), step: float = 1000.0) -> str:
-    """Three digits and a unit."""
-    for unit in units[:-1]:
-        if number < 0.9995 * step:
-            return f"{number:.3g}{unit}"
-        number /= step
-    return f"{number:.3g}{units[-1]}"
-
-
-def duration(seconds: float) -> str:
-    """Three digits and the unit that suits."""
-    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def row(run: RunPlan) -> tuple[str, ...]:

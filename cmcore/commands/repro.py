@@ -17,10 +17,11 @@ from cmcore.config import ConfigError
 from cmcore.data.sources.changes import changed
 from cmcore.edge.autoencoder import check_decoder
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
+from cmcore.numbers import about
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.parallel import compute_all, is_ahead
 from cmcore.pipeline.process import DRIVER
-from cmcore.pipeline.speeds import STARTING, Speeds, changed_stages, words
+from cmcore.pipeline.speeds import STARTING, Speeds, changed_stages
 
 LAST = "tabulate"  # what `make repro` is about
 RUNNING = re.compile(r"^Running stage '(?P<stage>.+)':$")
@@ -78,7 +79,7 @@ def work_ahead(todo: list[str], kept: set[str], total: int, setup: Setup, jobs: 
 
     def say(stage: str, left: float) -> None:
         todo.remove(stage)
-        print(f"[{total - len(todo)}/{total}] {stage}, about {words(left)} left", flush=True)
+        print(f"[{total - len(todo)}/{total}] {stage}, about {about(left)} left", flush=True)
 
     compute_all(setup, ahead, jobs, say)
 
@@ -119,7 +120,7 @@ def run_dvc(todo: list[str], total: int, setup: Setup, environment: dict[str, st
                     running, since = stage, time.monotonic()
                 if not skipped:
                     how = "" if started else ": restored"
-                    print(f"[{total - len(todo)}/{total}] {stage}{how}, about {words(rest)} left", flush=True)
+                    print(f"[{total - len(todo)}/{total}] {stage}{how}, about {about(rest)} left", flush=True)
             elif not SILENT.match(line):
                 print(f"      {line}", flush=True)
         code = process.wait()
@@ -217,5 +218,5 @@ def main(wanted: str = "auto") -> int:
     if code:
         print("stopped; `cmlab repro` continues from here", file=sys.stderr)
         return code
-    print(f"\n{summary(setup)}\n\n{count} stages in {words(time.monotonic() - begin)}")
+    print(f"\n{summary(setup)}\n\n{count} stages in {about(time.monotonic() - begin)}")
     return 0

@@ -70,9 +70,3 @@ def changed_stages(status: Mapping[str, object], parents: Mapping[str, Sequence[
         if stage in status or any(parent in todo for parent in before):
             todo.append(stage)
     return todo
-
-
-def words(seconds: float) -> str:
-    """A duration as one says it."""
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes else f"{max(round(seconds / 5), 1) * 5} s"

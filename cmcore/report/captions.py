@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord
-from cmcore.report.cells import rounded
+from cmcore.numbers import rounded
 from cmcore.report.published import titles
 from cmcore.report.readers import ReferenceFacts, RunReport
 

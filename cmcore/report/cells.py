@@ -1,12 +1,13 @@
-"""A table as data: cells, columns and marks, before any output format; and how many digits a number deserves."""
+"""A table as data: cells, columns and marks, before any output format."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cmcore import numbers
+
 Better = Literal["low", "high", ""]
-GAP = "\u202f"  # narrow no-break space
 DASH = "\u2013"
 
 
@@ -48,51 +49,22 @@ class Table:
                 raise ValueError(f"table {self.name}: expected {len(self.columns)} cells in a row, got {len(row)}")
 
 
-def rounded(value: float, spread: float = 0.0) -> tuple[str, str]:
-    """`value` and `spread` as text: the spread with one digit (two if it starts with 1), the value to the same decimal.
-
-    Without a spread the value keeps three significant digits.
-    """
-    if spread <= 0:
-        return _fixed(value, _decimals(value, 3)), ""
-    decimals = _decimals(spread, 2 if f"{spread:.1e}".startswith("1") else 1)
-    if value:
-        decimals = min(decimals, _decimals(value, 6))  # a spread far below the value says nothing more
-    return _fixed(value, decimals), _fixed(spread, decimals)
-
-
-def _decimals(value: float, digits: int) -> int:
-    """Decimals that show `digits` significant digits of `value`."""
-    return digits - 1 - int(f"{abs(value):.{digits - 1}e}".split("e")[1]) if value else digits - 1
-
-
-def _fixed(value: float, decimals: int) -> str:
-    text = f"{round(value, decimals):.{max(0, decimals)}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
-
-
 def measured(value: float, spread: float = 0.0) -> Cell:
     """A cell that shows a measured value with its spread."""
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number in a table, got {value}")
-    shown, over = rounded(value, spread)
+    shown, over = numbers.rounded(value, spread)
     return Cell(f"{shown} ± {over}" if over else shown, value, spread or None)
 
 
 def count(number: int) -> Cell:
-    """A whole number: in groups of three digits, or in millions from ten million on. 0 means that it is not known."""
-    if not number:
-        return Cell("not stated")
-    millions = f"{number / 1e6:.4g} M" if number < 1e9 else f"{number / 1e6:,.0f} M"
-    return Cell((millions if number >= 1e7 else f"{number:,}").replace(",", GAP).replace(" ", GAP), float(number))
+    """A cell of a whole number; 0 means that it is not known."""
+    return Cell(numbers.count(number), float(number)) if number else Cell("not stated")
 
 
 def duration(seconds: float) -> Cell:
-    """A time, in seconds below two minutes, else in minutes, and in hours from two hours on."""
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return Cell(f"{seconds / length:.3g}{GAP}{unit}", seconds)
-    return Cell(f"{seconds:.3g}{GAP}s", seconds)
+    """A cell of a time."""
+    return Cell(numbers.duration(seconds, numbers.GAP), seconds)
 
 
 def marked(table: Table) -> Table:

@@ -4,7 +4,8 @@ import csv
 import html
 import io
 
-from cmcore.report.cells import DASH, GAP, Cell, Column, Table
+from cmcore.numbers import GAP
+from cmcore.report.cells import DASH, Cell, Column, Table
 
 ARROW = {"low": " ↓", "high": " ↑", "": ""}
 TEX = {

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from cmcore.numbers import size
+
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the pale yellow is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -147,6 +149,4 @@ def plain_log(axes: Axes) -> None:
 
 def thousands(value: float, _: int) -> str:
     """A tick of an axis of images: 50 k, 2 M."""
-    if value >= 1e6:
-        return f"{value / 1e6:g} M"
-    return f"{value / 1e3:g} k" if value else "0"
+    return size(value, gap=" ", digits=6)

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cmcore.report.cells import DASH, GAP, Cell, Column, Table, count, marked, measured
+from cmcore.numbers import grouped, short
+from cmcore.report.cells import DASH, Cell, Column, Table, count, marked, measured
 from cmcore.report.searches import FINISHED, Found, adopted
 
 EMPTY = Cell(DASH)
+DIGITS = 4  # of a value that was tried
 
 
 def overview(searches: Sequence[Found], entries: Mapping[str, Any]) -> Table:
@@ -46,8 +48,12 @@ def values(search: Found) -> Table:
     for path in search.paths:
         tried = [trial.values[path] for trial in search.trials if path in trial.values]
         words = any(isinstance(value, str) for value in tried)
-        span = ", ".join(sorted({str(v) for v in tried})) if words else f"{_short(min(tried))} to {_short(max(tried))}"
-        found = Cell(_short(best.get(path, DASH)))
+        span = (
+            ", ".join(sorted({str(v) for v in tried}))
+            if words
+            else f"{short(min(tried), DIGITS)} to {short(max(tried), DIGITS)}"
+        )
+        found = Cell(short(best.get(path, DASH), DIGITS))
         share = Cell(f"{shares[path]:.0%}", shares[path]) if path in shares else EMPTY
         rows.append((Cell(path), Cell(span), found, share))
     columns = (
@@ -56,7 +62,7 @@ def values(search: Found) -> Table:
         Column("best", "Best"),
         Column("importance", "Importance"),
     )
-    text = f"Importance: share of the variance of ln fd after {_grouped(last)} images that the parameter explains."
+    text = f"Importance: share of the variance of ln fd after {grouped(last)} images that the parameter explains."
     title = f"Search {search.name}: values of runs.{search.base}"
     return Table(f"search_{search.name}_values", title, columns, tuple(rows), text if shares else "")
 
@@ -93,7 +99,7 @@ def trials(search: Found) -> Table:
     columns = (
         Column("rank", "Rank"),
         *(Column(path, path) for path in search.paths),
-        *(Column(f"fd_{images}", f"fd at {_grouped(images)} images", "low") for images in rungs),
+        *(Column(f"fd_{images}", f"fd at {grouped(images)} images", "low") for images in rungs),
         Column("end", "End"),
     )
     rows = tuple(
@@ -125,15 +131,7 @@ def _whole(number: int) -> Cell:
     return count(number) if number else Cell("0", 0.0)
 
 
-def _grouped(number: int) -> str:
-    return f"{number:,}".replace(",", GAP)
-
-
 def _value(value: Any) -> Cell:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return Cell(DASH if value is None else str(value))
-    return Cell(_short(value), float(value))
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return Cell(short(value, DIGITS), float(value))

@@ -85,8 +85,3 @@ def explained(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
         return 0.0
     left = float(((y - np.polyval(np.polyfit(x, y, degree), x)) ** 2).sum())
     return max(0.0, 1 - left / spread * (len(y) - 1) / (len(y) - degree - 1))
-
-
-def short(value: Any) -> str:
-    """A value of a parameter in few digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from cmcore.numbers import short
 from cmcore.report.plots import save
-from cmcore.report.trials import SearchReport, importances, rungs, short
+from cmcore.report.trials import SearchReport, importances, rungs
 from cmcore.report.tune_figures import importance, parallel
 
 

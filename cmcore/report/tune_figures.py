@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cmcore.numbers import short
 from cmcore.report.plots import QUIET, WIDTH, colour, style
-from cmcore.report.trials import LEAST, Row, SearchReport, importances, short
+from cmcore.report.trials import LEAST, Row, SearchReport, importances
 
 
 def parallel(search: SearchReport) -> Figure:

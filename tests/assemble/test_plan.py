@@ -321,11 +321,6 @@ def test_wrong_arguments_are_one_line(arguments, message):
         cost.lines(ROOT, **arguments)
 
 
-def test_sizes_and_durations_in_words():
-    assert [cost.size(n) for n in (0, 999, 1000, 55_733_891, 2.5e9, 7e15)] == ["0", "999", "1k", "55.7M", "2.5G", "7P"]
-    assert [cost.duration(s) for s in (1.5, 119, 120, 7200, 172_800)] == ["1.5 s", "119 s", "2 min", "2 h", "2 d"]
-
-
 def test_costs_are_counted_once(costs, monkeypatch):
     run = project().run("edm")
     before = costs.of(run, "forward")

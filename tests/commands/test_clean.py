@@ -12,6 +12,7 @@ import pytest
 import yaml
 from tiny_runs import PARAMS, tiny_inputs
 
+from cmcore import numbers
 from cmcore.assemble.models import save_empty
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
 from cmcore.closure import ROOT
@@ -19,7 +20,7 @@ from cmcore.commands.clean import clean
 from cmcore.config import ConfigError
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.ready import put
-from cmcore.pipeline.tidy import in_words, size, tidy, tidy_search
+from cmcore.pipeline.tidy import size, tidy, tidy_search
 from cmcore.train.session import CHECKPOINT
 from stages.train import train
 
@@ -91,12 +92,12 @@ def test_an_unfinished_run_keeps_everything(root):
     (folder / CHECKPOINT).write_bytes(b"state")
     assert tidy(folder) == 0
     assert (folder / CHECKPOINT).exists()
-    assert clean(root) == ["0 bytes freed"]
+    assert clean(root) == ["0 B freed"]
     assert (folder / CHECKPOINT).exists()
 
 
 def test_what_every_workload_file_knows_stays(root):
-    assert clean(root) == ["0 bytes freed"]
+    assert clean(root) == ["0 B freed"]
     assert folder_of(root, "edm").exists()
 
 
@@ -105,8 +106,8 @@ def test_a_run_that_no_file_describes_goes_and_says_how_large_it_was(root):
     for path in ("params.yaml", "workloads/tiny.yaml"):
         edit(root / path, "method: ect", "method: ect\n    options: {q: 3.0}")
     line, total = clean(root)
-    assert line == f".work/tiny/{old.name} is of no run of any workload file: {in_words(bytes_)}"
-    assert total == f"{in_words(bytes_)} freed"
+    assert line == f".work/tiny/{old.name} is of no run of any workload file: {numbers.size(bytes_, 'B', ' ')}"
+    assert total == f"{numbers.size(bytes_, 'B', ' ')} freed"
     assert not old.exists()
     assert folder_of(root, "edm").exists()
 
@@ -124,7 +125,7 @@ def test_a_student_of_weights_that_are_not_sealed_yet_stays(root):
     setup, folder = load(root), folder_of(root, "ect")
     setup.folders.weights("edm").write_bytes(setup.folders.weights("ect").read_bytes())
     assert folder_of(root, "ect") != folder
-    assert clean(root) == ["0 bytes freed"]
+    assert clean(root) == ["0 B freed"]
     assert folder.exists()
 
 
@@ -140,7 +141,7 @@ def test_of_a_workload_file_that_is_wrong_everything_stays(root):
     folder = folder_of(root, "ect")
     for path in ("params.yaml", "workloads/tiny.yaml"):
         edit(root / path, "method: ect", "method: etc")
-    assert clean(root) == ["0 bytes freed"]
+    assert clean(root) == ["0 B freed"]
     assert folder.exists()
 
 
@@ -190,7 +191,7 @@ def test_the_command_says_a_line(root):
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "0 bytes freed\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "0 B freed\n"), done.stderr
 
 
 def test_training_after_a_tidy_folder_gives_the_same_bits(root):
@@ -198,9 +199,3 @@ def test_training_after_a_tidy_folder_gives_the_same_bits(root):
     fresh = replace(setup, folders=replace(setup.folders, root=root / "fresh"))
     final = train(fresh, setup.project.run("edm"), inputs_of(setup, "edm"))
     assert (final / WEIGHTS).read_bytes() == (before / FINAL / WEIGHTS).read_bytes()
-
-
-def test_bytes_in_words():
-    assert [in_words(n) for n in (0, 999, 1000, 33_167_528, 2.5e9)] == [
-        "0 bytes", "999 bytes", "1 KB", "33.2 MB", "2.5 GB",
-    ]  # fmt: skip

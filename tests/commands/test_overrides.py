@@ -63,7 +63,7 @@ def test_it_is_put_back_after_an_error(project):
         ("runs.ect.options.qq=8", "runs.ect.options.qq: unknown key; did you mean 'q'?"),
         ("runs.ect.options.q=eight", "runs.ect.options.q: expected a number, got 'eight'"),
         ("runs.ect.options.q=[", "runs.ect.options.q: is not valid YAML"),
-        ("trian.seed=2", "trian: unknown key; did you mean 'train'?"),
+        ("tarin.seed=2", "tarin: unknown key; did you mean 'train'?"),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_runs(project, text, message):

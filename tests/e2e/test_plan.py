@@ -2,7 +2,7 @@ import pytest
 
 from cmcore.assemble.project import load_project
 from cmcore.closure import ROOT
-from cmcore.pipeline.speeds import GUESS, STARTING, Speeds, changed_stages, words
+from cmcore.pipeline.speeds import GUESS, STARTING, Speeds, changed_stages
 
 TINY = load_project(ROOT / "tests" / "e2e" / "tiny.yaml")
 PARENTS = {
@@ -38,7 +38,3 @@ def test_estimates_follow_what_was_measured_and_survive_a_restart(tmp_path):
 def test_a_damaged_memory_is_forgotten(tmp_path):
     (tmp_path / "speeds.json").write_text("[1, 2")
     assert Speeds.read(tmp_path / "speeds.json").seconds == {}
-
-
-def test_durations_in_words():
-    assert [words(s) for s in (0, 12, 47, 95, 3600)] == ["5 s", "10 s", "1 min", "2 min", "60 min"]

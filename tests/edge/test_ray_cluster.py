@@ -1,4 +1,4 @@
-"""README's way to a cluster, with its own commands: two nodes on this machine, and a token that lets in."""
+"""The way to a cluster in docs/gpu-and-cluster.md, by its commands: two nodes on this machine, and a token to enter."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from readme_commands import commands
+from pages import DOCS, commands
 from sockets import open_doors
 from tiny_runs import PARAMS
 
@@ -21,20 +21,21 @@ from cmcore.pipeline.common import Folders
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 BIN = Path(sys.executable).parent
+SHOWN = commands(DOCS / "gpu-and-cluster.md")
 # What a test adds: this machine only looks like two nodes.
 BOTH = ["--block", "--disable-usage-stats", "--object-store-memory=100000000"]
 HEAD = ["--num-cpus=0"]  # without CPUs, so that the work is done by the node that joined
 
 
 def shown(*beginning: str) -> list[str]:
-    """The one command of README that begins so."""
-    (words,) = [words for words in commands() if words[: len(beginning)] == list(beginning)]
+    """The one command of the page that begins so."""
+    (words,) = [words for words in SHOWN if words[: len(beginning)] == list(beginning)]
     return words
 
 
 def exported() -> dict[str, str]:
-    """The variables that README says to export."""
-    return dict(word.partition("=")[::2] for words in commands() if words[0] == "export" for word in words[1:])
+    """The variables that the page says to export."""
+    return dict(word.partition("=")[::2] for words in SHOWN if words[0] == "export" for word in words[1:])
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def test_readme_leads_to_a_cluster_that_asks_for_a_token(short_tmp, tmp_path):
     with running(head, node, short_tmp / "head.log", "--address=") as line:
         address = line.split("'")[1]
         assert address.endswith(f":{port}")
-        (join,) = [words for words in commands() if words[:2] == ["ray", "start"] and "--head" not in words]
+        (join,) = [words for words in SHOWN if words[:2] == ["ray", "start"] and "--head" not in words]
         join = [word.replace("HEAD:6379", address) for word in join] + [*BOTH, "--num-cpus=1"]
         with running(join, node, short_tmp / "join.log", "Ray runtime started"):
             assert open_doors(psutil.Process().children(recursive=True)) == []
