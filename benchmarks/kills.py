@@ -40,9 +40,9 @@ PARAMS: dict[str, Any] = {
     },
     "conditional": False,
     "runs": {
-        "edm": {"method": "edm", "init": "random"},
-        "ect": {"method": "ect", "init": "edm"},
-        "ict": {"method": "ict", "init": "random", "options": {"s0": 4, "s1": 16}},
+        "edm": {"method": "edm", "init": "random", "teacher": "none"},
+        "ect": {"method": "ect", "init": "edm", "teacher": "none"},
+        "ict": {"method": "ict", "init": "random", "teacher": "none", "options": {"s0": 4, "s1": 16}},
     },
     "eval": {
         "samples": 64, "batch": 64, "teacher_steps": 3, "bootstrap": 2, "kid_subsets": 2, "kid_size": 16,

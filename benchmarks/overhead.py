@@ -57,7 +57,7 @@ def order(params: Mapping[str, Any]) -> list[str]:
     """The stages, in an order in which they can run."""
     waiting, runs = dict(params["runs"]), list[str]()
     while waiting:
-        ready = [name for name, run in waiting.items() if run["init"] not in waiting]
+        ready = [name for name, run in waiting.items() if not {run["init"], run["teacher"]} & waiting.keys()]
         runs += ready
         for name in ready:
             del waiting[name]

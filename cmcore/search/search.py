@@ -77,7 +77,7 @@ def scaled(run: Run, images: int) -> Run:
     if share == 1:
         return run
     counts = run.objective.traits.image_counts
-    options = {name: round(getattr(run.method_config, name) * share) for name in counts}
+    options = {name: round(value * share) for name, value in vars(run.method_config).items() if name in counts}
     ema = {name: replace(profile, half_life=profile.half_life * share) for name, profile in run.train.ema.items()}
     ramp, ref = run.train.lr_ramp_images, run.train.lr_ref_images
     train = replace(
