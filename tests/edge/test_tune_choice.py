@@ -54,7 +54,13 @@ def test_pbt_cannot_leave_the_space():
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "pbt", "none"])
 def test_schedulers_know_the_rungs(scheduler):
     config = TuneConfig(
-        base="a", init="b", space={"x": {"uniform": [0, 1]}}, rungs=4, scheduler=scheduler, searcher="random"
+        base="a",
+        init="b",
+        teacher="none",
+        space={"x": {"uniform": [0, 1]}},
+        rungs=4,
+        scheduler=scheduler,
+        searcher="random",
     )
     made = scheduler_of(config)
     if scheduler == "none":
@@ -65,7 +71,7 @@ def test_schedulers_know_the_rungs(scheduler):
 
 
 def test_asha_stops_the_worse_trial_at_a_rung():
-    config = TuneConfig(base="a", init="b", space={"x": {"uniform": [0, 1]}}, rungs=2)
+    config = TuneConfig(base="a", init="b", teacher="none", space={"x": {"uniform": [0, 1]}}, rungs=2)
     asha = scheduler_of(config)
     asha.set_search_properties("score", "min")
     trials = [SimpleNamespace(trial_id=name, status="RUNNING") for name in "abc"]

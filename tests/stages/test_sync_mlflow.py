@@ -55,6 +55,8 @@ def made(tmp_path_factory) -> Setup:
     setup, inputs = load(root), tiny_inputs(root)
     put({setup.folders.data: inputs.data})
     setup.folders.weights("random").parent.mkdir(parents=True)
+    setup.folders.weights("none").parent.mkdir()
+    shutil.copy(inputs.teacher, setup.folders.weights("none"))
     inputs.init.rename(setup.folders.weights("random"))
     final = train(
         setup, setup.project.run("edm"), Inputs(setup.folders.data, *map(setup.folders.weights, ("random", "none")))
@@ -227,7 +229,7 @@ def test_nothing_to_tell_is_said(setup, tmp_path):
     clone = elsewhere(setup, tmp_path / "clone")
     shutil.rmtree(clone.folders.outputs)
     shutil.rmtree(clone.folders.reports)
-    assert sync(clone) == ["tiny: no outputs and no reports to tell of; `make repro` makes them"]
+    assert sync(clone) == ["tiny: no outputs and no reports to tell of; `cmlab repro` makes them"]
 
 
 def test_a_damaged_file_is_one_sentence(setup, tmp_path):

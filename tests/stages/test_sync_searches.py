@@ -41,6 +41,8 @@ def made(tmp_path_factory) -> Setup:
     shutil.copytree(job.reference, setup.folders.reference)
     setup.folders.weights("edm").parent.mkdir(parents=True)
     shutil.copy(job.inputs.init, setup.folders.weights("edm"))
+    setup.folders.weights("none").parent.mkdir()
+    shutil.copy(job.inputs.teacher, setup.folders.weights("none"))
     return setup
 
 
