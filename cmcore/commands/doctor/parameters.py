@@ -4,7 +4,8 @@ import os
 import time
 from pathlib import Path
 
-from cmcore.assemble.project import require_decoder, require_files
+from cmcore.assemble.checks import require_files
+from cmcore.assemble.project import require_decoder
 from cmcore.commands.doctor.finding import FAIL, OK, WARN, Finding
 from cmcore.commands.doctor.machine import cores, in_bytes, memory
 from cmcore.commands.overrides import left_over, running
