@@ -1,18 +1,56 @@
-"""The workload that the pages show."""
+"""The Python and the workload that the pages show."""
 
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pages import PAGES, README, blocks
 
 from cmcore import plugins
+from cmcore.assemble.models import ModelShape, build_denoiser, save_model
+from cmcore.assemble.project import load_project
+from cmcore.assemble.training import WEIGHTS
 from cmcore.closure import ROOT
 from cmcore.config import load_yaml, merge, read
 from cmcore.data.settings import DataConfig
 from cmcore.pipeline.common import load
 
+RUNNABLE = [page for page in PAGES if page.name != "CONTRIBUTING.md"]  # its blocks are files: see test_add_a_method
+PYTHON = [(page, index) for page in RUNNABLE for index, _ in enumerate(blocks(page, "python"))]
 WORKLOADS = [page for page in PAGES if any("workload: mine" in block for block in blocks(page, "yaml"))]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """The default workload in a folder of its own, with weights that nobody trained, as the working directory."""
+    (tmp_path / "params.yaml").write_bytes((ROOT / "workloads/digits.yaml").read_bytes())
+    run = load_project(tmp_path / "params.yaml").run("ect")
+    shape, path = ModelShape(1, 8, 0), tmp_path / "outputs/digits/runs/ect" / WEIGHTS
+    path.parent.mkdir(parents=True)
+    denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary)
+    save_model(path, {run.train.eval_ema: denoiser.net.state_dict()}, run, shape, {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("page", "index"), PYTHON, ids=lambda value: getattr(value, "name", str(value)))
+def test_the_code_runs(page, index):
+    exec(compile(blocks(page, "python")[index], page.name, "exec"), {})
+
+
+@pytest.mark.usefixtures("project")
+def test_the_five_lines_of_readme_sample(capsys):
+    (code,) = blocks(README, "python")
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 5
+    names: dict[str, object] = {}
+    exec(compile(code, README.name, "exec"), names)
+    images = names["images"]
+    assert isinstance(images, torch.Tensor)
+    assert (images.dtype, images.shape) == (torch.uint8, (16, 1, 8, 8))
+    assert capsys.readouterr().out
 
 
 def workload(page: Path) -> dict:
