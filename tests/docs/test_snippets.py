@@ -1,5 +1,6 @@
 """The Python and the workload that the pages show."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from pages import PAGES, README, blocks
 
 from cmcore import plugins
 from cmcore.assemble.models import ModelShape, build_denoiser, save_model
-from cmcore.assemble.project import load_project
+from cmcore.assemble.project import RunEntry, Sections, load_project
 from cmcore.assemble.training import WEIGHTS
 from cmcore.closure import ROOT
 from cmcore.config import load_yaml, merge, read
@@ -51,6 +52,17 @@ def test_the_five_lines_of_readme_sample(capsys):
     assert isinstance(images, torch.Tensor)
     assert (images.dtype, images.shape) == (torch.uint8, (16, 1, 8, 8))
     assert capsys.readouterr().out
+
+
+def test_parameters_have_the_names_that_are_known():
+    """Of every block that shows a part of the parameter file: its sections, and the entries of its runs."""
+    shown = [yaml.safe_load(block) for page in RUNNABLE for block in blocks(page, "yaml")]
+    assert len(shown) > 2
+    for part in shown:
+        assert part.keys() <= {field.name for field in fields(Sections)}
+        for name, entry in part.get("runs", {}).items():
+            run = read(RunEntry, entry, f"runs.{name}")
+            read(plugins.load("cmcore.methods", run.method).Config, run.options, f"runs.{name}.options")
 
 
 def workload(page: Path) -> dict:
