@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pages import PAGES, README, blocks
+from pages import PAGES, README, blocks, commands
 
 from cmcore import plugins
 from cmcore.assemble.models import ModelShape, build_denoiser, save_model
 from cmcore.assemble.project import RunEntry, Sections, load_project
 from cmcore.assemble.training import WEIGHTS
 from cmcore.closure import ROOT
-from cmcore.config import load_yaml, merge, read
-from cmcore.data.settings import DataConfig
+from cmcore.config import load_yaml, read
 from cmcore.pipeline.common import load
 
 RUNNABLE = [page for page in PAGES if page.name != "CONTRIBUTING.md"]  # its blocks are files: see test_add_a_method
@@ -75,17 +74,10 @@ def test_readme_and_the_page_on_data_show_a_workload():
 
 
 @pytest.mark.parametrize("page", WORKLOADS, ids=lambda page: page.name)
-def test_the_sections_of_the_workload_are_valid(page):
-    shown = workload(page)
-    assert read(DataConfig, shown["data"], "data").resolution == 32
-    options = {key: value for key, value in shown["net"].items() if key != "kind"}
-    read(plugins.load("cmcore.nets", shown["net"]["kind"]).Config, options, "net")
-
-
-@pytest.mark.parametrize("page", WORKLOADS, ids=lambda page: page.name)
-def test_the_workload_makes_a_project_on_the_default_one(page, tmp_path):
-    shown, base = workload(page), load_yaml(ROOT / "workloads/digits.yaml")
-    net = shown.pop("net")
-    whole = {**merge(base, shown), "net": {"c_noise": base["net"]["c_noise"], **net}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(whole))
-    assert load(tmp_path).project.workload == "mine"
+def test_the_sections_make_a_workload_of_the_file_that_is_copied(page, tmp_path):
+    (copied,) = (words[1] for words in commands(page) if words[0] == "cp")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(load_yaml(ROOT / copied) | workload(page)))
+    project = load(tmp_path).project
+    assert project.workload == "mine"
+    assert project.sections.data.source == "folder"
+    assert len(project.runs) > 1
