@@ -23,14 +23,14 @@ class TrainedRun:
 
     run: Run
     model: LoadedModel
-    samplers: tuple[Sampler, ...]  # of the rows of the tables, the cheapest first
+    samplers: tuple[Sampler, ...]  # of the rows of the tables
     latent: bool = False  # whether its images are latents of an autoencoder
     device: str = "cpu"
 
     @property
     def nfes(self) -> tuple[int, ...]:
         """The numbers of function evaluations that `sample` offers."""
-        return tuple(sampler.nfe for sampler in self.samplers)
+        return tuple(dict.fromkeys(sampler.nfe for sampler in self.samplers))
 
     def sample(
         self, count: int, *, nfe: int = 0, seed: int = 0, labels: Sequence[int] | None = None, batch: int = 500
@@ -39,7 +39,7 @@ class TrainedRun:
 
         Args:
             count: how many.
-            nfe: which sampler, by its number of function evaluations; 0 for the cheapest.
+            nfe: which sampler, by its number of function evaluations, the first with it; 0 for the first of all.
             seed: of their noise; with `eval.seed` they are the first images that the evaluation measures.
             labels: one class for each image, for a conditional network; by default each is drawn at random.
             batch: images drawn at once.
