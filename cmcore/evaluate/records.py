@@ -186,7 +186,7 @@ class RunMetrics:
         facts = read(RunFacts, {key: value for key, value in _mapping(data).items() if key not in _LISTS})
         lists = {key: _records(data, key) for key in _LISTS}
         if not lists["records"]:
-            raise ValueError("records: expected at least one, got none")
+            raise ValueError("expected at least one record, got none")
         return cls(facts=facts, **lists)
 
 

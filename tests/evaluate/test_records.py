@@ -117,7 +117,7 @@ def test_metrics_of_a_run_come_back_from_json_text():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"records": []}, "records: expected at least one"),
+        ({"records": []}, "expected at least one record"),
         ({"scan": 3}, "scan: expected a list of records, got 3"),
         ({"scan": [3]}, "scan: record: expected a mapping, got int"),
         ({"imagse": 3}, r"imagse: unknown key; did you mean 'images'\?"),
