@@ -64,6 +64,10 @@ import-weights: $(VENV)/.pipeline ## describe a public weight file and what to w
 clean-work: $(VENV)/.pipeline ## remove checkpoints of runs that no workload file describes any more, and say how much that frees
 	@"$(BIN)/cmlab" clean
 
+.PHONY: doctor
+doctor: $(VENV)/.pipeline ## is everything in order: machine, packages, DVC, Ray, MLflow, parameters
+	@"$(BIN)/cmlab" doctor
+
 .PHONY: test
 test: lint ## lint, types, import contracts and tests, in minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'

@@ -19,6 +19,9 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from cmcore import limits
+from cmcore.errors import printable, reason
+
 C = TypeVar("C")
 LONGEST = 400  # characters of a message
 
@@ -29,8 +32,7 @@ class ConfigError(ValueError):
     def __init__(self, path: str, message: str) -> None:
         self.path, self.message = path, message
         # The value that was got may be a whole section, and a file may hold any character.
-        shown = message if len(message) <= LONGEST else message[:LONGEST] + " ..."
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{path or 'params'}: {shown}"))
+        super().__init__(f"{printable(path or 'params')}: {printable(message, LONGEST)}")
 
 
 def require(condition: bool, key: str, expected: str, got: object) -> None:
@@ -43,11 +45,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema. PyYAML itself reads YAML 1.1, where `1e-4` is a string and `no` is a boolean."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
+        keys: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
+            if key in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+            keys.add(key)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Nothing: merge keys are no part of YAML 1.2, and merges of merges can be of any size."""
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         """Decimal digits, also after a leading zero, where YAML 1.1 reads octal; 0o and 0x say otherwise."""
@@ -75,12 +82,13 @@ for _tag, _pattern, _first in (
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping with YAML 1.2 numbers.
 
-    A file that is missing, is not YAML, repeats a key, contains itself or is not a mapping gives a ConfigError.
+    Raises:
+        ConfigError: the file is missing, no mapping at the top, or refused by `parse_yaml`.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"cannot be read ({error})") from error
+        raise ConfigError(str(path), f"cannot be read ({reason(error)})") from error
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(str(path), f"expected a mapping at the top, got {type(data).__name__}")
@@ -88,29 +96,38 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, path: str) -> Any:
-    """Parse YAML 1.2 text; a ConfigError that starts with `path` where it is none or contains itself."""
+    """Parse YAML 1.2 text.
+
+    Raises:
+        ConfigError: it is not YAML, repeats a key, has a recursive alias, or is larger or deeper than parameters can
+            be; the message starts with `path`.
+    """
+    if len(text) > limits.YAML_CHARACTERS:
+        raise ConfigError(path, f"expected at most {limits.YAML_CHARACTERS} characters, got {len(text)}")
     try:
         data = yaml.load(text, Loader=_Loader)
-    # Beside its own errors PyYAML lets through what a wrong explicit tag, as in `!!map [1]`, or endless nesting causes.
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError(path, "is not valid YAML: " + " ".join(str(error).split())) from error
-    if _contains_itself(data, set(), set()):
-        raise ConfigError(path, "contains itself through a YAML alias")
+    except Exception as error:  # wrong explicit tags, as in `!!map [1]`, and deep nesting raise many kinds
+        raise ConfigError(path, f"is not valid YAML: {reason(error, LONGEST)}") from error
+    if _expanded(data, {}, limits.YAML_DEPTH) > limits.YAML_NODES:
+        raise ConfigError(
+            path,
+            f"expected at most {limits.YAML_NODES} values, nested {limits.YAML_DEPTH} deep, with no alias that "
+            "contains itself, got more",
+        )
     return data
 
 
-def _contains_itself(data: object, above: set[int], done: set[int]) -> bool:
-    """Whether a YAML alias stands inside what it names: nothing could read that to its end."""
-    children = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
-    if not children or id(data) in done:
-        return False
-    if id(data) in above:
-        return True
-    above.add(id(data))
-    found = any(_contains_itself(child, above, done) for child in children)
-    above.remove(id(data))
-    done.add(id(data))
-    return found
+def _expanded(data: object, known: dict[int, int], depth: int) -> int:
+    """Number of values with each alias counted as all that it stands for; endless for a recursive alias."""
+    children = list(data.values()) if isinstance(data, dict) else data if isinstance(data, list) else ()
+    if not children:
+        return 1
+    if depth == 0:
+        return limits.YAML_NODES + 1
+    if id(data) not in known:
+        known[id(data)] = limits.YAML_NODES + 1  # until it is counted: a child that meets it contains itself
+        known[id(data)] = 1 + sum(_expanded(child, known, depth - 1) for child in children)
+    return known[id(data)]
 
 
 def join(path: str, key: str) -> str:

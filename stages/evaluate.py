@@ -38,7 +38,7 @@ def make(setup: Setup, name: str, find: Find) -> Results:
         with replacing(out) as folder:
             write_arrays(folder / samples, outcome.samples)
             write_atomic(folder / grid, to_png(next(iter(outcome.samples.values())), columns=8))
-            write_json(folder / metrics, outcome.metrics)
+            write_json(folder / metrics, outcome.metrics.to_json())
         track(outcome.metrics, tracker)
         tracker.artifact(out / grid, "grids")
         tracker.artifact(out / metrics, "records")

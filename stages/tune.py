@@ -8,8 +8,9 @@ from cmcore.edge.ray_tune import search
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.progress import Done, listener
 from cmcore.pipeline.tidy import tidy_search
-from cmcore.report.trials import Axis, Row, SearchReport
-from cmcore.report.tune import write_search
+from cmcore.report.importance import Axis, importances
+from cmcore.report.search_files import write_search
+from cmcore.report.searches import SearchResult, TrialResult
 from cmcore.search.search import Job, overrides, search_fingerprint
 from cmcore.search.trial import Trial
 
@@ -26,29 +27,22 @@ def job_of(setup: Setup, name: str) -> Job:
     return Job(setup.project, name, searches[name], inputs, folders.reference, folder)
 
 
-def described(job: Job, trials: list[Trial], confirmed: list[dict[str, float]]) -> SearchReport:
-    """The search as the report shows it."""
-    config, dimensions = job.config, job.config.dimensions
-    return SearchReport(
+def described(job: Job, trials: list[Trial], confirmed: list[dict[str, float]]) -> tuple[SearchResult, list[Axis]]:
+    """The search as the report shows it, and its parameters."""
+    config = job.config
+    axes = [Axis(dimension.path, dimension.low, dimension.high, dimension.position) for dimension in config.dimensions]
+    tried = [TrialResult(trial.key, trial.values, trial.scores, trial.outcome) for trial in trials if trial.values]
+    result = SearchResult(
         name=job.name,
         base=config.base,
         metric=f"fd of {config.samples} samples at {config.nfe} NFE after {job.budget} images",
-        axes=[Axis(dimension.path, dimension.low, dimension.high) for dimension in dimensions],
-        rows=[
-            Row(
-                trial.key,
-                trial.values,
-                {d.path: d.position(trial.values[d.path]) for d in dimensions},
-                trial.scores,
-                trial.outcome,
-            )
-            for trial in trials
-            if trial.values
-        ],
         best={"runs": {config.base: overrides(config, trials[0].values)}},
         confirmed=confirmed,
+        importance=importances(tried, axes),
+        trials=tried,
         fingerprint=job.folder.name,
     )
+    return result, axes
 
 
 def main(name: str) -> None:
@@ -63,7 +57,7 @@ def main(name: str) -> None:
                 setup.compute, job, record=recorder.record, on_progress=lambda done, total: listen(Done(done, total))
             )
         with replacing(setup.folders.reports / "tune" / name) as out:
-            write_search(described(job, trials, confirmed), out)
+            write_search(*described(job, trials, confirmed), out)
         # The page does not know this search yet. Where it is missing, the next `dvc repro` makes it again.
         (setup.folders.reports / "index.html").unlink(missing_ok=True)
         tidy_search(job.folder)

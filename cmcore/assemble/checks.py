@@ -79,6 +79,13 @@ def check_links(runs: Mapping[str, Run], run: Run) -> None:
     check_guidance(run, runs)
 
 
+def check_solvers(run: Run) -> None:
+    """Solvers are of diffusion models."""
+    if run.sample.solvers and run.objective.traits.few_step:
+        path = join(join("runs", run.name), "sample.solvers")
+        raise ConfigError(path, f"expected none, as {run.method} is no diffusion model, got {list(run.sample.solvers)}")
+
+
 def _check_chain(runs: Mapping[str, Run], run: Run) -> None:
     """Every run that is named exists, and none starts from, or learns from, itself by a detour."""
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from cmcore.closure import source_digest
 from cmcore.config import digest
 from cmcore.data.decoded import Decoding
 from cmcore.evaluate.endpoints import endpoint_rmse
-from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, Provenance, Source, to_json
+from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, Provenance, RunFacts, RunMetrics, Source
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.suite import Reference, measure, record
 from cmcore.sample.base import Sampler
@@ -26,9 +25,9 @@ from cmcore.train import checkpoint
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation gives: the data of metrics/<run>.json, and uint8 images by name for the figures."""
+    """The content of metrics/<run>.json, and uint8 images by name for the figures."""
 
-    metrics: dict[str, Any]
+    metrics: RunMetrics
     samples: dict[str, np.ndarray]
     store: Path  # the shards; once the outcome is in a safe place, nobody needs them
 
@@ -111,21 +110,21 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
     for one in evaluation.passes:
         lists[one.place] += _records(evaluation, one)
     absent = sorted({reference.absent for reference in evaluation.references} - {""})
-    metrics = {
-        "workload": evaluation.workload,
-        "run": run.name,
-        "method": run.method,
-        "init": run.init,
-        "parameters": summary["parameters"],
-        "images": summary["images"],
-        "ema": checkpoint.header(evaluation.folder / WEIGHTS)["eval_ema"],
-        "seed": summary["seed"],
-        "conditional": run.conditional,
-        "fid_absent": fid_absent,
-        **({"decoder": evaluation.decoding.digest} if evaluation.decoding else {}),
-        **({"left_out": "; ".join(absent)} if absent else {}),
-        **{name: [to_json(found) for found in records] for name, records in lists.items()},
-    }
+    facts = RunFacts(
+        workload=evaluation.workload,
+        run=run.name,
+        method=run.method,
+        init=run.init,
+        parameters=summary["parameters"],
+        images=summary["images"],
+        ema=checkpoint.header(evaluation.folder / WEIGHTS)["eval_ema"],
+        seed=summary["seed"],
+        conditional=run.conditional,
+        fid_absent=fid_absent,
+        left_out="; ".join(absent),
+        decoder=evaluation.decoding.digest if evaluation.decoding else "",
+    )
+    metrics = RunMetrics(facts=facts, **{place: tuple(found) for place, found in lists.items()})
     shown = {one.name: evaluation.shards.shown(one) for one in evaluation.passes if one.shown}
     return Outcome(metrics, shown, evaluation.store)
 

@@ -136,7 +136,7 @@ def fitting(run: Run, public: PublicNet, data: ModelShape) -> dict[str, Tensor]:
         kind = "with" if public.boundary else "without"
         raise ConfigError(join(path, "method"), f"expected a method {kind} the eps-shifted scalings of {public.family}")
     if lines := mismatches(public, ours):
-        raise WeightsError("\n".join([f"{join(path, 'weights.file')}: does not fit {public.family}:", *lines]))
+        raise WeightsError(f"{join(path, 'weights.file')}: does not fit {public.family}:", *lines)
     return public.tensors
 
 

@@ -58,9 +58,11 @@ def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, jud
     """All that is sampled of the results in `folder`: the final weights, then scans, then the weights on the way."""
     final, method, sampling = folder / WEIGHTS, run.objective, run.sampling(config.teacher_steps)
     rows = method.samplers(sampling)
+    # The solvers of one diffusion model differ in numbers; to the eye the first is enough.
+    shown = [SHOWN if method.traits.few_step or index == 0 else 0 for index in range(len(rows))]
     found = [
-        Pass(name, final, s, config.samples, ranges=config.seed_ranges, judges=judges, shown=SHOWN)
-        for name, s in zip(row_names(rows), rows, strict=True)
+        Pass(name, final, s, config.samples, ranges=config.seed_ranges, judges=judges, shown=kept)
+        for name, s, kept in zip(row_names(rows), rows, shown, strict=True)
     ]
     if teacher is not None and method.traits.few_step:
         found.append(Pass(ENDPOINTS, final, rows[0], config.endpoints, shown=SHOWN, teacher=teacher))

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from cmcore import plugins
-from cmcore.assemble.checks import check_augment, check_latents, check_level, check_links, check_rows, check_services
+from cmcore.assemble.checks import (
+    check_augment,
+    check_latents,
+    check_level,
+    check_links,
+    check_rows,
+    check_services,
+    check_solvers,
+)
 from cmcore.assemble.run import NONE, RANDOM, NetChoice, Run, SampleConfig, WeightsConfig
 from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
 from cmcore.data.settings import DataConfig
@@ -138,6 +146,7 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     check_services(run)
     check_augment(train, net, path)
     check_rows(run)
+    check_solvers(run)
     return run
 
 

@@ -8,7 +8,7 @@ from cmcore import plugins
 from cmcore.config import ConfigError, plain, require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.sample.settings import Sampling
+from cmcore.sample.settings import Sampling, SolverName
 from cmcore.train.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -24,10 +24,15 @@ class SampleConfig:
 
     two_step: float = 0.821  # sigma of the second step (iCT's value for CIFAR-10)
     guidance: float = 1.0  # scale of classifier-free guidance, 1 for none; doubles the NFE of a diffusion model
+    solvers: tuple[SolverName, ...] = ()  # of a diffusion model, beside the one of `eval.teacher_steps`: each of these
+    nfe: tuple[int, ...] = ()  # with at most so many evaluations
 
     def __post_init__(self) -> None:
         require(self.guidance >= 0, "guidance", "at least 0", self.guidance)
         require(self.two_step > 0, "two_step", "a positive noise level", self.two_step)
+        require(bool(self.solvers) == bool(self.nfe), "nfe", "a list, beside a list of solvers", self.nfe)
+        for index, nfe in enumerate(self.nfe):
+            require(nfe >= 3, f"nfe[{index}]", "at least 3, for two steps of Heun's", nfe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +98,7 @@ class Run:
 
     def sampling(self, steps: int) -> Sampling:
         """The settings of its samplers, with `steps` steps of a diffusion model's ODE solver."""
-        return Sampling(
-            diffusion=self.diffusion, steps=steps, two_step=self.sample.two_step, guidance=self.sample.guidance
-        )
+        return Sampling(diffusion=self.diffusion, steps=steps, **vars(self.sample))
 
 
 def resolved(run: Run) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def prepare(
     Examples:
       cmlab repro            the whole pipeline, from data to report
       cmlab use cifar10      another workload
+      cmlab doctor           is everything in order?
     """
     del version
     call, command = context.ensure_object(Call), context.invoked_subcommand or ""
@@ -300,6 +301,23 @@ def clean() -> None:
     from cmcore.commands.clean import clean as remove
 
     show(remove(Path.cwd()))
+
+
+@app.command()
+def doctor() -> None:
+    """Check machine, packages, DVC, Ray, MLflow and parameters.
+
+    Changes nothing. A line for each: ok, warn or FAIL, and how to mend it. Ends with 1 where one is FAIL.
+
+    \b
+    Example:
+      cmlab doctor
+    """
+    from cmcore.commands.doctor import examine
+
+    lines, healthy = examine(Path.cwd())
+    show(lines)
+    raise typer.Exit(0 if healthy else 1)
 
 
 @app.command(hidden=True)

@@ -9,7 +9,7 @@ from cmcore.assemble.training import SUMMARY, WEIGHTS, Inputs, fingerprint
 from cmcore.commands.sync_searches import search_runs, written
 from cmcore.data.images import open_data
 from cmcore.edge.mlflow_writer import RunState, Store, TrackingError, total, wait_longer
-from cmcore.evaluate.records import from_json
+from cmcore.evaluate.records import RunMetrics
 from cmcore.pipeline.common import Folders, Setup
 from cmcore.pipeline.track import REPORT, run_tags, track, track_report
 from cmcore.tracking import jsonl
@@ -61,11 +61,11 @@ def evaluated(name: str, folders: Folders, training: RunState | None) -> RunStat
     path, grid = folders.reports / "metrics" / f"{name}.json", folders.reports / "grids" / f"{name}.png"
     if not path.exists():
         return None
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    source = from_json(metrics["records"][0]).provenance
+    metrics = RunMetrics.from_json(json.loads(path.read_text(encoding="utf-8")))
+    source = metrics.records[0].provenance
     state = training
     if state is None or state.tags["fingerprint"] != source.fingerprint:
-        tags = run_tags(source.workload, name, source.method, source.fingerprint) | {"init": metrics["init"]}
+        tags = run_tags(source.workload, name, source.method, source.fingerprint) | {"init": metrics.facts.init}
         state = RunState(tags | {"data_digest": source.reference_digest[:16]}, "FINISHED")
     state.moment = written(path)
     track(metrics, state)

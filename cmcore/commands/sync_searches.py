@@ -9,7 +9,7 @@ from cmcore.edge.mlflow_search import SearchRuns
 from cmcore.edge.mlflow_writer import RunState, TrackingError
 from cmcore.pipeline.common import Folders, Setup
 from cmcore.report.readers import ReportError
-from cmcore.report.searches import Found, read_searches
+from cmcore.report.searches import FILE, SearchResult, read_searches
 from cmcore.search.search import Job
 from cmcore.search.trial import RUNNING, TRIAL, Trial
 from stages.tune import job_of
@@ -45,7 +45,7 @@ def work_folders(folders: Folders) -> list[Path]:
     return sorted(path for path in place.glob("*") if path.is_dir() and FOLDER.fullmatch(path.name))
 
 
-def mark_of(found: Found, places: list[Path]) -> str:
+def mark_of(found: SearchResult, places: list[Path]) -> str:
     """The fingerprint of a search whose report does not name it: that of the folder with its trials, else a digest."""
     keys = [trial.key for trial in found.trials]
     mine = (place for place in places if place.name.startswith(f"{found.name}-"))
@@ -73,8 +73,8 @@ def _runs(setup: Setup, name: str, mark: str, known: dict[str, str], moment: int
     return SearchRuns.of(job, moment) if job else SearchRuns(name, mark, tags, known, moment)
 
 
-def _finished(setup: Setup, found: Found, mark: str) -> list[RunState]:
-    moment = written(found.folder / "trials.json")
+def _finished(setup: Setup, found: SearchResult, mark: str) -> list[RunState]:
+    moment = written(found.folder / FILE)
     runs = _runs(setup, found.name, mark, {"base": found.base}, moment)
     runs.end(next(iter(found.trials), None), sorted(path for path in found.folder.iterdir() if path.is_file()))
     runs.parent.close()

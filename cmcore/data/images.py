@@ -1,6 +1,5 @@
 """A prepared data set: a memory map of what is stored of every image, the labels and the manifest."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmcore.bounded import parse_json
 from cmcore.data.latent_space import sample_posterior
 from cmcore.data.rows import take
-from cmcore.errors import DataError
+from cmcore.errors import DataError, reason
 from cmcore.rng import Draws
 from cmcore.tensors import to_float
 
@@ -95,17 +95,18 @@ def open_data(folder: str | Path) -> ImageData | LatentData:
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = parse_json((folder / "manifest.json").read_bytes(), f"{folder}/manifest.json")
         kind = manifest.get("kind", "images")
-        images = np.load(folder / ARRAYS[kind], mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        images, labels = (
+            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (ARRAYS[kind], "labels.npy")
+        )
         count, channels, *size = manifest["count"], *manifest["shape"]
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: is not a prepared data set ({error!r}); run the prepare stage") from error
+        raise DataError(f"{folder}: is not a prepared data set ({reason(error)}); run the prepare stage") from error
     expected = (count, channels if kind == "images" else 2 * channels, *size)
     if images.shape != expected or images.dtype not in DTYPES[kind]:
         wanted = " or ".join(map(str, DTYPES[kind]))
         raise DataError(f"{folder}/{ARRAYS[kind]}: expected {wanted} {expected}, got {images.dtype} {images.shape}")
     if labels.shape != expected[:1] or labels.dtype != np.int64:
         raise DataError(f"{folder}/labels.npy: expected int64 {expected[:1]}, got {labels.dtype} {labels.shape}")
-    return (ImageData if kind == "images" else LatentData)(images, labels, manifest)
+    return (ImageData if kind == "images" else LatentData)(images, np.array(labels), manifest)

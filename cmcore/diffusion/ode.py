@@ -42,6 +42,17 @@ def heun_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, l
     return torch.where(landed.reshape(step.shape), x_euler, x_heun)
 
 
+def dpmpp_2s_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Labels = None) -> Tensor:
+    """DPM-Solver++(2S), order 2 (arXiv 2211.01095, Algorithm 1 with r = 1/2) in VE form. Two evaluations.
+
+    The prediction of the whole step is taken half-way in lambda = -ln sigma, at sqrt(sigma sigma_next), which has to be
+    above 0: a step to 0 is Euler's.
+    """
+    middle = (sigma * sigma_next).sqrt()
+    D = denoiser(_towards(x, denoiser(x, sigma, labels), sigma, middle), middle, labels)
+    return _towards(x, D, sigma, sigma_next)
+
+
 def dpmpp_2m_coefficient(sigma_prev: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """1/(2r) of DPM-Solver++(2M), r = h_prev/h with h the step in lambda = -ln sigma; 0 where sigma_next is 0."""
     # lambda is infinite at 0, and there extrapolating the denoiser is of no use: the step lands on the denoised image.
@@ -59,5 +70,10 @@ def dpmpp_2m_step(
     if D_prev is not None and sigma_prev is not None:
         c = expand_like(dpmpp_2m_coefficient(sigma_prev, sigma, sigma_next), x)
         D = (1 + c) * D - c * D_prev
+    return _towards(x, D, sigma, sigma_next)
+
+
+def _towards(x: Tensor, D: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """The exact step under a prediction D that does not change on the way."""
     ratio = expand_like(sigma_next / sigma, x)
     return ratio * x + (1 - ratio) * D

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmcore.bounded import check_safetensors, parse_json
 from cmcore.config import ConfigError
 from cmcore.data.decoded import DecodedData, Decoding
 from cmcore.data.images import ImageData, LatentData, open_data
 from cmcore.data.settings import LATENT_CHANNELS
 from cmcore.edge.torchvision_ops import import_torchvision
-from cmcore.errors import DataError
+from cmcore.errors import DataError, reason
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.tensors import to_uint8
 
@@ -71,14 +72,14 @@ def load_decoder(config: DecoderConfig, device: torch.device | str = "cpu") -> A
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if config.sha256 and digest != config.sha256:
         raise DataError(f"{folder / FILES[1]}: expected sha256 {config.sha256} (eval.decoder.sha256), got {digest}")
+    check_safetensors(folder / FILES[1])
+    parse_json((folder / FILES[0]).read_bytes(), str(folder / FILES[0]))
     try:
         loaded: Any = AutoencoderKL.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except Exception as error:  # diffusers raises many kinds for files that do not fit
-        raise DataError(
-            f"{folder}: cannot be read as an AutoencoderKL ({' '.join(str(error).split())[:300]})"
-        ) from error
+        raise DataError(f"{folder}: cannot be read as an AutoencoderKL ({reason(error, 300)})") from error
     net, found = loaded
     if found["missing_keys"] or net.config["latent_channels"] != LATENT_CHANNELS:
         wrong = f"without {found['missing_keys'][0]}" if found["missing_keys"] else f"{net.config['latent_channels']}"

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from cmcore.edge.torchvision_ops import import_torchvision
-from cmcore.errors import DataError
+from cmcore.errors import DataError, reason
 from cmcore.evaluate.records import INCEPTION_DIGEST
 from cmcore.evaluate.settings import InceptionConfig
+from cmcore.nets.public.foreign import load_foreign
 
 DIM = 2048
 _BATCH, _ROWS = 100, 10_000  # images and features at once
@@ -80,9 +81,10 @@ def load_inception(config: InceptionConfig, device: torch.device | str = "cpu") 
         return Inception(None, "Inception weights absent: the download failed")
     if not path.is_file():
         return Inception(None, f"Inception weights absent: eval.inception.path names no file ({config.path})")
-    content = path.read_bytes()
-    net = _build(fidelity.FeatureExtractorInceptionV3, content, path)
-    return Inception(InceptionExtractor(net, hashlib.sha256(content).hexdigest(), device), "")
+    net = _build(fidelity.FeatureExtractorInceptionV3, path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Inception(InceptionExtractor(net, digest, device), "")
 
 
 def _downloaded(url: str) -> Path | None:
@@ -98,20 +100,19 @@ def _downloaded(url: str) -> Path | None:
     return target
 
 
-def _build(network: Any, content: bytes, path: Path) -> Any:
-    """The network with the weights in `content`.
+def _build(network: Any, path: Path) -> Any:
+    """The network with the weights in a file.
 
     torch-fidelity unpickles whatever the file holds, so the weights are read here, as tensors only, and handed on as a
     clean copy.
     """
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         clean = io.BytesIO()
-        torch.save(state, clean)
+        torch.save(load_foreign(path), clean)
         clean.seek(0)
         return network("inception", ["2048"], feature_extractor_weights_path=clean)
-    except Exception as error:  # torch.load has no error class of its own for files that are not weights
-        cause = " ".join(str(error).split())[:300]
+    except Exception as error:  # a state dict of another network fails in torch-fidelity in many ways
         raise DataError(
-            f"{path}: expected torch-fidelity's Inception weights (eval.inception.path), got something else ({cause})"
+            f"{path}: expected torch-fidelity's Inception weights (eval.inception.path), got something else "
+            f"({reason(error)})"
         ) from error

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.errors import DataError, reason
+from cmcore.nets.public.foreign import load_foreign
 
 Trunk = Literal["vgg", "alex", "squeeze"]
 
@@ -45,7 +47,7 @@ def load_lpips(
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: lpips or torchvision is not installed.
-        ValueError: the file does not hold that trunk.
+        DataError: the file does not hold that trunk.
     """
     path = Path(weights)
     if not path.is_file():
@@ -66,9 +68,10 @@ def load_lpips(
 def _fill(trunk: nn.Module, path: Path, name: str) -> None:
     """Copy torchvision's `features.<n>.*` into lpips' slices, which keep the same <n>."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_foreign(path)
         wanted = {key: "features." + key.partition(".")[2] for key in trunk.state_dict()}
         trunk.load_state_dict({key: state[source] for key, source in wanted.items()})
-    except Exception as error:  # torch.load has no error class of its own for files that are not weights
-        cause = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path}: expected torchvision's {name} weights, got something else ({cause})") from error
+    except (DataError, KeyError, TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: expected torchvision's {name} weights, got something else ({reason(error)})"
+        ) from error

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cmcore.bounded import check_safetensors, parse_json
+from cmcore.errors import DataError, reason
 from cmcore.rng import seeded
 from cmcore.tensors import to_float
 
@@ -142,18 +144,22 @@ class NetworkExtractor:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is not a feature extractor.
+            DataError: the file is not a feature extractor.
         """
+        check_safetensors(Path(path))
         try:
             with safe_open(path, "pt") as file:
-                described = json.loads((file.metadata() or {})["extractor"])
+                described = parse_json((file.metadata() or {})["extractor"], f"{path}: extractor")
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             kind = described.pop("kind")
-            net = build_classifier(Shape(**described), seed=0)
-            net.load_state_dict(state)
-        except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path}: expected a feature extractor written by the reference stage ({error})"
+            with torch.device("meta"):  # its size is that of the weights, whatever the file says
+                net = Classifier(Shape(**described))
+            net.load_state_dict(state, assign=True)
+        except DataError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise DataError(
+                f"{path}: expected a feature extractor written by the reference stage ({reason(error)})"
             ) from error
         return cls(net, kind)
 

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmcore.bounded import open_npz
+from cmcore.errors import DataError
+
 _ROWS = 10_000  # in float64 at once
 
 
@@ -78,13 +81,14 @@ class Moments:
         """Read a .npz with mu and sigma: ours, or statistics published with EDM, whose count is unknown: 0.
 
         Raises:
-            ValueError: the keys or the shapes are not those of moments.
+            DataError: the file is damaged, or the keys or the shapes are not those of moments.
         """
-        with np.load(path, allow_pickle=False) as data:
-            if not {"mu", "sigma"} <= set(data.files):
-                raise ValueError(f"{path}: expected the arrays mu and sigma, got {', '.join(sorted(data.files))}")
-            mean, cov = (torch.from_numpy(np.asarray(data[key], np.float64)) for key in ("mu", "sigma"))
-            count = int(data["count"]) if "count" in data.files else 0
-        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-            raise ValueError(f"{path}: expected mu (D,) and sigma (D, D), got {tuple(mean.shape)}, {tuple(cov.shape)}")
+        with open_npz(Path(path)) as data:
+            if not {"mu", "sigma"} <= set(data.names):
+                raise DataError(f"{path}: expected the arrays mu and sigma, got {', '.join(sorted(data.names))}")
+            (D, *rest), shape = data.header("mu").shape, data.header("sigma").shape
+            if rest or shape != (D, D):
+                raise DataError(f"{path}: expected mu (D,) and sigma (D, D), got {(D, *rest)}, {shape}")
+            mean, cov = (torch.from_numpy(np.asarray(data.read(key), np.float64)) for key in ("mu", "sigma"))
+            count = int(data.read("count")) if "count" in data.names else 0
         return cls(count, mean, cov)

@@ -1,18 +1,16 @@
 """Reference moments that others have published, from a file: the FID of a paper is against exactly these."""
 
 import hashlib
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cmcore.errors import DataError
+from cmcore import unpickle
+from cmcore.errors import DataError, reason
 from cmcore.evaluate.moments import Moments
-
-_RECONSTRUCT = np._core.multiarray._reconstruct  # pyright: ignore[reportAttributeAccessIssue]
+from cmcore.nets.public.foreign import load_foreign
 
 
 def read_moments(path: Path, dim: int) -> tuple[Moments, str]:
@@ -33,7 +31,7 @@ def read_moments(path: Path, dim: int) -> tuple[Moments, str]:
     except OSError as error:
         raise DataError(f"{expected}; cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged file fails in any operation there is
-        raise DataError(f"{expected}, got something else ({' '.join(str(error).split())[:200]})") from error
+        raise DataError(f"{expected}, got something else ({reason(error)})") from error
     if moments.mean.shape != (dim,) or moments.cov.shape != (dim, dim):
         raise DataError(f"{expected}, got {tuple(moments.mean.shape)} and {tuple(moments.cov.shape)}")
     if not (torch.isfinite(moments.mean).all() and torch.isfinite(moments.cov).all()):
@@ -43,31 +41,10 @@ def read_moments(path: Path, dim: int) -> tuple[Moments, str]:
 
 def _read(path: Path, content: bytes) -> Moments:
     if path.suffix == ".pt":
-        return _of_arrays(_torch_load(content))
-    return _of_arrays(_Unpickler(io.BytesIO(content)).load()["fid"]) if path.suffix == ".pkl" else Moments.load(path)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Takes plain data and arrays. Nothing else is looked up, so nothing else can be called."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, global_name)
-        # The first name is in files that were written with numpy 1.
-        if global_name == "_reconstruct" and module_name in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return _RECONSTRUCT
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
-
-
-def _torch_load(content: bytes) -> Any:
-    """A file of torch.save with arrays in it; torch's restricted unpickler takes these names and no others."""
-    # Under the second name it is in files that were written with numpy 1.
-    names = [_RECONSTRUCT, (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype]
-    names += [type(np.dtype(kind)) for kind in ("float32", "float64")]
-    with torch.serialization.safe_globals(names):
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return _of_arrays(load_foreign(path))
+    return _of_arrays(unpickle.load(content)["fid"]) if path.suffix == ".pkl" else Moments.load(path)
 
 
 def _of_arrays(data: Any) -> Moments:
-    mean, cov = (torch.from_numpy(np.asarray(data[key], np.float64)) for key in ("mu", "sigma"))
+    mean, cov = (torch.from_numpy(np.array(data[key], np.float64)) for key in ("mu", "sigma"))
     return Moments(0, mean, cov)

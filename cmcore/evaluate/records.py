@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cmcore.config import read
 
@@ -121,27 +121,138 @@ class MetricRecord:
         plain = self.metric.lower().startswith("fid") or self.provenance.extractor == NO_EXTRACTOR
         return self.metric if plain else f"{self.metric}_{self.provenance.extractor}"
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `name` and, over several ranges, `minimum` are added for the reader."""
+        data = asdict(self)
+        data["provenance"]["levels"] = list(self.provenance.levels)
+        ranges = list(data.pop("ranges"))
+        return {"name": self.name, **data, **({"minimum": self.minimum, "ranges": ranges} if ranges else {})}
 
-def to_json(record: MetricRecord) -> dict[str, Any]:
-    """A record as plain JSON data; `name` and, over several ranges, `minimum` are added for the reader."""
-    data = asdict(record)
-    data["provenance"]["levels"] = list(record.provenance.levels)
-    ranges = list(data.pop("ranges"))
-    return {"name": record.name, **data, **({"minimum": record.minimum, "ranges": ranges} if ranges else {})}
+    @classmethod
+    def from_json(cls, data: Any) -> "MetricRecord":
+        """A record from `to_json`'s data.
+
+        Raises:
+            ValueError: a field is missing, unknown or of the wrong type, or the name contradicts the provenance.
+        """
+        derived = ("name", "minimum")
+        given = {key: value for key, value in _mapping(data, "record").items() if key not in derived}
+        record = read(cls, given, "record")
+        for key in derived:
+            if data.get(key, getattr(record, key)) != getattr(record, key):
+                raise ValueError(f"record.{key}: expected {getattr(record, key)!r}, got {data[key]!r}")
+        return record
 
 
-def from_json(data: Mapping[str, Any]) -> MetricRecord:
-    """A record from `to_json`'s data.
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """The trained run that was measured."""
 
-    Raises:
-        ValueError: a field is missing, unknown or of the wrong type, or the name contradicts the provenance.
-    """
-    derived = ("name", "minimum")
-    record = read(MetricRecord, {key: value for key, value in data.items() if key not in derived}, "record")
-    for key in derived:
-        if data.get(key, getattr(record, key)) != getattr(record, key):
-            raise ValueError(f"record.{key}: expected {getattr(record, key)!r}, got {data[key]!r}")
-    return record
+    workload: str
+    run: str
+    method: str
+    init: str  # the run it starts from, or "random"
+    parameters: int  # trainable scalars of the network
+    images: int  # training images seen by this run, without those of `init`
+    ema: str
+    seed: int  # of the training run
+    conditional: bool = False
+    fid_absent: str = ""  # why there is no Inception FID; empty where there is one
+    left_out: str = ""  # which other metrics are missing, and why
+    decoder: str = ""  # digest of what decoded the samples; empty where they were images
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMetrics:
+    """The content of metrics/<run>.json."""
+
+    facts: RunFacts
+    records: tuple[MetricRecord, ...]  # of the final weights, per number of function evaluations
+    scan: tuple[MetricRecord, ...] = ()  # two-step sampling at other levels
+    snapshots: tuple[MetricRecord, ...] = ()  # of the weights on the way
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data: the facts beside lists of records. The last two facts stand there if they say something."""
+        facts = {key: value for key, value in asdict(self.facts).items() if value or key not in ("left_out", "decoder")}
+        return {**facts, **{key: [record.to_json() for record in getattr(self, key)] for key in _LISTS}}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "RunMetrics":
+        """Metrics from `to_json`'s data.
+
+        Raises:
+            ValueError: a field is missing, unknown or of the wrong type, or there is no record.
+        """
+        facts = read(RunFacts, {key: value for key, value in _mapping(data).items() if key not in _LISTS})
+        lists = {key: _records(data, key) for key in _LISTS}
+        if not lists["records"]:
+            raise ValueError("expected at least one record, got none")
+        return cls(facts=facts, **lists)
+
+
+_LISTS = ("records", "scan", "snapshots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """The real images."""
+
+    digest: str
+    count: int
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorFacts:
+    """The feature extractor of a workload. `accuracy` and `config` are those of its training."""
+
+    name: str
+    digest: str
+    dim: int
+    kind: Literal["classifier", "random"]
+    accuracy: dict[str, float] | None
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFacts:
+    """The content of reference.json: what runs are measured with and against."""
+
+    workload: str
+    data: DataFacts
+    extractor: ExtractorFacts
+    halves: float  # Frechet distance between two halves of the images; 0 where not measured
+    baseline: tuple[MetricRecord, ...]  # of what is no run
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {**asdict(self), "baseline": [record.to_json() for record in self.baseline]}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "ReferenceFacts":
+        """Facts from `to_json`'s data.
+
+        Raises:
+            ValueError: a field is missing, unknown or of the wrong type.
+        """
+        facts = read(cls, {**_mapping(data), "baseline": []})
+        return replace(facts, baseline=_records(data, "baseline"))
+
+
+def _records(data: Mapping[str, Any], key: str) -> tuple[MetricRecord, ...]:
+    found = data.get(key, [])
+    if not isinstance(found, list):
+        raise ValueError(f"{key}: expected a list of records, got {found!r}")
+    try:
+        return tuple(map(MetricRecord.from_json, found))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def _mapping(data: Any, what: str = "") -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{what}{': ' * bool(what)}expected a mapping, got {type(data).__name__}")
+    return data
 
 
 def over_ranges(records: Sequence[MetricRecord], firsts: Sequence[int]) -> MetricRecord:

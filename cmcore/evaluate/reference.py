@@ -19,11 +19,12 @@ from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.images import ImageArray, ImageSet
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.published import read_moments
-from cmcore.evaluate.records import MetricRecord, Source, to_json
+from cmcore.evaluate.records import DataFacts, ExtractorFacts, MetricRecord, ReferenceFacts, Source
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.suite import Reference, evaluate_samples
 from cmcore.rng import generator
 
+REFERENCE = "reference.json"
 _SAMPLES, _FITTED = 5000, 10_000  # most samples of the baseline, and images that it is fitted to, ...
 _NUMBERS = 2**28  # ... and most numbers in all of the samples
 
@@ -42,21 +43,21 @@ def reference(
     extractor.save(out / "extractor.safetensors")
     built = store_features(images, extractor.to(device), config, out, device)
     baseline = _baseline(images, built, config, workload, device)
-    described: dict[str, Any] = {
-        "workload": workload,
-        "data": {"digest": images.digest, "count": len(images.images), "classes": images.classes},
-        "extractor": {
-            "name": extractor.name,
-            "digest": extractor.digest,
-            "dim": extractor.dim,
-            "kind": "classifier" if accuracy else "random",
-            "accuracy": accuracy,
-            "config": asdict(config.reference),
-        },
-        "halves": halves(built, config.seed),
-        "baseline": [to_json(one) for one in baseline],
-    }
-    _write_json(out / "reference.json", described)
+    facts = ReferenceFacts(
+        workload=workload,
+        data=DataFacts(digest=images.digest, count=len(images.images), classes=images.classes),
+        extractor=ExtractorFacts(
+            name=extractor.name,
+            digest=extractor.digest,
+            dim=extractor.dim,
+            kind="classifier" if accuracy else "random",
+            accuracy=accuracy,
+            config=asdict(config.reference),
+        ),
+        halves=halves(built, config.seed),
+        baseline=tuple(baseline),
+    )
+    _write_json(out / REFERENCE, facts.to_json())
     return built
 
 
@@ -104,6 +105,11 @@ def store_published(path: Path, dim: int, out: Path) -> None:
     _write_json(out / "published.json", {"file": path.name, "digest": found, "absent": why})
 
 
+def facts_of(folder: Path) -> ReferenceFacts:
+    """What `reference` wrote about it."""
+    return ReferenceFacts.from_json(json.loads((folder / REFERENCE).read_text(encoding="utf-8")))
+
+
 def load_reference(
     folder: Path, extractor: FeatureExtractor | None = None, digest: str = "", device: torch.device | str = "cpu"
 ) -> Reference:
@@ -115,8 +121,8 @@ def load_reference(
     moments = Moments.load(folder / "moments.npz")
     if extractor is None:
         extractor = NetworkExtractor.load(folder / "extractor.safetensors").to(device)
-        described = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
-        named, digest = described["extractor"]["name"], described["data"]["digest"]
+        described = facts_of(folder)
+        named, digest = described.extractor.name, described.data.digest
         if extractor.name != named:
             raise ValueError(f"{folder}: reference.json is about {named}, extractor.safetensors holds {extractor.name}")
     elif (folder / "published.json").exists():

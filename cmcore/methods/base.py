@@ -17,7 +17,7 @@ from cmcore.diffusion.precond import Denoiser, Labels
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
-from cmcore.sample.presets import few_step_sampler, ode_sampler
+from cmcore.sample.presets import diffusion_samplers, few_step_sampler
 from cmcore.sample.settings import Sampling
 
 STUDENT, TEACHER, TARGET = "student", "teacher", "target"
@@ -187,13 +187,13 @@ class Method(ABC):
         return denoiser
 
     def samplers(self, sampling: Sampling) -> list[Sampler]:
-        """The samplers behind the rows of the tables, the cheapest first.
+        """The samplers behind the rows of the tables; the first also shows how a run gets on.
 
-        By default the ODE solver for a diffusion model, one and two steps for any other.
+        By default the ODE solvers for a diffusion model, one and two steps for any other.
         """
         d = sampling.diffusion
         if not self.traits.few_step:
-            return [self.guided(ode_sampler(d, sampling.steps), sampling)]
+            return [self.guided(sampler, sampling) for sampler in diffusion_samplers(sampling)]
         return [self.guided(few_step_sampler(d, *levels), sampling) for levels in ((), (sampling.two_step,))]
 
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cmcore.evaluate.records import MetricRecord, from_json
+from cmcore.evaluate.records import MetricRecord, RunMetrics
 from cmcore.tracking.base import Tracker
 
 REPORT = {"run": "report", "fingerprint": "report", "kind": "report"}  # one run for all, which is written again
@@ -15,19 +15,19 @@ def run_tags(workload: str, name: str, method: str, fingerprint: str) -> dict[st
     return {"workload": workload, "run": name, "method": method, "fingerprint": fingerprint, "kind": "run"}
 
 
-def track(metrics: dict[str, Any], tracker: Tracker) -> None:
+def track(metrics: RunMetrics, tracker: Tracker) -> None:
     """The records of an evaluation; MLflow draws a line, or a bar, per run.
 
     `eval/` and `snapshots/` stand over images seen, as all of training does; `eval_by_nfe/` over function evaluations.
     """
-    records = [from_json(one) for one in metrics["records"]]
-    for record in records:
+    for record in metrics.records:
         p = record.provenance
         tracker.metrics({f"eval/{key(record)}": record.value}, p.images)
         tracker.metrics({f"eval_by_nfe/{record.metric}": record.value}, p.nfe)
-    for record in map(from_json, metrics["snapshots"]):
+    for record in metrics.snapshots:
         tracker.metrics({f"snapshots/{key(record)}": record.value}, record.provenance.images)
-    tracker.tag({"nfe": _listed(r.provenance.nfe for r in records), "ema": _listed(r.provenance.ema for r in records)})
+    sources = [record.provenance for record in metrics.records]
+    tracker.tag({"nfe": _listed(p.nfe for p in sources), "ema": _listed(p.ema for p in sources)})
 
 
 def key(record: MetricRecord) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord
+from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, ReferenceFacts
 from cmcore.numbers import rounded
 from cmcore.report.published import titles
-from cmcore.report.readers import ReferenceFacts, RunReport
+from cmcore.report.readers import RunReport
 
 NAMES = {"kid": "KID", "fid": "FID", "score": "classifier score", "endpoint_rmse": "end-point error"}
 BASELINES = {"gaussian_pixels": "Gaussian fit"}
@@ -38,7 +38,7 @@ def is_high(key: str) -> bool:
     return key.split("_")[0] in ("precision", "recall", "score")
 
 
-def caption(runs: Sequence[RunReport], reference: ReferenceFacts, data: str) -> str:
+def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: str) -> str:
     """How the comparison was measured: data, samples, features, seeds, weights, spreads, marks, what is absent."""
     ours = [record for run in runs for record in run.records]
     scored = [record.provenance for record in ours if record.metric == "fd"] or [ours[0].provenance]
@@ -56,7 +56,7 @@ def caption(runs: Sequence[RunReport], reference: ReferenceFacts, data: str) -> 
         _ranges(ours),
         "Images seen and wall time are the run's own, without those of the run that it starts from.",
         "Bold: best of its column; italic: best at its number of function evaluations.",
-        "Gaussian fit: samples from a Gaussian fitted to the pixels." if reference.baselines else "",
+        "Gaussian fit: samples from a Gaussian fitted to the pixels." if reference and reference.baseline else "",
         _endpoint(ours),
         *(f"Latents are decoded (decoder {digest[:8]})." for digest in sorted({r.facts.decoder for r in runs} - {""})),
         *(f"No FID: {why}." for why in sorted({r.facts.fid_absent for r in runs} - {""})),
@@ -79,10 +79,12 @@ def _ranges(records: Sequence[MetricRecord]) -> str:
     return f"Values are means over {_listed(counts)} ranges of samples under one seed." if counts else ""
 
 
-def _extractor(reference: ReferenceFacts) -> str:
-    held = reference.accuracy.get("held_out")
+def _extractor(reference: ReferenceFacts | None) -> str:
+    if reference is None:
+        return ""
+    held = (reference.extractor.accuracy or {}).get("held_out")
     facts = [f"held-out accuracy {held:.1%}"] if held is not None else []
-    facts += ["a network that was not trained"] if reference.kind == "random" else []
+    facts += ["a network that was not trained"] if reference.extractor.kind == "random" else []
     if reference.halves:
         facts.append(f"two halves of the reference are {rounded(reference.halves)[0]} apart")
     return f"; {', '.join(facts)}" if facts else ""

@@ -13,22 +13,29 @@ from cmcore.report.captions import BASELINES, run_title
 from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_log, style, thousands
 from cmcore.report.readers import RunReport
 
+LINES = ("-", "--", ":", "-.", (0, (1, 4)))  # of the samplers of a run
+
 
 def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] = ()) -> Figure | None:
     """Frechet distance against the number of function evaluations, both logarithmic."""
-    curves = [_curve(run.records, lambda record: record.provenance.nfe) for run in runs]
-    if not any(curves):
+    curves = [
+        (index, run_title(run) + (f", {sampler}" if order else ""), LINES[order % len(LINES)], curve)
+        for index, run in enumerate(runs)
+        for order, (sampler, curve) in enumerate(_curves_by_sampler(run.records).items())
+    ]
+    if not curves:
         return None
     with style():
         figure, axes = _single()
         _log(axes, "number of function evaluations (NFE)", _fd_name(runs))
         ends = []
-        for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
-            if curve:
-                x, y, spread = zip(*curve, strict=True)
-                axes.errorbar(x, y, yerr=_bars(y, spread), color=colour(index), marker=marker(index), capsize=2)
-                ends.append((x[-1], y[-1], run_title(run), colour(index)))
-        ticks = sorted({point[0] for curve in curves for point in curve})
+        for index, label, line, curve in curves:
+            x, y, spread = zip(*curve, strict=True)
+            axes.errorbar(
+                x, y, yerr=_bars(y, spread), color=colour(index), marker=marker(index), capsize=2, linestyle=line
+            )
+            ends.append((x[-1], y[-1], label, colour(index)))
+        ticks = sorted({point[0] for _, _, _, curve in curves for point in curve})
         axes.set_xlim(min(ticks) * 0.85, max(ticks) * 1.18)
         _baseline(axes, baselines)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -110,6 +117,15 @@ def level_scan(runs: Sequence[RunReport]) -> Figure | None:
         plain_log(axes)
         label_ends(axes, ends)
     return figure
+
+
+def _curves_by_sampler(records: Sequence[MetricRecord]) -> dict[str, list[tuple[float, float, float]]]:
+    """The points of every sampler, in the order of the records."""
+    named: dict[str, list[MetricRecord]] = {}
+    for record in records:
+        named.setdefault(record.provenance.sampler, []).append(record)
+    curves = {sampler: _curve(found, lambda record: record.provenance.nfe) for sampler, found in named.items()}
+    return {sampler: curve for sampler, curve in curves.items() if curve}
 
 
 def _curve(records: Sequence[MetricRecord], at: Callable[[MetricRecord], float]) -> list[tuple[float, float, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cmcore.report.page import Picture, Section
 from cmcore.report.search_tables import confirmed, overview, trials, values
-from cmcore.report.searches import FINISHED, Found, adopted
+from cmcore.report.searches import FINISHED, SearchResult, adopted
 
 PICTURES = {
     "parallel": (
@@ -21,7 +21,7 @@ PICTURES = {
 }
 
 
-def sections(searches: Sequence[Found], entries: Mapping[str, Any]) -> tuple[Section, ...]:
+def sections(searches: Sequence[SearchResult], entries: Mapping[str, Any]) -> tuple[Section, ...]:
     """An overview and a section for every search; nothing where there is none.
 
     Args:
@@ -34,7 +34,7 @@ def sections(searches: Sequence[Found], entries: Mapping[str, Any]) -> tuple[Sec
     return (first, *(_section(search, entries) for search in searches))
 
 
-def _section(search: Found, entries: Mapping[str, Any]) -> Section:
+def _section(search: SearchResult, entries: Mapping[str, Any]) -> Section:
     tables = (values(search), *([confirmed(search)] if search.confirmed else []))
     drawn = {name: search.folder / f"{name}.svg" for name in PICTURES}  # thin lines: an eighth of their PNG
     return Section(
@@ -50,7 +50,7 @@ def _section(search: Found, entries: Mapping[str, Any]) -> Section:
     )
 
 
-def _tried(search: Found) -> str:
+def _tried(search: SearchResult) -> str:
     """Who was searched, over what, and how the trials ended."""
     ends = Counter(trial.outcome.partition(":")[0] for trial in search.trials)
     ended = ", ".join(f"{number} {end}" for end, number in sorted(ends.items(), key=lambda item: item[0] != FINISHED))
@@ -61,7 +61,7 @@ def _tried(search: Found) -> str:
     )
 
 
-def verdict(search: Found) -> str:
+def verdict(search: SearchResult) -> str:
     """What the comparison on other seeds says; a sign that changes from seed to seed is called no difference."""
     differences = search.differences
     if not differences:
@@ -76,7 +76,7 @@ def verdict(search: Found) -> str:
     return f"The values found are better on {better} of {seeds} seeds, which is no clear difference: fd is {amount}."
 
 
-def _adoption(search: Found, entries: Mapping[str, Any]) -> str:
+def _adoption(search: SearchResult, entries: Mapping[str, Any]) -> str:
     if adopted(search, entries):
         return f"The parameter file holds these values: the run {search.base} of the tables is trained with them."
     return f"The parameter file does not hold these values: make adopt NAME={search.name} would write them there."

@@ -8,13 +8,13 @@ from typing import Any
 
 from cmcore.numbers import grouped, short
 from cmcore.report.cells import DASH, Cell, Column, Table, count, marked, measured
-from cmcore.report.searches import FINISHED, Found, adopted
+from cmcore.report.searches import FINISHED, SearchResult, adopted
 
 EMPTY = Cell(DASH)
 DIGITS = 4  # of a value that was tried
 
 
-def overview(searches: Sequence[Found], entries: Mapping[str, Any]) -> Table:
+def overview(searches: Sequence[SearchResult], entries: Mapping[str, Any]) -> Table:
     """One row per search."""
     heads = ("Search", "Run", "Trials", "Finished", "Other seeds", "fd before", "fd after", "Difference", "Better on")
     columns = tuple(Column(head.lower().replace(" ", "_"), head) for head in (*heads, "In the parameter file"))
@@ -39,7 +39,7 @@ def overview(searches: Sequence[Found], entries: Mapping[str, Any]) -> Table:
     return Table("searches", "Searches", columns, tuple(rows), text)
 
 
-def values(search: Found) -> Table:
+def values(search: SearchResult) -> Table:
     """What was tried of every parameter, what was found, and how much it matters."""
     last = max(search.importance, default=0)
     shares = search.importance.get(last, {})
@@ -67,7 +67,7 @@ def values(search: Found) -> Table:
     return Table(f"search_{search.name}_values", title, columns, tuple(rows), text if shares else "")
 
 
-def confirmed(search: Found) -> Table:
+def confirmed(search: SearchResult) -> Table:
     """Before and after on every seed, and their means."""
     names = [name for name in search.confirmed[0] if name != "seed"]
     columns = (
@@ -93,9 +93,9 @@ def confirmed(search: Found) -> Table:
     )
 
 
-def trials(search: Found) -> Table:
+def trials(search: SearchResult) -> Table:
     """All trials, the best first."""
-    rungs = sorted({images for trial in search.trials for images in trial.scores})
+    rungs = search.rungs
     columns = (
         Column("rank", "Rank"),
         *(Column(path, path) for path in search.paths),

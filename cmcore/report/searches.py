@@ -1,18 +1,20 @@
-"""What searches left in their folders: trials, the best values, and what they are worth on other seeds."""
+"""The record of a search, as its folder holds it: trials, the best values, and their worth on other seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cmcore.config import merge
-from cmcore.report.readers import ReportError, read_json
+from cmcore.report.readers import read_json
 
+FILE = "trials.json"
 FINISHED = "finished"  # the outcome of a trial that came to its end
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """A trial."""
 
     key: str
@@ -20,10 +22,15 @@ class Tried:
     scores: Mapping[int, float]  # images seen -> Frechet distance
     outcome: str  # "finished", or why it ended
 
+    @property
+    def final(self) -> float:
+        """The latest score; nan where there is none."""
+        return self.scores[max(self.scores)] if self.scores else math.nan
+
 
 @dataclass(frozen=True)
-class Found:
-    """A search, as `write_search` left it in its folder."""
+class SearchResult:
+    """The content of trials.json."""
 
     name: str
     base: str  # the run that was searched
@@ -31,9 +38,9 @@ class Found:
     best: Mapping[str, Any]  # changes to the parameter file
     confirmed: Sequence[Mapping[str, float]]  # per seed: before, after, and whatever else was compared
     importance: Mapping[int, Mapping[str, float]]  # images seen -> parameter -> share of the variance
-    trials: Sequence[Tried]  # the best first
-    folder: Path
-    fingerprint: str = ""
+    trials: Sequence[TrialResult]  # the best first
+    fingerprint: str = ""  # names the folder of the search's trials
+    folder: Path = Path()  # that it was read from; not in the file
 
     @property
     def paths(self) -> list[str]:
@@ -41,44 +48,69 @@ class Found:
         return list(dict.fromkeys(path for trial in self.trials for path in trial.values))
 
     @property
+    def rungs(self) -> list[int]:
+        """The moments at which trials were measured, in images seen."""
+        return sorted({images for trial in self.trials for images in trial.scores})
+
+    @property
     def differences(self) -> list[float]:
         """After minus before, per seed: below 0 is better."""
         return [one["after"] - one["before"] for one in self.confirmed]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        trials = [
+            {"trial": one.key, "outcome": one.outcome, "values": dict(one.values), "scores": dict(one.scores)}
+            for one in self.trials
+        ]
+        return {
+            **{key: getattr(self, key) for key in ("name", "base", "fingerprint", "metric", "best")},
+            "confirmed": [dict(one) for one in self.confirmed],
+            "importance": self.importance,
+            "trials": trials,
+        }
 
-def read_searches(folder: Path) -> list[Found]:
+    @classmethod
+    def from_json(cls, data: Any) -> "SearchResult":
+        """A search from `to_json`'s data; a ValueError where it is none."""
+        try:
+            return cls(
+                name=str(data["name"]),
+                base=str(data["base"]),
+                metric=str(data["metric"]),
+                best=dict(data["best"]),
+                confirmed=[{name: _number(value) for name, value in one.items()} for one in data["confirmed"]],
+                importance={int(images): dict(shares) for images, shares in data["importance"].items()},
+                trials=[
+                    TrialResult(
+                        str(one["trial"]),
+                        dict(one["values"]),
+                        {int(images): float(score) for images, score in one["scores"].items()},
+                        str(one["outcome"]),
+                    )
+                    for one in data["trials"]
+                ],
+                fingerprint=str(data.get("fingerprint", "")),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"expected what a search writes, got {type(error).__name__}: {error}") from error
+
+
+def _number(value: Any) -> float:
+    """The value as it is: a seed stays a whole number."""
+    return value if isinstance(value, int) else float(value)
+
+
+def read_searches(folder: Path) -> list[SearchResult]:
     """The searches of a workload that have run, by name; a hidden folder is one that is being written.
 
     Raises:
         ReportError: a file is malformed; the message names it.
     """
-    return [_read(file) for file in sorted(folder.glob("[!.]*/trials.json"))]
+    files = sorted(folder.glob(f"[!.]*/{FILE}"))
+    return [replace(read_json(file, SearchResult.from_json), folder=file.parent) for file in files]
 
 
-def _read(file: Path) -> Found:
-    data = read_json(file)
-    try:
-        return Found(
-            **{key: str(data[key]) for key in ("name", "base", "metric")},
-            best=dict(data["best"]),
-            confirmed=[{name: float(value) for name, value in one.items()} for one in data["confirmed"]],
-            importance={int(images): dict(shares) for images, shares in data["importance"].items()},
-            trials=[
-                Tried(
-                    str(one["trial"]),
-                    dict(one["values"]),
-                    {int(images): float(score) for images, score in one["scores"].items()},
-                    str(one["outcome"]),
-                )
-                for one in data["trials"]
-            ],
-            folder=file.parent,
-            fingerprint=str(data.get("fingerprint", "")),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ReportError(f"{file}: expected what a search writes, got {type(error).__name__}: {error}") from error
-
-
-def adopted(search: Found, entries: Mapping[str, Any]) -> bool:
+def adopted(search: SearchResult, entries: Mapping[str, Any]) -> bool:
     """Whether the parameter file holds the values that were found."""
     return merge(entries, search.best.get("runs", {})) == entries

@@ -3,18 +3,17 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord
+from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, ReferenceFacts
 from cmcore.report.captions import BASELINES, caption, is_high, metric_key, metric_title, title
 from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, measured
 from cmcore.report.published import DATASETS, Number, counterpart
-from cmcore.report.readers import ReferenceFacts, ReportError, RunReport
+from cmcore.report.readers import ReportError, RunReport
 from cmcore.train.took import Took
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
 METRICS = ("fd", *FEATURE_METRICS, "endpoint_rmse", "fid", *(f"{name}_inception" for name in FEATURE_METRICS))
 LEAST = "_least"
 EMPTY = Cell(DASH)
-NO_REFERENCE = ReferenceFacts()
 Key = tuple[int, str]  # number of function evaluations, sampler
 
 
@@ -35,9 +34,10 @@ def by_sampler(records: Iterable[MetricRecord]) -> dict[Key, dict[str, MetricRec
     return dict(sorted(table.items()))
 
 
-def comparison(runs: Sequence[RunReport], reference: ReferenceFacts = NO_REFERENCE, data: str = "") -> Table:
+def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = None, data: str = "") -> Table:
     """One row per run and number of function evaluations, then the baselines."""
-    everything = [record for run in runs for record in run.records] + list(reference.baselines)
+    baseline = reference.baseline if reference else ()
+    everything = [record for run in runs for record in run.records] + list(baseline)
     metrics = [m for m in METRICS if m == "fid" or any(metric_key(record) == m for record in everything)]
     # Papers differ in what they quote of several seed ranges: the mean stands under the metric, the least beside it.
     ranges = {m: max((len(r.ranges) for r in everything if r.metric == m), default=0) for m in ("fd", "fid")}
@@ -71,7 +71,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts = NO_REFEREN
             cost = count(nfe) if shared[nfe] == 1 else Cell(f"{nfe} ({sampler})", float(nfe))
             rows.append((*names, cost, *_values(found, metrics), _level(found), *trained))
             groups.append(str(nfe))
-    for record_set in _by_run(reference.baselines).values():
+    for record_set in _by_run(baseline).values():
         source = next(iter(record_set.values())).provenance
         rows.append(
             (

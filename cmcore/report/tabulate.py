@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from cmcore.evaluate.records import MetricRecord
 from cmcore.report import curves, figures
 from cmcore.report.captions import title
 from cmcore.report.cells import Cell, Column, Table
@@ -14,7 +15,7 @@ from cmcore.report.page import Picture, Section, page
 from cmcore.report.plots import save
 from cmcore.report.published import DATASETS, Number, published
 from cmcore.report.published_tables import compact, complete
-from cmcore.report.readers import Inputs, ReferenceFacts, RunReport, read_reference, read_runs
+from cmcore.report.readers import Inputs, RunReport, read_reference, read_runs
 from cmcore.report.tables import beside, comparison
 
 # name of the file: caption, description for those who cannot see it, whether it takes the whole width
@@ -72,7 +73,7 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     quoted = compact(numbers)
     more = [table for section in extra for table in (*section.tables, *section.folded)]
     files = _write_tables(out / "tables", (ours, both, *more), quoted, complete(numbers))
-    pictures = _draw(runs, reference, out / "figures")
+    pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     files += [path for picture in pictures for path in (picture.path, picture.path.with_suffix(".svg"))]
     sections = (
         Section(title="Our runs", tables=(ours,), figures=pictures),
@@ -112,12 +113,12 @@ def _write_tables(folder: Path, ours: Sequence[Table], quoted: Sequence[Table], 
     return [folder / name for name in texts]
 
 
-def _draw(runs: Sequence[RunReport], reference: ReferenceFacts, folder: Path) -> tuple[Picture, ...]:
+def _draw(runs: Sequence[RunReport], baseline: Sequence[MetricRecord], folder: Path) -> tuple[Picture, ...]:
     drawn: dict[str, Figure | None] = {
         "samples": figures.samples(runs),
-        "quality_by_nfe": curves.quality_by_nfe(runs, reference.baselines),
+        "quality_by_nfe": curves.quality_by_nfe(runs, baseline),
         "level_scan": curves.level_scan(runs),
-        "quality_by_images": curves.quality_by_images(runs, reference.baselines),
+        "quality_by_images": curves.quality_by_images(runs, baseline),
         "training_curves": figures.training_curves(runs),
     }
     pictures = []

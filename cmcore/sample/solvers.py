@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cmcore.diffusion.ode import Denoise, dpmpp_2m_step, euler_step, heun_step
+from cmcore.diffusion.ode import Denoise, dpmpp_2m_step, dpmpp_2s_step, euler_step, heun_step
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler, check_levels
 
@@ -68,12 +68,15 @@ class Heun(GridSampler):
     S_min: float = 0.0
     S_max: float = float("inf")
     S_noise: float = 1.0
-    name: ClassVar[str] = "heun"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.S_churn >= 0 and self.S_noise >= 0 and self.S_min <= self.S_max):
             raise ValueError(f"Heun: expected S_churn >= 0, S_noise >= 0 and S_min <= S_max, got {self}")
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "heun_churn" if self.S_churn else "heun"
 
     @property
     def nfe(self) -> int:
@@ -120,4 +123,25 @@ class DPMSolverPP2M(GridSampler):
                 D_prev = None
             x = dpmpp_2m_step(x, D, D_prev, sigma_prev, sigma, sigma_next)
             D_prev, sigma_prev = D, sigma
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class DPMSolverPP2S(GridSampler):
+    """DPM-Solver++(2S): order 2 from two evaluations within a step (arXiv 2211.01095, Algorithm 1)."""
+
+    name: ClassVar[str] = "dpmpp_2s"
+
+    @property
+    def nfe(self) -> int:
+        return 2 * self.steps - int(self.grid[-1] == 0)
+
+    @torch.no_grad()
+    def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
+        del source  # deterministic
+        x = x_T.double()
+        for i, (sigma, sigma_next) in enumerate(pairwise(self.levels(x))):
+            # The way to sigma = 0 has no middle in ln sigma, so the last step of a grid that ends there is Euler's.
+            step = euler_step if self.grid[i + 1] == 0 else dpmpp_2s_step
+            x = step(denoiser, x, sigma, sigma_next, labels)
         return x

@@ -1,6 +1,5 @@
 """A search as the runs that it trains and the number that it ranks them by."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from cmcore.data.images import ImageData
 from cmcore.diffusion.precond import Denoiser
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
-from cmcore.evaluate.reference import load_reference
+from cmcore.evaluate.reference import facts_of, load_reference
 from cmcore.sample.stream import generate
 from cmcore.search.space import POSTHOC_STD, TuneConfig, nested
 from cmcore.tracking.base import Null
@@ -57,8 +56,8 @@ def search_fingerprint(project: Project, search: TuneConfig, inputs: Inputs, ref
     for how in ("concurrency", "confirm"):  # neither decides what a trial gives
         del config[how]
     run = project.run(search.base)
-    described = json.loads((reference / "reference.json").read_text(encoding="utf-8"))
-    return digest([config, fingerprint(run, inputs), described["extractor"]["digest"], described["data"]["digest"]])
+    facts = facts_of(reference)
+    return digest([config, fingerprint(run, inputs), facts.extractor.digest, facts.data.digest])
 
 
 def overrides(config: TuneConfig, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from cmcore.atomic import write_atomic
+from cmcore.bounded import check_safetensors, parse_json
+from cmcore.errors import DataError
 
 
 class CheckpointError(ValueError):
@@ -59,7 +61,8 @@ def load(path: Path, prefix: str | Callable[[dict[str, Any]], str] = "") -> tupl
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A file of tensors with its JSON data."""
     try:
+        check_safetensors(path)
         with safe_open(path, framework="pt") as file:
-            yield file, json.loads((file.metadata() or {})["meta"])
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            yield file, parse_json((file.metadata() or {})["meta"], "meta")
+    except (OSError, SafetensorError, KeyError, TypeError, DataError) as error:
         raise CheckpointError(f"{path}: expected a weight file of this project, got: {error}") from error

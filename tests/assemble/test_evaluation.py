@@ -19,7 +19,7 @@ from cmcore.data.images import ImageData
 from cmcore.evaluate.collect import Span
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
-from cmcore.evaluate.records import from_json
+from cmcore.evaluate.records import MetricRecord
 from cmcore.evaluate.reference import reference
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.evaluate.suite import Reference
@@ -64,13 +64,13 @@ def outcome_of(evaluation: Evaluation, said: list[tuple[int, int]] | None = None
 
 def same(a: Outcome, b: Outcome) -> bool:
     images = a.samples.keys() == b.samples.keys() and all(np.array_equal(a.samples[k], b.samples[k]) for k in a.samples)
-    return images and json.dumps(a.metrics) == json.dumps(b.metrics)
+    return images and json.dumps(a.metrics.to_json()) == json.dumps(b.metrics.to_json())
 
 
 def test_an_evaluation_has_every_number_with_its_provenance(ect: Evaluation, ref: Reference, results: Path):
     said: list[tuple[int, int]] = []
     outcome = outcome_of(ect, said)
-    metrics, mark = outcome.metrics, load_model(results / WEIGHTS).meta["fingerprint"]
+    metrics, mark = outcome.metrics.to_json(), load_model(results / WEIGHTS).meta["fingerprint"]
     by_nfe = {nfe: {r["metric"] for r in metrics["records"] if r["provenance"]["nfe"] == nfe} for nfe in (1, 2)}
     assert by_nfe[2] == {"fd", "kid", "precision", "recall", "score"}
     assert by_nfe[1] - by_nfe[2] == {"endpoint_rmse"}
@@ -93,7 +93,7 @@ def test_an_evaluation_has_every_number_with_its_provenance(ect: Evaluation, ref
 
 def test_a_diffusion_model_is_sampled_by_the_ode_solver_alone(ect: Evaluation, inputs: dict[str, Inputs]):
     edm = replace(ect, run=every_run().run("edm"), folder=inputs["ect"].init.parent, teacher=None)
-    metrics = outcome_of(edm).metrics
+    metrics = outcome_of(edm).metrics.to_json()
     assert {r["provenance"]["nfe"] for r in metrics["records"]} == {2 * CONFIG.teacher_steps - 1}
     assert metrics["scan"] == []
 
@@ -105,7 +105,7 @@ def test_the_shown_images_are_the_first_of_those_that_were_measured(ect: Evaluat
     assert np.array_equal(outcome.samples["nfe_1"], images[:40].numpy())
     features = ref.extractor(images)
     halves = [Moments.of(features[:40]), Moments.of(features[40:])]
-    fd = next(r["value"] for r in outcome.metrics["records"] if r["metric"] == "fd")
+    fd = next(r["value"] for r in outcome.metrics.to_json()["records"] if r["metric"] == "fd")
     assert fd == pytest.approx(frechet_distance(Moments.total(halves), ref.moments), rel=1e-9)
 
 
@@ -124,7 +124,7 @@ def test_any_number_of_workers_gives_the_same_bits(ect: Evaluation, tmp_path: Pa
 
 def test_the_size_of_a_shard_changes_no_more_than_rounding(ect: Evaluation):
     whole = outcome_of(replace(ect, config=replace(CONFIG, shard=60)))
-    for a, b in zip(outcome_of(ect).metrics["records"], whole.metrics["records"], strict=True):
+    for a, b in zip(outcome_of(ect).metrics.to_json()["records"], whole.metrics.to_json()["records"], strict=True):
         assert a["metric"] == b["metric"]
         assert a["value"] == pytest.approx(b["value"], rel=1e-5)
 
@@ -152,12 +152,12 @@ def test_a_killed_evaluation_goes_on_from_its_finished_shards(ect: Evaluation, t
 
 def test_seed_ranges_are_disjoint_samples_under_one_seed(ect: Evaluation, ref: Reference, results: Path):
     config = replace(CONFIG, seed_ranges=3, scan=(), bootstrap=2)
-    metrics, single = outcome_of(replace(ect, config=config)).metrics, outcome_of(ect).metrics
+    metrics, single = outcome_of(replace(ect, config=config)).metrics.to_json(), outcome_of(ect).metrics.to_json()
     model = load_model(results / WEIGHTS)
     one_step = ect.run.objective.samplers(ect.run.sampling(3))[0]
     images = torch.cat(list(generate(one_step, model.denoiser, (1, 8, 8), range(180), seed=1, batch=90)))
     expected = [frechet_distance(Moments.of(ref.extractor(part)), ref.moments) for part in images.split(60)]
-    record = from_json(metrics["records"][0])
+    record = MetricRecord.from_json(metrics["records"][0])
     assert (record.metric, record.spread_of) == ("fd", "seed ranges")
     assert [one.first for one in record.ranges] == [0, 60, 120]
     assert [one.value for one in record.ranges] == pytest.approx(expected, rel=1e-5)
@@ -173,8 +173,10 @@ def test_seed_ranges_are_disjoint_samples_under_one_seed(ect: Evaluation, ref: R
 
 def test_features_are_kept_up_to_a_number(ect: Evaluation):
     """Distances are of all samples whatever is kept; the other metrics are of those kept, and say so."""
-    few = outcome_of(replace(ect, config=replace(CONFIG, kept=25, bootstrap=0))).metrics["records"]
-    for a, b in zip(few, outcome_of(replace(ect, config=replace(CONFIG, bootstrap=0))).metrics["records"], strict=True):
+    few = outcome_of(replace(ect, config=replace(CONFIG, kept=25, bootstrap=0))).metrics.to_json()["records"]
+    for a, b in zip(
+        few, outcome_of(replace(ect, config=replace(CONFIG, bootstrap=0))).metrics.to_json()["records"], strict=True
+    ):
         if a["metric"] in ("fd", "endpoint_rmse"):
             assert a == b
         else:
@@ -183,7 +185,7 @@ def test_features_are_kept_up_to_a_number(ect: Evaluation):
 
 def test_a_reference_of_moments_alone_leaves_out_what_needs_features_and_says_so(ect: Evaluation, ref: Reference):
     published = replace(ref, features=None, absent="No KID: only moments")
-    found = outcome_of(replace(ect, references=[published])).metrics
+    found = outcome_of(replace(ect, references=[published])).metrics.to_json()
     assert found["left_out"] == "No KID: only moments"
     assert {r["metric"] for r in found["records"]} == {"fd", "score", "endpoint_rmse"}
 

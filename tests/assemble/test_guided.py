@@ -19,7 +19,6 @@ from cmcore.data.images import ImageData
 from cmcore.diffusion.guidance import at_scale
 from cmcore.diffusion.inputs import GUIDANCE
 from cmcore.diffusion.precond import NO_LABEL
-from cmcore.evaluate.records import from_json
 from cmcore.evaluate.reference import reference
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.methods.base import Batch
@@ -182,7 +181,7 @@ def test_records_say_the_scale_and_count_each_evaluation(
     def records(name: str, folder: Path, source: Path | None) -> dict[str, list[tuple[str, int, tuple[float, ...]]]]:
         evaluation = Evaluation(project().run(name), "tiny", CONFIG, [ref], folder, source, tmp_path / "shards")
         metrics = evaluate_run(evaluation, fid_absent="no weights", on_progress=lambda *_: None).metrics
-        found = {place: [from_json(one) for one in metrics[place]] for place in ("records", "scan", "snapshots")}
+        found = {place: getattr(metrics, place) for place in ("records", "scan", "snapshots")}
         return {
             place: sorted({(r.provenance.sampler, r.provenance.nfe, r.provenance.levels) for r in rs})
             for place, rs in found.items()

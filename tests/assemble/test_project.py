@@ -30,6 +30,13 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"runs": {"edm": {"sample": {"two_step": 20.0}}}}, "runs.edm.sample.two_step", "sigma_max = 20.0, got 20.0"),
     ({"runs": {"edm": {"sample": {"two_step": 0.002}}}}, "runs.edm.sample.two_step", "sigma_min = 0.002"),
     ({"runs": {"edm": {"sample": {"two_step": 0}}}}, "runs.edm.sample.two_step", "expected a positive noise level"),
+    ({"runs": {"edm": {"sample": {"solvers": ["euler"]}}}}, "runs.edm.sample.nfe", "a list, beside a list of solvers"),
+    ({"runs": {"edm": {"sample": {"solvers": ["euler"], "nfe": [2]}}}}, "runs.edm.sample.nfe[0]", "at least 3"),
+    (
+        {"runs": {"ect": {"sample": {"solvers": ["euler"], "nfe": [5]}}}},
+        "runs.ect.sample.solvers",
+        "expected none, as ect is no diffusion model, got ['euler']",
+    ),
     ({"runs": {"edm": {"init": "edmm"}}}, "runs.edm.init", "expected random or one of ect, ict, got 'edmm'"),
     ({"runs": {"edm": {"init": "edm"}}}, "runs.edm.init", "goes round in a circle: edm -> edm"),
     ({"runs": {"edm": {"init": "ect"}}}, "runs.edm.init", "goes round in a circle: edm -> ect -> edm"),

@@ -17,7 +17,7 @@ from cmcore.closure import ROOT
 from cmcore.commands.app import app, main
 from cmcore.commands.place import project_root
 
-COMMANDS = ("repro", "use", "plan", "tune", "adopt", "report", "ui", "sync", "import-weights", "clean")
+COMMANDS = ("repro", "use", "plan", "tune", "adopt", "report", "ui", "sync", "import-weights", "clean", "doctor")
 
 
 def call(*words: str) -> int:

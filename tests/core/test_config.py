@@ -89,9 +89,11 @@ def test_what_is_no_parameter_file_is_refused_in_one_line(text: str, words: str,
     assert "\n" not in str(caught.value)
 
 
-def test_shared_aliases_are_no_cycle(tmp_path: Path):
-    text = "a: &x {b: 1}\nc: [*x, *x]\n" + "".join(f"l{i + 1}: &l{i + 1} [*l{i}, *l{i}]\n" for i in range(1, 40))
-    assert parse(text.replace("*l1,", "&l1 [],", 1), tmp_path)["c"] == [{"b": 1}, {"b": 1}]
+def test_aliases_may_be_shared_but_not_multiplied(tmp_path: Path):
+    assert parse("a: &x {b: 1}\nc: [*x, *x]", tmp_path)["c"] == [{"b": 1}, {"b": 1}]
+    doublings = "".join(f"l{i + 1}: &l{i + 1} [*l{i}, *l{i}]\n" for i in range(40))
+    with pytest.raises(ConfigError, match="expected at most 16384 values"):
+        parse("l0: &l0 [1, 2]\n" + doublings, tmp_path)
 
 
 def test_missing_and_binary_files_are_refused(tmp_path: Path):

@@ -128,7 +128,7 @@ WRONG = {
     "a late call": (lambda: pickle.dumps(Evil(), protocol=0), "refused, it asks for .*system"),
     "an instance": (lambda: b"(S'touch witness'\nios\nsystem\n.", "refused, it asks for os.system"),
     "no dict": (lambda: pickle.dumps([1], protocol=2), "expected a dict, got list"),
-    "floats": (lambda: batch(1, data=array(np.zeros((4, 3072), np.float32), b"f4"))[0], "expected an array of uint8"),
+    "floats": (lambda: batch(1, data=array(np.zeros((4, 3072), np.float32), b"f4"))[0], "expected uint8 images"),
     "pixels": (lambda: batch(1, data=array(np.zeros((4, 3000), np.uint8)))[0], r"expected uint8 images \(N, 3072\)"),
     "more than there is": (too_long, "cannot be read"),
     "labels": (lambda: batch(1, labels=listed([b"K\x01"] * 3))[0], "expected 4 labels, got 3"),

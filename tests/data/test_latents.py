@@ -158,7 +158,7 @@ WRONG = {
     "not finite": (np.where(np.arange(8) == 1, np.nan, GOOD).astype(np.float32), "expected numbers below 10000"),
     "huge": (GOOD * 1e6, "expected numbers below 10000"),
     "negative": (-GOOD, "deviations of at least 0"),
-    "objects": (np.array([None, {}], object), "cannot be read as a .npy file"),
+    "objects": (np.array([None, {}], object), "expected an array of numbers, got Python objects"),
 }
 
 

@@ -5,6 +5,8 @@ import hashlib
 import io
 import itertools
 import json
+import os
+import pickle
 import struct
 import tarfile
 import warnings
@@ -17,6 +19,7 @@ import pytest
 from pictures_on_disk import FILES, ORDER, config, picture, png, refused, write_folder, write_tar, write_zip
 from PIL import Image
 
+from cmcore import limits
 from cmcore.atomic import replacing
 from cmcore.config import ConfigError, read
 from cmcore.data.images import ImageData
@@ -231,6 +234,29 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
     assert prepare(config("folder", path), tmp_path / "out")["count"] == 5
 
 
+def test_folders_that_cannot_be_read_to_their_end_are_refused(tmp_path):
+    path = write_folder(tmp_path / "in")
+    (path / "cat" / "self.png").symlink_to("self.png")
+    refused(config("folder", path), tmp_path / "a" / "out", r"self\.png: cannot be read; is it a link to itself\?")
+    (path / "cat" / "self.png").unlink()
+    os.mkfifo(path / "cat" / "pipe.png")
+    refused(config("folder", path), tmp_path / "b" / "out", r"pipe\.png: expected a plain file")
+    (path / "cat" / "pipe.png").unlink()
+    (path / "/".join("d" * 70)).mkdir(parents=True)
+    refused(config("folder", path), tmp_path / "c" / "out", "expected folders at most 64 deep")
+
+
+def test_messages_are_one_line_without_addresses(tmp_path):
+    path = write_folder(tmp_path / "in", {"cat/a\n\x1b[2J.png": b"nonsense"})
+    with pytest.raises(
+        DataError, match=r"a\\n\\x1b\[2J\.png: cannot be read as an image \(expected one of BMP"
+    ) as caught:
+        prepare(config("folder", path), tmp_path / "out")
+    assert str(caught.value).isprintable()
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert str(copy) == str(caught.value)
+
+
 def test_names_that_stand_twice_are_refused(tmp_path):
     path = tmp_path / "in.zip"
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
@@ -240,14 +266,15 @@ def test_names_that_stand_twice_are_refused(tmp_path):
     refused(config("archive", path), tmp_path / "w" / "out", r"a\.png stands twice")
 
 
-def test_large_members_are_refused_unread(tmp_path):
+def test_large_members_are_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "FILE_BYTES", 10)
     for path in (write_zip(tmp_path / "in.zip"), write_tar(tmp_path / "in.tar", mode="w")):
         with pytest.raises(DataError, match=r"dog/b\.png is too large: expected at most 10 bytes"):
-            list(files.entries(path, file_limit=10))
+            list(files.entries(path))
 
 
 def test_an_endless_tail_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "TAIL_LIMIT", 2**20)
+    monkeypatch.setattr(limits, "TAIL_BYTES", 2**20)
     path = write_tar(tmp_path / "in.tar", mode="w")
     sound = path.read_bytes()
     path.write_bytes(gzip.compress(sound + bytes(2**19)))
@@ -354,7 +381,7 @@ BAD_ARRAYS = {
     "flat": ({"images": GOOD.reshape(5, -1)}, r"got \(5, 48\)"),
     "empty": ({"images": GOOD[:0]}, r"got \(0, 4, 4, 3\)"),
     "keys": ({"pictures": GOOD, "other": GOOD}, "expected images under one of .*, got pictures, other"),
-    "pickle": ({"images": np.array([None, {}], object)}, "pickle"),
+    "pickle": ({"images": np.array([None, {}], object)}, "expected an array of numbers, got Python objects"),
     "label_count": ({"images": GOOD, "labels": np.arange(4)}, r"expected whole-number labels \(5,\), got int64 \(4,\)"),
     "label_type": ({"images": GOOD, "labels": np.zeros(5)}, "whole-number labels"),
     "label_sign": ({"images": GOOD, "labels": np.arange(5) - 1}, "expected labels from 0 on, got -1 to 3"),
@@ -375,11 +402,15 @@ def test_truncated_arrays_are_refused(tmp_path, keep):
     np.savez(tmp_path / "in.npz", images=GOOD)
     for path in (tmp_path / "in.npy", tmp_path / "in.npz"):
         path.write_bytes(path.read_bytes()[:keep])
-        refused(config("array", path), tmp_path / path.suffix / "out", rf"in{path.suffix}: cannot be read")
+        refused(
+            config("array", path),
+            tmp_path / path.suffix / "out",
+            rf"in{path.suffix}: (cannot be read|is not a sound zip)",
+        )
 
 
 def test_dense_npz_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmcore.data.sources.arrays.SIZE_LIMIT", 10_000)
+    monkeypatch.setattr(limits, "ZIP_BYTES", 10_000)
     np.savez_compressed(tmp_path / "in.npz", images=np.zeros((1000, 8, 8, 3), np.uint8))
     refused(config("array", tmp_path / "in.npz"), tmp_path / "w" / "out", "decompression bomb")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmcore.diffusion.ode import dpmpp_2m_coefficient, dpmpp_2m_step, euler_step, heun_step, velocity
+from cmcore.diffusion.ode import dpmpp_2m_coefficient, dpmpp_2m_step, dpmpp_2s_step, euler_step, heun_step, velocity
 from cmcore.oracles import Gaussian, as_denoiser
 
 ORACLE = Gaussian(mean=0.3, std=0.5)
@@ -22,7 +22,7 @@ def x() -> Tensor:
     return torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("step", "order"), [(euler_step, 1), (heun_step, 2)])
+@pytest.mark.parametrize(("step", "order"), [(euler_step, 1), (heun_step, 2), (dpmpp_2s_step, 2)])
 def test_local_error_falls_with_one_power_more_than_the_order(step, order: int, x: Tensor):
     sigma = f64(2.0, 1.0, 0.3)
     errors = []
@@ -84,3 +84,10 @@ def test_dpmpp_is_exact_where_the_prediction_is_constant():
     x, D = torch.full((1, 1, 1, 1), 7.0, dtype=torch.float64), torch.full((1, 1, 1, 1), -0.4, dtype=torch.float64)
     got = dpmpp_2m_step(x, D, D, f64(30.0), f64(20.0), f64(0.5))
     torch.testing.assert_close(got, D + (x - D) * 0.5 / 20.0)
+
+
+def test_dpmpp_2s_by_hand(x: Tensor):
+    """Levels 4 and 1: the middle is 2, x_mid = x/2 + D/2, and the step x/4 + 3/4 D_mid."""
+    four, two, one = (torch.full((3,), level, dtype=torch.float64) for level in (4.0, 2.0, 1.0))
+    D_mid = ORACLE.denoise((x + ORACLE.denoise(x, four)) / 2, two)
+    torch.testing.assert_close(dpmpp_2s_step(DENOISER, x, four, one), x / 4 + 0.75 * D_mid)

@@ -25,6 +25,13 @@ def test_every_page_is_in_the_site(site):
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} <= {page.stem for page in site.glob("*.html")}
 
 
+def test_the_worked_example_is_in_the_site(site):
+    """`pymdownx.snippets` takes it from CONTRIBUTING.md."""
+    page = (site / "add-a-method.html").read_text(encoding="utf-8")
+    assert "cmcore/methods/linear_gap.py" in page
+    assert "PseudoHuber" in page
+
+
 def test_the_site_loads_nothing_from_elsewhere(site):
     """Scripts, styles, fonts and pictures; links that a reader follows may lead anywhere."""
     loading = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*")

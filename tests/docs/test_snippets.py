@@ -1,18 +1,67 @@
-"""The workload that the pages show."""
+"""The Python and the workload that the pages show."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from pages import PAGES, README, blocks
+from pages import PAGES, README, blocks, commands
 
 from cmcore import plugins
+from cmcore.assemble.models import ModelShape, build_denoiser, save_model
+from cmcore.assemble.project import RunEntry, Sections, load_project
+from cmcore.assemble.training import WEIGHTS
 from cmcore.closure import ROOT
-from cmcore.config import load_yaml, merge, read
-from cmcore.data.settings import DataConfig
+from cmcore.config import load_yaml, read
 from cmcore.pipeline.common import load
 
+RUNNABLE = [page for page in PAGES if page.name != "CONTRIBUTING.md"]  # its blocks are files: see test_add_a_method
+PYTHON = [(page, index) for page in RUNNABLE for index, _ in enumerate(blocks(page, "python"))]
 WORKLOADS = [page for page in PAGES if any("workload: mine" in block for block in blocks(page, "yaml"))]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """The default workload in a folder of its own, with weights that nobody trained, as the working directory."""
+    (tmp_path / "params.yaml").write_bytes((ROOT / "workloads/digits.yaml").read_bytes())
+    run = load_project(tmp_path / "params.yaml").run("ect")
+    shape, path = ModelShape(1, 8, 0), tmp_path / "outputs/digits/runs/ect" / WEIGHTS
+    path.parent.mkdir(parents=True)
+    denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary)
+    save_model(path, {run.train.eval_ema: denoiser.net.state_dict()}, run, shape, {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("page", "index"), PYTHON, ids=lambda value: getattr(value, "name", str(value)))
+def test_the_code_runs(page, index):
+    exec(compile(blocks(page, "python")[index], page.name, "exec"), {})
+
+
+@pytest.mark.usefixtures("project")
+def test_the_five_lines_of_readme_sample(capsys):
+    (code,) = blocks(README, "python")
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 5
+    names: dict[str, object] = {}
+    exec(compile(code, README.name, "exec"), names)
+    images = names["images"]
+    assert isinstance(images, torch.Tensor)
+    assert (images.dtype, images.shape) == (torch.uint8, (16, 1, 8, 8))
+    assert capsys.readouterr().out
+
+
+def test_parameters_have_the_names_that_are_known():
+    """Of every block that shows a part of the parameter file: its sections, and the entries of its runs."""
+    shown = [yaml.safe_load(block) for page in RUNNABLE for block in blocks(page, "yaml")]
+    assert len(shown) > 2
+    for part in shown:
+        assert part.keys() <= {field.name for field in fields(Sections)}
+        for name, entry in part.get("runs", {}).items():
+            run = read(RunEntry, entry, f"runs.{name}")
+            read(plugins.load("cmcore.methods", run.method).Config, run.options, f"runs.{name}.options")
 
 
 def workload(page: Path) -> dict:
@@ -25,17 +74,10 @@ def test_readme_and_the_page_on_data_show_a_workload():
 
 
 @pytest.mark.parametrize("page", WORKLOADS, ids=lambda page: page.name)
-def test_the_sections_of_the_workload_are_valid(page):
-    shown = workload(page)
-    assert read(DataConfig, shown["data"], "data").resolution == 32
-    options = {key: value for key, value in shown["net"].items() if key != "kind"}
-    read(plugins.load("cmcore.nets", shown["net"]["kind"]).Config, options, "net")
-
-
-@pytest.mark.parametrize("page", WORKLOADS, ids=lambda page: page.name)
-def test_the_workload_makes_a_project_on_the_default_one(page, tmp_path):
-    shown, base = workload(page), load_yaml(ROOT / "workloads/digits.yaml")
-    net = shown.pop("net")
-    whole = {**merge(base, shown), "net": {"c_noise": base["net"]["c_noise"], **net}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(whole))
-    assert load(tmp_path).project.workload == "mine"
+def test_the_sections_make_a_workload_of_the_file_that_is_copied(page, tmp_path):
+    (copied,) = (words[1] for words in commands(page) if words[0] == "cp")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(load_yaml(ROOT / copied) | workload(page)))
+    project = load(tmp_path).project
+    assert project.workload == "mine"
+    assert project.sections.data.source == "folder"
+    assert len(project.runs) > 1

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from cmcore.closure import ROOT
-from cmcore.report.trials import Axis, Row, SearchReport
-from cmcore.report.tune import write_search
+from cmcore.report.importance import Axis
+from cmcore.report.search_files import write_search
+from cmcore.report.searches import SearchResult, TrialResult
 
 pytest.importorskip("dvc")
 pytest.importorskip("ray")
@@ -204,12 +205,11 @@ def test_mlflow_has_every_run_once_with_its_tags(made):
 def test_a_search_gets_into_the_report_and_is_no_stage_of_it(repository):
     folder = repository.folder / "reports/tiny"
     before = (folder / "index.html").read_bytes()
-    rows = [Row("t", {"train.lr": 0.1}, {"train.lr": 0.5}, {2048: 1.0}, "finished")]
+    tried = [TrialResult("t", {"train.lr": 0.1}, {2048: 1.0}, "finished")]
     best = {"runs": {"ect": {"train": {"lr": 0.1}}}}
     compared = [{"seed": 5, "before": 1.0, "after": 2.0}]
-    write_search(
-        SearchReport("lr", "ect", "fd", [Axis("train.lr", 0.01, 1.0)], rows, best, compared), folder / "tune/lr"
-    )
+    axes = [Axis("train.lr", 0.01, 1.0, lambda _: 0.5)]
+    write_search(SearchResult("lr", "ect", "fd", best, compared, {}, tried), axes, folder / "tune/lr")
     repository.call("cmcore.commands", "report")
     page = (folder / "index.html").read_text()
     assert "<h2>Search lr</h2>" in page

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cmcore.errors import DataError
 from cmcore.evaluate.classifier import _rows, _shift, train_classifier
 from cmcore.evaluate.features import NetworkExtractor, random_extractor
 from cmcore.evaluate.settings import ClassifierConfig
@@ -96,8 +97,8 @@ def test_round_trip_keeps_name_and_bits(tmp_path):
 def test_wrong_files_are_named(tmp_path):
     (tmp_path / "junk.safetensors").write_bytes(b"junk" * 10)
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    for name in ("junk", "other"):
-        with pytest.raises(ValueError, match=rf"{name}\.safetensors: expected a feature extractor"):
+    for name, message in (("junk", "a safetensors header of 1 to 32 bytes"), ("other", "a feature extractor")):
+        with pytest.raises(DataError, match=rf"{name}\.safetensors: expected {message}"):
             NetworkExtractor.load(tmp_path / f"{name}.safetensors")
 
 

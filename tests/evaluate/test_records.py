@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cmcore.config import ConfigError, read
-from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, Provenance, from_json, over_ranges, to_json
+from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, Provenance, RunFacts, RunMetrics, over_ranges
 from cmcore.evaluate.settings import EvalConfig
 
 PROVENANCE = Provenance(
@@ -30,21 +30,21 @@ RECORD = MetricRecord(metric="fd", value=0.1, spread=0.01, spread_of="bootstrap"
 
 
 def test_round_trip_through_json_text():
-    assert from_json(json.loads(json.dumps(to_json(RECORD)))) == RECORD
+    assert MetricRecord.from_json(json.loads(json.dumps(RECORD.to_json()))) == RECORD
 
 
 def test_name_carries_the_extractor():
     assert RECORD.name == "fd_digits_cnn_0a1b2c3d"
-    assert to_json(RECORD)["name"] == RECORD.name
+    assert RECORD.to_json()["name"] == RECORD.name
 
 
 def test_value_needs_provenance():
     with pytest.raises(TypeError, match="provenance"):
         MetricRecord(metric="fd", value=0.1, spread=0.0, spread_of="bootstrap")  # pyright: ignore[reportCallIssue]
-    data = to_json(RECORD)
+    data = RECORD.to_json()
     del data["provenance"]["extractor_digest"]
     with pytest.raises(ConfigError, match=r"record\.provenance\.extractor_digest: is missing"):
-        from_json(data)
+        MetricRecord.from_json(data)
 
 
 @pytest.mark.parametrize("metric", ["fid", "fid_50k", "FID"])
@@ -71,7 +71,7 @@ def test_empty_provenance_is_refused(field, value):
 
 def test_a_contradicting_name_is_refused():
     with pytest.raises(ValueError, match=r"record\.name"):
-        from_json({**to_json(RECORD), "name": "fd_something_else"})
+        MetricRecord.from_json({**RECORD.to_json(), "name": "fd_something_else"})
 
 
 def test_ranges_give_mean_minimum_and_spread_and_survive_a_round_trip():
@@ -81,12 +81,12 @@ def test_ranges_give_mean_minimum_and_spread_and_survive_a_round_trip():
     assert [(one.first, one.samples, one.value) for one in record.ranges] == [
         (0, 5000, 3.0), (5000, 5000, 1.0), (10000, 5000, 2.0),
     ]  # fmt: skip
-    data = json.loads(json.dumps(to_json(record)))
+    data = json.loads(json.dumps(record.to_json()))
     assert data["minimum"] == 1.0
-    assert from_json(data) == record
+    assert MetricRecord.from_json(data) == record
     with pytest.raises(ValueError, match=r"record\.minimum: expected 1\.0, got 0\.5"):
-        from_json(data | {"minimum": 0.5})
-    assert not {"ranges", "minimum"} & to_json(RECORD).keys()
+        MetricRecord.from_json(data | {"minimum": 0.5})
+    assert not {"ranges", "minimum"} & RECORD.to_json().keys()
 
 
 def test_ranges_of_different_things_are_refused():
@@ -101,3 +101,29 @@ def test_settings_name_the_wrong_key():
         read(EvalConfig, {"samples": 100}, "eval")
     with pytest.raises(ConfigError, match=r"eval\.reference\.holdout"):
         read(EvalConfig, {"reference": {"holdout": 1.0}}, "eval")
+
+
+FACTS = {"workload": "digits", "run": "ect", "method": "ect", "init": "edm", "parameters": 5, "images": 9, "seed": 1}
+METRICS = RunMetrics(facts=RunFacts(**FACTS, ema="slow"), records=(RECORD,), snapshots=(RECORD, RECORD))
+
+
+def test_metrics_of_a_run_come_back_from_json_text():
+    assert RunMetrics.from_json(json.loads(json.dumps(METRICS.to_json()))) == METRICS
+    assert not {"left_out", "decoder"} & METRICS.to_json().keys()
+    latents = replace(METRICS, facts=replace(METRICS.facts, decoder="d" * 64))
+    assert RunMetrics.from_json(latents.to_json()) == latents
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"records": []}, "expected at least one record"),
+        ({"scan": 3}, "scan: expected a list of records, got 3"),
+        ({"scan": [3]}, "scan: record: expected a mapping, got int"),
+        ({"imagse": 3}, r"imagse: unknown key; did you mean 'images'\?"),
+        ({"seed": "1"}, "seed: expected a whole number, got '1'"),
+    ],
+)
+def test_wrong_metrics_are_one_line(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        RunMetrics.from_json(METRICS.to_json() | changes)

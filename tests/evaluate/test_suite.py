@@ -9,7 +9,7 @@ import torch
 
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
-from cmcore.evaluate.records import INCEPTION_DIGEST, Source, from_json
+from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, Source
 from cmcore.evaluate.reference import kept_rows, load_reference, reference, store_features, store_published
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.evaluate.suite import evaluate_samples
@@ -84,7 +84,7 @@ def test_description_holds_accuracy_and_the_gaussian_baseline(built):
     described = json.loads((built[1] / "reference.json").read_text())
     assert described["extractor"]["accuracy"]["held_out"] > 0.9
     assert described["extractor"]["name"] == built[0].extractor.name
-    records = by_metric(from_json(data) for data in described["baseline"])
+    records = by_metric(MetricRecord.from_json(data) for data in described["baseline"])
     assert set(records) == {"fd", "kid", "precision", "recall", "score"}
     baseline = records["fd"]
     assert (baseline.provenance.run, baseline.provenance.samples) == ("gaussian_pixels", 120)

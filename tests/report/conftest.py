@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmcore.evaluate.records import MetricRecord, Provenance, to_json
+from cmcore.evaluate.records import MetricRecord, Provenance
 from cmcore.report.readers import Inputs
 from cmcore.train.took import Took
 
@@ -95,9 +95,9 @@ def write_run(root: Path, run: str, channels: int = 1) -> None:
         "seed": 1,
         "conditional": False,
         "fid_absent": "the Inception weights are not present (eval.inception.path is empty)",
-        "records": [to_json(one) for nfe, fd in steps.items() for one in measured(run, nfe, fd)],
-        "scan": [to_json(one) for one in scan],
-        "snapshots": [to_json(one) for one in snapshots],
+        "records": [one.to_json() for nfe, fd in steps.items() for one in measured(run, nfe, fd)],
+        "scan": [one.to_json() for one in scan],
+        "snapshots": [one.to_json() for one in snapshots],
     }
     (root / "metrics").mkdir(parents=True, exist_ok=True)
     (root / "metrics" / f"{run}.json").write_text(json.dumps(facts))
@@ -135,9 +135,18 @@ def write_workload(root: Path, runs: tuple[str, ...] = RUNS) -> Inputs:
         write_run(root, run)
     gaussian = provenance("gaussian_pixels", 0, method="gaussian_pixels", sampler="gaussian_pixels", ema="none")
     reference = {
-        "extractor": {"name": EXTRACTOR, "kind": "classifier", "accuracy": {"held_out": 0.983, "held_out_images": 360}},
+        "workload": "synthetic",
+        "data": {"digest": REFERENCE, "count": 1797, "classes": 10},
+        "extractor": {
+            "name": EXTRACTOR,
+            "digest": DIGEST,
+            "dim": 64,
+            "kind": "classifier",
+            "config": {},
+            "accuracy": {"held_out": 0.983, "held_out_images": 360},
+        },
         "halves": 0.41,
-        "baseline": [to_json(record("fd", 44.0, gaussian)), to_json(record("kid", 0.061, gaussian))],
+        "baseline": [record("fd", 44.0, gaussian).to_json(), record("kid", 0.061, gaussian).to_json()],
     }
     (root / "reference.json").write_text(json.dumps(reference))
     return Inputs(

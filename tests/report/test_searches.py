@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cmcore.report.importance import Axis, importances
 from cmcore.report.readers import ReportError
+from cmcore.report.search_files import write_search
 from cmcore.report.search_sections import sections, verdict
-from cmcore.report.searches import Found, adopted, read_searches
+from cmcore.report.searches import SearchResult, TrialResult, adopted, read_searches
 from cmcore.report.tabulate import tabulate
-from cmcore.report.trials import Axis, Row, SearchReport
-from cmcore.report.tune import write_search
 
 BEST = {"runs": {"ect": {"train": {"lr": 1.0}, "options": {"distance": "l2"}}}}
 WORSE = [{"seed": 11, "before": 2.0, "after": 2.5}, {"seed": 12, "before": 3.0, "after": 3.1}]
@@ -30,14 +30,18 @@ def write(folder: Path, name: str = "lr", confirmed: list = WORSE, trials: int =
         scores = {1000: math.exp(x)} | ({2000: math.exp(x) / 2} if over else {})
         outcome = "finished" if over else "stopped by asha" if index < trials - 1 else "diverged: step 3: loss is nan"
         values = {"train.lr": 10**-x, "options.distance": "l2" if index % 2 else "l1"}
-        rows.append(Row(f"t{index}", values, {"train.lr": 1 - x, "options.distance": index % 2}, scores, outcome))
-    axes = [Axis("train.lr", 0.1, 1.0), Axis("options.distance", "l1", "l2")]
+        rows.append(TrialResult(f"t{index}", values, scores, outcome))
+    axes = [
+        Axis("train.lr", 0.1, 1.0, lambda value: 1 + math.log10(value)),
+        Axis("options.distance", "l1", "l2", lambda value: float(value == "l2")),
+    ]
     metric = "fd of 64 samples at 1 NFE after 2000 images"
-    write_search(SearchReport(name, "ect", metric, axes, rows, BEST, confirmed), folder / name)
+    result = SearchResult(name, "ect", metric, BEST, confirmed, importances(rows, axes), rows)
+    write_search(result, axes, folder / name)
     return folder
 
 
-def found(folder: Path, **options) -> Found:
+def found(folder: Path, **options) -> SearchResult:
     (one,) = read_searches(write(folder, **options))
     return one
 

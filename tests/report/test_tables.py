@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cmcore.evaluate.records import from_json, over_ranges, to_json
+from cmcore.evaluate.records import MetricRecord, over_ranges
 from cmcore.report.cells import DASH, Cell, Table
 from cmcore.report.published import published
 from cmcore.report.published_tables import compact, complete
@@ -132,9 +132,9 @@ def test_seed_ranges_show_mean_and_least(workload: Callable[..., Inputs]) -> Non
         data["left_out"] = "No KID: the reference is published moments"
         for index, raw in enumerate(data["records"]):
             if raw["metric"] == "fd":
-                found = from_json(raw)
+                found = MetricRecord.from_json(raw)
                 several = [replace(found, value=value) for value in (3.0, 1.0, 2.0)]
-                data["records"][index] = to_json(over_ranges(several, [0, 5000, 10_000]))
+                data["records"][index] = over_ranges(several, [0, 5000, 10_000]).to_json()
 
     edit(inputs, "ect", change)
     table = comparison(read_runs(inputs))

@@ -198,7 +198,7 @@ def test_the_running_mean_keeps_constants_and_means_what_it_says() -> None:
 @pytest.mark.parametrize(("baseline", "below"), [(1.0, False), (44.0, True)])
 def test_the_name_of_a_baseline_stands_inside_the_chart(synthetic: Inputs, baseline: float, below: bool) -> None:
     """On the side of its line where there is room: an axis would run through it on the other."""
-    record = replace(read_reference(synthetic.reference).baselines[0], value=baseline)
+    record = replace(read_reference(synthetic.reference).baseline[0], value=baseline)
     figure = curves.quality_by_nfe(read_runs(synthetic), [record])
     assert figure is not None
     FigureCanvasAgg(figure).draw()

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from cmcore.diffusion.grids import karras_grid, with_zero
+from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.oracles import Gaussian, as_denoiser
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
 from cmcore.sample.fewstep import Multistep
-from cmcore.sample.solvers import DPMSolverPP2M, Euler, Heun
+from cmcore.sample.presets import diffusion_samplers, ode_sampler
+from cmcore.sample.settings import Sampling
+from cmcore.sample.solvers import DPMSolverPP2M, DPMSolverPP2S, Euler, Heun
 
 ORACLE = Gaussian(mean=0.1, std=0.5)
 SHAPE = (1, 2, 2)
@@ -41,7 +44,7 @@ def error(sampler: Sampler, end: float) -> float:
     return (sampler.from_noise(as_denoiser(ORACLE), x_T, source(1)) - exact).abs().max().item()
 
 
-@pytest.mark.parametrize(("solver", "order"), [(Euler, 1), (Heun, 2), (DPMSolverPP2M, 2)])
+@pytest.mark.parametrize(("solver", "order"), [(Euler, 1), (Heun, 2), (DPMSolverPP2M, 2), (DPMSolverPP2S, 2)])
 def test_order_of_convergence(solver: Callable[[Tensor], Sampler], order: int):
     errors = [error(solver(karras_grid(n, 0.002, 80.0)), 0.002) for n in (65, 129, 257)]
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
@@ -57,6 +60,8 @@ def test_order_of_convergence(solver: Callable[[Tensor], Sampler], order: int):
         (Heun(with_zero(karras_grid(256, 0.002, 80.0)), S_churn=40, S_min=0.05, S_max=50, S_noise=1.003), 511),
         (Heun(karras_grid(18, 0.002, 80.0)), 34),
         (DPMSolverPP2M(with_zero(karras_grid(10, 0.002, 80.0))), 10),
+        (DPMSolverPP2S(with_zero(karras_grid(10, 0.002, 80.0))), 19),
+        (DPMSolverPP2S(karras_grid(10, 0.002, 80.0)), 18),
         (Multistep((80.0,), 0.002), 1),
         (Multistep((80.0, 0.8), 0.002), 2),
     ],
@@ -73,7 +78,7 @@ def test_nfe_is_what_the_denoiser_counts(sampler: Sampler, nfe: int):
 def test_every_sampler_starts_from_the_same_noise():
     grid = with_zero(karras_grid(5, 0.002, 20.0))
     starts = []
-    for sampler in (Euler(grid), Heun(grid), DPMSolverPP2M(grid), Multistep((20.0, 0.8), 0.002)):
+    for sampler in (Euler(grid), Heun(grid), DPMSolverPP2M(grid), DPMSolverPP2S(grid), Multistep((20.0, 0.8), 0.002)):
         sampler(denoiser := Recorder(), SHAPE, source(3))
         x, sigma, _ = denoiser.calls[0]
         assert sigma.tolist() == [20.0] * 4
@@ -84,7 +89,8 @@ def test_every_sampler_starts_from_the_same_noise():
 
 def test_labels_reach_every_call_and_no_gradient_is_recorded():
     labels = torch.tensor([3, 1, 4, 1])
-    for sampler in (Heun(karras_grid(4, 0.002, 20.0)), DPMSolverPP2M(karras_grid(4, 0.002, 20.0))):
+    for solver in (Heun, DPMSolverPP2M, DPMSolverPP2S):
+        sampler = solver(karras_grid(4, 0.002, 20.0))
         x_T = source().normal(SHAPE).requires_grad_()
         assert not sampler.from_noise(denoiser := Recorder(), x_T, source(), labels).requires_grad
         assert all(y is labels for _, _, y in denoiser.calls)
@@ -129,7 +135,7 @@ def test_samples_have_the_data_s_moments(levels: int, S_churn: float):
     assert images.std().item() == pytest.approx(0.5, abs=4 * 0.5 / 256 / 2**0.5)
 
 
-@pytest.mark.parametrize("solver", [Euler, Heun, DPMSolverPP2M])
+@pytest.mark.parametrize("solver", [Euler, Heun, DPMSolverPP2M, DPMSolverPP2S])
 def test_impossible_grids_are_refused(solver: Callable[[Tensor], Sampler]):
     for bad in ([1.0], [1.0, 1.0], [0.5, 1.0], [1.0, -0.1], [float("inf"), 1.0], [float("nan"), 1.0]):
         with pytest.raises(ValueError, match="descending"):
@@ -147,3 +153,21 @@ def test_an_unfinished_sampler_cannot_be_built():
 
     with pytest.raises(TypeError, match="abstract"):
         Unfinished()
+
+
+def test_the_rows_of_a_diffusion_model():
+    chosen = Sampling(
+        diffusion=DiffusionConfig(), steps=10, two_step=1.0, nfe=(5, 10, 19),
+        solvers=("euler", "heun", "heun_churn", "dpmpp_2m", "dpmpp_2s"),
+    )  # fmt: skip
+    rows = [(row.name, row.nfe) for row in diffusion_samplers(chosen)]
+    assert rows == [
+        ("heun", 19), ("euler", 5), ("euler", 10), ("euler", 19), ("heun", 5), ("heun", 9), ("heun_churn", 5),
+        ("heun_churn", 9), ("heun_churn", 19), ("dpmpp_2m", 5), ("dpmpp_2m", 10), ("dpmpp_2m", 19), ("dpmpp_2s", 5),
+        ("dpmpp_2s", 9), ("dpmpp_2s", 19),
+    ]  # fmt: skip
+    (plain,) = diffusion_samplers(Sampling(diffusion=DiffusionConfig(), steps=18, two_step=1.0))
+    assert torch.equal(plain.grid, ode_sampler(DiffusionConfig(), 18).grid)
+    for row in diffusion_samplers(chosen):
+        row(denoiser := Recorder(), SHAPE, source())
+        assert len(denoiser.calls) == row.nfe

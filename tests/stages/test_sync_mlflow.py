@@ -17,7 +17,7 @@ from cmcore.edge import mlflow_writer
 from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.mlflow_writer import Store, TrackingError
 from cmcore.edge.settings import TrackingConfig
-from cmcore.evaluate.records import MetricRecord, Provenance, to_json
+from cmcore.evaluate.records import MetricRecord, Provenance, RunFacts, RunMetrics
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.files import write_json
 from cmcore.pipeline.process import expected as known
@@ -28,20 +28,22 @@ from stages.train import Inputs, train
 mlflow = pytest.importorskip("mlflow")
 
 
-def record(metric: str, value: float, nfe: int, images: int, fingerprint: str) -> dict:
+def record(metric: str, value: float, nfe: int, images: int, fingerprint: str) -> MetricRecord:
     source = {"workload": "tiny", "run": "edm", "method": "edm", "fingerprint": fingerprint, "sampler": "s", "ema": "e"}
     seen = {"nfe": nfe, "images": images, "seed": 1, "extractor": "cnn", "extractor_digest": "c", "samples": 9}
     provenance = Provenance(**source, **seen, reference_digest="d" * 64, reference_count=9)
-    return to_json(MetricRecord(metric=metric, value=value, spread=0.0, spread_of="images", provenance=provenance))
+    return MetricRecord(metric=metric, value=value, spread=0.0, spread_of="images", provenance=provenance)
 
 
 def write_report(setup: Setup, fingerprint: str) -> None:
     """A record like that of an evaluation."""
-    records = [record(metric, nfe / 3, nfe, 4096, fingerprint) for metric in ("fd", "recall") for nfe in (1, 2)]
-    on_the_way = [record("fd", images / 7, 1, images, fingerprint) for images in (2048, 4096)]
-    write_json(
-        setup.folders.reports / "metrics/edm.json", {"init": "random", "records": records, "snapshots": on_the_way}
+    facts = {"run": "edm", "method": "edm", "init": "random", "ema": "e", "parameters": 1, "images": 4096, "seed": 1}
+    metrics = RunMetrics(
+        facts=RunFacts(workload="tiny", **facts),
+        records=tuple(record(metric, nfe / 3, nfe, 4096, fingerprint) for metric in ("fd", "recall") for nfe in (1, 2)),
+        snapshots=tuple(record("fd", images / 7, 1, images, fingerprint) for images in (2048, 4096)),
     )
+    write_json(setup.folders.reports / "metrics/edm.json", metrics.to_json())
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from cmcore.edge.mlflow_search import METRIC, SearchRecorder
 from cmcore.edge.mlflow_writer import TrackingError
 from cmcore.edge.settings import TrackingConfig
 from cmcore.pipeline.common import Setup, load
+from cmcore.report.search_files import write_search
 from cmcore.report.searches import read_searches
-from cmcore.report.tune import write_search
 from cmcore.search.search import Job
 from cmcore.search.trial import Trial, ranked, trial_folder
 from cmcore.train.session import CHECKPOINT
@@ -79,7 +79,7 @@ def search(setup: Setup) -> Job:
         place.mkdir(parents=True)
         replace(trial, outcome=trial.outcome if kept else "running").save(place)
     with replacing(setup.folders.reports / "tune/schedule") as out:
-        write_search(described(job, trials(), [{"seed": 5, "before": 2.0, "after": 1.0}]), out)
+        write_search(*described(job, trials(), [{"seed": 5, "before": 2.0, "after": 1.0}]), out)
     return job
 
 

@@ -25,7 +25,7 @@ def record(inputs: Path, work: Path, workers: int) -> str:
     compute = ComputeConfig(backend="inline" if workers == 1 else "ray", threads=1, workers=workers)
     files = Inputs(inputs / "reference", inputs / "ect", inputs / "edm/final/weights.safetensors", work)
     outcome = evaluate(compute, every_run().run("ect"), "tiny", CONFIG, files, lambda event: None)
-    return json.dumps(outcome.metrics, indent=1, sort_keys=True)
+    return json.dumps(outcome.metrics.to_json(), indent=1, sort_keys=True)
 
 
 if __name__ == "__main__":

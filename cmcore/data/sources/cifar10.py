@@ -3,8 +3,6 @@
 Five training batches and a test batch of 10,000 images each; a row of `data` is one image, channel by channel.
 """
 
-import io
-import pickle
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +12,8 @@ import numpy as np
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.files import entries
 from cmcore.data.sources.source import Block, Source
-from cmcore.errors import DataError
+from cmcore.errors import DataError, reason
+from cmcore.unpickle import PickleError, load
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
@@ -71,61 +70,17 @@ def _names(meta: dict[bytes, Any], classes: int, where: str) -> tuple[str, ...]:
 
 
 def load_batch(content: bytes, where: str) -> dict[bytes, Any]:
-    """A dict of numbers, text, lists and uint8 arrays from a pickle of Python 2; whatever else it names is refused."""
+    """The dict in a pickle of Python 2: numbers, text, lists and arrays.
+
+    Raises:
+        DataError: it is damaged, or names anything else.
+    """
     try:
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        if not isinstance(batch, dict):
-            raise DataError(f"expected a dict, got {type(batch).__name__}")
-        return {key: value.array() if isinstance(value, _Array) else value for key, value in batch.items()}
+        batch = load(content, encoding="bytes")
+    except PickleError as error:
+        raise DataError(f"{where}: cannot be read as a batch of CIFAR-10 (refused, it asks for {error})") from error
     except Exception as error:  # a damaged pickle fails in any operation there is
-        line = " ".join(str(error).split())[:200]
-        raise DataError(f"{where}: cannot be read as a batch of CIFAR-10 ({line})") from error
-
-
-class _Array:
-    """A numpy array as a pickle describes it, of which nothing but the state is looked at."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def array(self) -> np.ndarray:
-        _, shape, element, by_columns, content = self.state
-        kind = element.state if isinstance(element, _Element) else None
-        if kind not in (b"u1", "u1", b"|u1") or not isinstance(content, bytes):
-            raise DataError("expected an array of uint8")
-        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")
-
-
-class _Element:
-    """A numpy dtype: its name."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, name: Any, *_: Any) -> None:
-        self.state = name
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-_ALLOWED = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Element,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Looks names up in `_ALLOWED` and nowhere else."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in _ALLOWED:
-            raise DataError(f"refused, it asks for {module_name}.{global_name}")
-        return _ALLOWED[module_name, global_name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise DataError("refused, it asks for an object outside of the file")
+        raise DataError(f"{where}: cannot be read as a batch of CIFAR-10 ({reason(error)})") from error
+    if not isinstance(batch, dict):
+        raise DataError(f"{where}: expected a dict, got {type(batch).__name__}")
+    return batch

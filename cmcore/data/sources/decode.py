@@ -3,36 +3,43 @@
 import io
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from cmcore.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from cmcore import limits
+from cmcore.errors import DataError, reason
 
 Resize = Literal["lanczos", "adm"]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel: deeper ones would be clipped
-PIXEL_LIMIT = 2**26  # 8192 x 8192: a larger picture is taken for a decompression bomb
+EIGHT_BITS = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+)  # 8 bits a channel: deeper ones would be clipped
 ORIENTATION = 0x0112  # EXIF tag
 
 
-def decode(data: bytes, channels: int, *, name: str, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
+def decode(data: bytes, channels: int, *, name: str, pixel_limit: int = limits.PIXELS) -> np.ndarray:
     """The image in grey (channels=1) or colour (3), uint8 (C, H, W), turned upright.
 
     Raises:
         DataError: not an image, truncated, deeper than 8 bits a channel, or larger than the limit.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata, palettes with transparency
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
             _check(image, name, pixel_limit)
             if image.getexif().get(ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
@@ -42,7 +49,9 @@ def decode(data: bytes, channels: int, *, name: str, pixel_limit: int = PIXEL_LI
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: {_too_large(pixel_limit)}") from error
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, struct.error, zlib.error, ...
-        raise DataError(f"{name}: cannot be read as an image ({error})") from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = f"expected one of {', '.join(FORMATS)}" if unknown else reason(error)
+        raise DataError(f"{name}: cannot be read as an image ({why})") from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -58,12 +67,22 @@ def _too_large(limit: int) -> str:
     return f"expected at most {limit} pixels, got a larger picture, which may be a decompression bomb"
 
 
-def _check(image: "Image.Image", name: str, pixel_limit: int) -> None:
+def _check(image: Any, name: str, pixel_limit: int) -> None:
     """Look at the header only: no pixel has been decoded yet."""
     if image.width * image.height > pixel_limit:
         raise DataError(f"{name}: {_too_large(pixel_limit)}: {image.width} x {image.height}")
-    if image.mode not in MODES:
-        raise DataError(f"{name}: expected 8 bits a channel, got mode {image.mode}; convert it first")
+    # Pillow opens PNG, TIFF and PPM files of 16 bits a channel in modes of 8 bits, and only their tiles tell.
+    deep = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
+    deep = deep or (image.format == "PPM" and any(type(part) is int and part > 255 for part in _arguments(image)))
+    if image.mode not in EIGHT_BITS or deep:
+        got = f"16 bits in mode {image.mode}" if deep and image.mode in EIGHT_BITS else f"mode {image.mode}"
+        raise DataError(f"{name}: expected 8 bits a channel, got {got}; convert it first")
+
+
+def _arguments(image: Any) -> tuple[Any, ...]:
+    """Arguments of the decoder of the first tile."""
+    arguments = image.tile[0][3] if image.tile else ()
+    return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def fit(image: np.ndarray, resolution: int, resize: Resize = "lanczos") -> np.ndarray:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cmcore.bounded import npy_header
 from cmcore.data.settings import LATENT_CHANNELS, DataConfig
 from cmcore.data.sources.listing import list_files
 from cmcore.data.sources.source import Block, Source
-from cmcore.errors import DataError
+from cmcore.errors import DataError, reason
 
 SOME = 64  # files to a block
 LIMIT = 10_000  # far from what float16 cannot hold
@@ -40,13 +41,14 @@ def latents(config: DataConfig) -> Source:
 
 
 def _read(content: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
+    header = npy_header(io.BytesIO(content), where)
+    if header.shape != shape or header.dtype not in (np.float32, np.float16):
+        got = f"{header.dtype} {header.shape}"
+        raise DataError(f"{where}: expected a float32 mean and deviation {shape}, got {got}; see `data.resolution`")
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # numpy raises many kinds for damaged files
-        raise DataError(f"{where}: cannot be read as a .npy file ({error})") from error
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype not in (np.float32, np.float16):
-        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
-        raise DataError(f"{where}: expected a float32 mean and deviation {shape}, got {got}; see `data.resolution`")
+        raise DataError(f"{where}: cannot be read as a .npy file ({reason(error)})") from error
     if not (np.abs(array) < LIMIT).all() or (array[LATENT_CHANNELS:] < 0).any():
         raise DataError(f"{where}: expected numbers below {LIMIT} in size, and deviations of at least 0")
     return array

@@ -4,8 +4,6 @@ Rows are in the sorted order of the names, whatever order the disk or the archiv
 """
 
 import itertools
-import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,13 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmcore.data.sources.files import Entry, entries
+from cmcore import limits
+from cmcore.bounded import parse_json
+from cmcore.data.sources.files import Entry, entries, is_tar
 from cmcore.data.sources.source import numbered
-from cmcore.errors import DataError
+from cmcore.errors import DataError, reason
 
 LABEL_FILE = "dataset.json"  # EDM's dataset tool writes it at the root
 LABEL_LIMIT = 2**20
-HELD = 2**28  # bytes of a tar's files that are kept
+HELD = 2**26  # bytes of a tar's files that are kept
 
 
 class Listing(NamedTuple):
@@ -49,7 +49,7 @@ class Listing(NamedTuple):
 def list_files(path: Path, subfolder: str) -> Listing:
     """The files below the sub-folder. To list a tar is to read it, so a small one is kept in memory."""
     names, described, held = [], None, []
-    room = HELD if path.is_file() and not zipfile.is_zipfile(path) else 0
+    room = HELD if is_tar(path) else 0
     for entry in entries(path, subfolder):
         if entry.name == LABEL_FILE:
             described = entry.read()
@@ -81,11 +81,12 @@ def labels_of(names: Sequence[str], content: bytes, where: str) -> tuple[np.ndar
     Raises:
         DataError: it is no such file, or an image has no label.
     """
+    data = parse_json(content, where, 4096 + limits.LABEL_BYTES * len(names))
     try:
-        pairs = json.loads(content)["labels"]
+        pairs = data["labels"]
         label_of = {name: label for name, label in pairs or ()}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f'{where}: expected {{"labels": [[name, number], ...]}} ({error!r})') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{where}: expected {{"labels": [[name, number], ...]}} ({reason(error)})') from error
     if not label_of:
         return np.zeros(len(names), np.int64), ()
     for name in names:

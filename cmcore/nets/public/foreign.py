@@ -1,81 +1,48 @@
 """Weights from files of other projects, read without executing anything that is in them.
 
 A pickle is a program, and NVlabs-style files also bring the source code of their network and run it. The reader here
-knows a short list of names and replaces each by a function of its own: tensors, plain containers, and records of the
-state of modules, so that the tensors inside can be found. Whatever else a file names, it is refused.
+replaces every name that it knows by a stand-in (see cmcore/unpickle.py): tensors, plain containers, and records of the
+state of modules, so that the tensors inside can be found. A file with any other name is refused.
+
+Files of torch.save are read here too, in both of their formats: a zip of a pickle and its storages, and the older
+sequence of five pickles and the storages' bytes. torch's own reader believes the sizes that a file claims.
 """
 
-import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cmcore.errors import DataError
+from cmcore import limits
+from cmcore.errors import DataError, reason
+from cmcore.unpickle import PLAIN, Budget, Call, PickleError, PlainDict, Record, StandIn, Unpickler, values
 
-_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save began before it was a zip
+_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number, at the head of the older format of torch.save
 _MODULE = re.compile(r"torch\.nn\.modules\.\w+")
-_NUMBER = re.compile(r"[fiub][1248]")  # numpy's names for numbers of so many bytes
-_ELEMENTS = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64", "int64", "uint8")}
+_STORAGES = {
+    "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
+    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORAGES.values()}
 
 
 class ForeignError(DataError):
     """The file asks for something that is not loaded, or is no file of weights."""
 
 
-class Record:
-    """The state of an object of a class that was not loaded: `kind` is its name, `state` what it held."""
-
-    kind = "object"
-
-    def __init__(self) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Mapping(dict[Any, Any]):
-    """Stands for OrderedDict and EasyDict; attributes, such as the versions of a state dict's modules, are dropped."""
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-class _Held:
-    """A tensor while the file is read. Its own methods, some of which a pickle could call, are out of reach."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def __setstate__(self, state: Any) -> None:
-        raise ForeignError("a tensor with a state of its own")
-
-
-class _Call:
-    """A function that a pickle may call; the pickle cannot set its attributes."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise ForeignError("a change of a function")
-
-
 def load_foreign(path: Path) -> Any:
-    """What a .pkl, .pt, .pth or .ckpt file holds: numbers, text, containers, tensors, and `Record`s of modules.
+    """The data in a .pkl, .pt, .pth or .ckpt file.
+
+    Returns:
+        Numbers, text, containers, numpy arrays, tensors on the CPU, and a `Record` of every module.
 
     Raises:
         ForeignError: the file is no such file, or it names anything else; nothing of it was executed.
@@ -84,14 +51,17 @@ def load_foreign(path: Path) -> Any:
         content = path.read_bytes()
     except OSError as error:
         raise ForeignError(f"{path}: cannot be read ({error.strerror})") from error
-    if zipfile.is_zipfile(BytesIO(content)) or content.startswith(_LEGACY_TORCH):
-        return _torch_load(content, str(path))
+    reader = _Reader(content)
     try:
-        return _released(_Unpickler(BytesIO(content)).load())
-    except ForeignError as error:
+        if zipfile.is_zipfile(BytesIO(content)):
+            return values(reader.zip(content))
+        if content.startswith(_MAGIC):
+            return values(reader.sequence(content))
+        return values(reader.unpickle(BytesIO(content)))
+    except PickleError as error:
         raise ForeignError(f"{path}: refused, it asks for {error}") from error
     except Exception as error:  # a damaged pickle fails in any operation there is
-        raise ForeignError(f"{path}: is no readable pickle ({_line(error)})") from error
+        raise ForeignError(f"{path}: is no readable pickle ({reason(error)})") from error
 
 
 def named_tensors(data: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -99,175 +69,212 @@ def named_tensors(data: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
     Args:
         data: from `load_foreign`, or a part of it, such as `data["ema"]`.
-        path: what the names start with.
+        path: the first part of the names.
 
     Yields:
         Name and tensor.
+
+    Raises:
+        ForeignError: there are too many, or a container contains itself.
     """
-    if isinstance(data, Tensor):
-        yield path, data
-    elif isinstance(data, Record):
-        yield from _module_tensors(data, path)
-    elif isinstance(data, Mapping):
-        for key, value in data.items():
-            yield from named_tensors(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(data, (list, tuple)):
-        for index, value in enumerate(data):
-            yield from named_tensors(value, f"{path}.{index}" if path else str(index))
+    visits, pending = 0, [(path, data)]
+    while pending:
+        name, item = pending.pop()
+        visits += 1
+        if visits > 4 * limits.TENSORS or len(name) > limits.NAME_CHARACTERS:
+            raise ForeignError(f"expected at most {limits.TENSORS} tensors, in containers that do not hold themselves")
+        if isinstance(item, Tensor):
+            yield name, item
+        else:
+            pending.extend((f"{name}.{key}" if name else str(key), part) for key, part in reversed(_parts(item)))
 
 
-def _module_tensors(record: Record, path: str) -> Iterator[tuple[str, Tensor]]:
-    groups = record.state if isinstance(record.state, Mapping) else {}
-    for group in ("_parameters", "_buffers", "_modules"):
-        if isinstance(groups.get(group), Mapping):
-            yield from named_tensors(groups[group], path)
+def _parts(item: Any) -> list[tuple[Any, Any]]:
+    """The members of a container or a module with the keys that their names end in; "" for the module's own groups."""
+    if isinstance(item, Record):
+        groups = item.state if isinstance(item.state, Mapping) else {}
+        return [
+            part
+            for group in ("_parameters", "_buffers", "_modules")
+            if isinstance(groups.get(group), Mapping)
+            for part in groups[group].items()
+        ]
+    if isinstance(item, Mapping):
+        return list(item.items())
+    return list(enumerate(item)) if isinstance(item, (list, tuple)) else []
 
 
-class _Unpickler(pickle.Unpickler):
-    """Looks names up in `_ALLOWED` and nowhere else: nothing is imported, no attribute is followed."""
+class _Storage:
+    """The bytes of a storage, once they have been read, and the type of its numbers."""
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) in _ALLOWED:
-            return _ALLOWED[module_name, global_name]
-        if _MODULE.fullmatch(module_name) and global_name.isidentifier():
-            return type("Record", (Record,), {"kind": global_name, "__slots__": ()})
-        raise ForeignError(f"{module_name}.{global_name}")
+    __slots__ = ("_flat", "content", "count", "dtype")
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise ForeignError("an object outside of the file")
+    def __init__(self, dtype: torch.dtype, count: int, content: memoryview | None = None) -> None:
+        self.dtype, self.count, self.content = dtype, count, content
+        self._flat: Tensor | None = None
 
+    def flat(self, budget: Budget) -> Tensor:
+        """All of it as one tensor."""
+        if self.content is None:
+            raise PickleError("a storage without bytes")
+        if self._flat is None:
+            budget.spend(copied=len(self.content))
+            self._flat = torch.frombuffer(bytearray(self.content), dtype=self.dtype)
+        return self._flat
 
-def _storage(content: Any) -> Tensor:
-    """The numbers of a storage, as one flat tensor."""
-    if not isinstance(content, bytes):
-        raise ForeignError("a storage that is not made of bytes")
-    storage = _torch_load(content, "a storage")
-    if not isinstance(storage, (torch.UntypedStorage, torch.TypedStorage)):
-        raise ForeignError(f"a storage, which turned out to be a {type(storage).__name__}")
-    return torch.empty(0, dtype=storage.dtype if isinstance(storage, torch.TypedStorage) else torch.uint8).set_(storage)
+    def __setstate__(self, state: Any) -> None:
+        raise PickleError("a storage with a state of its own")
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Held:
-    """A view of a storage that lies within it: torch itself would enlarge the storage."""
-    numbers = (offset, *size, *stride)
-    sane = isinstance(storage, Tensor) and all(type(number) is int and number >= 0 for number in numbers)
-    if not sane or len(size) != len(stride):
-        raise ForeignError(f"a tensor with offset {offset!r}, size {size!r} and stride {stride!r}")
-    empty = 0 in size
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if not empty and (last >= storage.numel() or torch.Size(size).numel() > storage.numel()):
-        raise ForeignError(f"a tensor of size {tuple(size)} in a storage of {storage.numel()} numbers")
-    return _Held(torch.empty(size, dtype=storage.dtype) if empty else storage.as_strided(size, stride, offset).clone())
+class _View(StandIn):
+    """A tensor: a view of a storage that lies within it. torch itself would enlarge the storage."""
+
+    __slots__ = ("_budget", "_layout", "_storage")
+
+    def __init__(self, budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
+        numbers = (offset, *size, *stride)
+        sane = isinstance(storage, _Storage) and all(type(number) is int and number >= 0 for number in numbers)
+        if not sane or len(size) != len(stride):
+            raise PickleError(f"a tensor with offset {brief(offset)}, size {brief(size)} and stride {brief(stride)}")
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if 0 not in size and (last >= storage.count or torch.Size(size).numel() > storage.count):
+            raise PickleError(f"a tensor of size {brief(tuple(size))} in a storage of {storage.count} numbers")
+        self._budget, self._storage, self._layout = budget, storage, (tuple(size), tuple(stride), offset)
+
+    def __setstate__(self, state: Any) -> None:
+        """Parameters of the first versions of torch have one: whether they need gradients, and hooks."""
+
+    def value(self) -> Tensor:
+        storage, (size, stride, offset) = self._storage, self._layout
+        if 0 in size:
+            return torch.empty(size, dtype=storage.dtype)
+        self._budget.spend(copied=torch.Size(size).numel() * storage.dtype.itemsize)
+        return storage.flat(self._budget).as_strided(size, stride, offset).clone()
 
 
-def _parameter(data: Any, *_: Any) -> _Held:
-    if not isinstance(data, _Held):
-        raise ForeignError("a parameter that is no tensor")
+class _Reader:
+    """The reading of one file, whose nested pickles share one budget."""
+
+    def __init__(self, content: bytes) -> None:
+        self._budget = Budget(len(content))
+        self._records: dict[str, type[Record]] = {}
+        self._table: dict[tuple[str, str], Any] = {
+            **PLAIN,
+            ("torch._utils", "_rebuild_tensor_v2"): Call(partial(_View, self._budget)),
+            ("torch._utils", "_rebuild_tensor"): Call(partial(_View, self._budget)),
+            ("torch._utils", "_rebuild_parameter"): Call(_parameter),
+            ("torch.nn.parameter", "Parameter"): Call(_parameter),
+            ("torch.storage", "_load_from_bytes"): Call(self._nested),
+            ("torch", "Size"): Call(tuple),
+            ("torch", "device"): Call(_device),
+            ("dnnlib.util", "EasyDict"): PlainDict,
+            ("torch_utils.persistence", "_reconstruct_persistent_obj"): Call(_persistent),
+            **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+            **{(module, name): dtype for module in ("torch", "torch.cuda") for name, dtype in _STORAGES.items()},
+        }
+
+    def unpickle(self, file: BytesIO, persistent: Any = None) -> Any:
+        """The next pickle of a stream, stand-ins included."""
+        return Unpickler(file, self._find, self._budget, persistent=persistent).load()
+
+    def zip(self, content: bytes) -> Any:
+        """The newer format of torch.save: data.pkl beside a file for every storage, none of them compressed."""
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            members = archive.infolist()
+            if any(member.compress_type or member.flag_bits & 1 for member in members):
+                raise PickleError("storages that are compressed or encrypted")
+            if sum(member.file_size for member in members) > len(content):
+                raise PickleError("storages larger than the file")
+            held = {member.filename: member for member in members}
+            name = next((name for name in held if name.endswith("data.pkl") and name.count("/") <= 1), None)
+            if name is None:
+                raise PickleError("a data.pkl that is not in the file")
+            folder, storages = name.removesuffix("data.pkl"), dict[str, _Storage]()
+            if f"{folder}byteorder" in held and archive.read(f"{folder}byteorder") != b"little":
+                raise PickleError("numbers whose bytes are in another order")
+
+            def storage(pid: Any) -> _Storage:
+                key, dtype, count = _identified(pid, 5)
+                if key not in storages:
+                    storages[key] = _Storage(dtype, count, memoryview(archive.read(f"{folder}data/{key}")))
+                return _checked(storages[key], dtype, count)
+
+            return self.unpickle(BytesIO(archive.read(name)), storage)
+
+    def sequence(self, content: bytes) -> Any:
+        """The older format: a magic number, a version, the writer's machine, the data, the storages' keys and bytes."""
+        file, storages = BytesIO(content), dict[str, _Storage]()
+
+        def storage(pid: Any) -> _Storage:
+            key, dtype, count = _identified(pid, 6)
+            return storages.setdefault(key, _Storage(dtype, count))
+
+        for _ in range(3):
+            self.unpickle(file)
+        data = self.unpickle(file, storage)
+        for key in self.unpickle(file):
+            count = int.from_bytes(file.read(8), "little")
+            start, size = file.tell(), count * storages[key].dtype.itemsize
+            storages[key].content = memoryview(content)[start : start + size]
+            _checked(storages[key], storages[key].dtype, count)
+            file.seek(start + size)
+        return data
+
+    def _nested(self, content: Any) -> _Storage:
+        """A storage in a pickle that is not torch.save's: a file of the older format as bytes."""
+        if not isinstance(content, bytes) or not content.startswith(_MAGIC):
+            raise PickleError("a storage that is not made of bytes")
+        storage = self.sequence(content)
+        if not isinstance(storage, _Storage):
+            raise PickleError(f"a storage, which turned out to be a {type(storage).__name__}")
+        return storage
+
+    def _find(self, module: str, name: str) -> Any:
+        if (module, name) in self._table:
+            return self._table[module, name]
+        if _MODULE.fullmatch(module) and name.isidentifier():
+            if len(self._records) >= limits.MODULE_KINDS:
+                raise PickleError(f"more than {limits.MODULE_KINDS} kinds of modules")
+            if name not in self._records:
+                self._records[name] = type("Record", (Record,), {"kind": name, "__slots__": ()})
+            return self._records[name]
+        raise PickleError(f"{module}.{name}")
+
+
+def _identified(pid: Any, length: int) -> tuple[str, torch.dtype, int]:
+    """Key, type and count of a storage from its persistent id: "storage", type, key, device, count, and a view."""
+    if not (isinstance(pid, tuple) and len(pid) == length and pid[0] == "storage" and pid[5:] in ((), (None,))):
+        raise PickleError(f"an object outside of the file, {brief(pid)}")
+    _, dtype, key, _, count = pid[:5]
+    if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or type(count) is not int or count < 0:
+        raise PickleError(f"a storage {brief(pid)}")
+    return key, dtype, count
+
+
+def _checked(storage: _Storage, dtype: torch.dtype, count: int) -> _Storage:
+    """The storage, if its bytes are as many as its numbers need."""
+    size = None if storage.content is None else len(storage.content)
+    if (storage.dtype, storage.count) != (dtype, count) or size != count * dtype.itemsize:
+        raise PickleError(f"a storage of {count} numbers in {size} bytes")
+    return storage
+
+
+def _parameter(data: Any = None, *_: Any) -> _View:
+    if not isinstance(data, _View):
+        raise PickleError("a parameter that is no tensor")
     return data
 
 
 def _persistent(meta: Any) -> Record:
     """An object of NVlabs' `persistence`: its class comes as source code, of which only the name is read."""
-    if not isinstance(meta, Mapping):
-        raise ForeignError("a persistent object without a description")
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("class_name", ""), str):
+        raise PickleError("a persistent object without a description")
     record = Record()
-    record.kind, record.state = str(meta.get("class_name", "object")), meta.get("state")
+    record.kind, record.state = meta.get("class_name", "object"), meta.get("state")
     return record
 
 
-class _NumberType:
-    """A numpy.dtype of numbers, in this machine's order of bytes."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: Any, *_: Any) -> None:
-        if not isinstance(name, str) or not _NUMBER.fullmatch(name):
-            raise ForeignError(f"a numpy.dtype {name!r}")
-        self.name = name
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
-            raise ForeignError(f"a numpy.dtype with the state {state!r}")
-
-
-def _number(kind: Any, content: Any) -> float | int | bool:
-    """A number that was numpy's, as Python's."""
-    if not isinstance(kind, _NumberType) or not isinstance(content, bytes):
-        raise ForeignError("a numpy number that is not made of bytes")
-    return np.frombuffer(content, np.dtype(kind.name)).item()
-
-
-class _Array(Record):
-    """An array of numpy, without its numbers: no weights come as such, only constants of encoders."""
-
-    kind = "ndarray"
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if encoding != "latin1" or not isinstance(text, str):
-        raise ForeignError(f"an encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
-    ("torch._utils", "_rebuild_tensor"): _Call(_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
-    ("torch.storage", "_load_from_bytes"): _Call(_storage),
-    ("torch", "Size"): _Call(tuple),
-    ("torch", "device"): _Call(lambda *parts: ":".join(map(str, parts))),
-    ("collections", "OrderedDict"): _Mapping,
-    ("dnnlib.util", "EasyDict"): _Mapping,
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
-    ("_codecs", "encode"): _Call(_encode),
-    ("numpy", "dtype"): _Call(_NumberType),
-    **{(module, "scalar"): _Call(_number) for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
-    **{(module, "_reconstruct"): _Call(lambda *_: _Array())
-       for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
-    ("numpy", "ndarray"): _Call(_Array),
-    **{(module, name): _Call(kind) for module in ("builtins", "__builtin__")
-       for name, kind in (("set", set), ("frozenset", frozenset), ("bytearray", bytes))},
-    **{("torch", name): element for name, element in _ELEMENTS.items()},
-}  # fmt: skip
-
-
-def _released(data: Any, done: dict[int, Any] | None = None) -> Any:
-    """The data with tensors in place of what held them, and plain dicts; what stands twice does so again."""
-    done = {} if done is None else done
-    if id(data) in done:
-        return done[id(data)]
-    if isinstance(data, _Held):
-        return data.tensor
-    if isinstance(data, (_Call, _NumberType)) or (isinstance(data, type) and issubclass(data, (Record, _Mapping))):
-        raise ForeignError("a function or a class where data was expected")
-    if isinstance(data, dict):
-        plain: dict[Any, Any] = {}
-        done[id(data)] = plain
-        plain.update((_released(key, done), _released(value, done)) for key, value in data.items())
-        return plain
-    if isinstance(data, list):
-        items: list[Any] = []
-        done[id(data)] = items
-        items.extend(_released(item, done) for item in data)
-        return items
-    if isinstance(data, (tuple, set, frozenset)):
-        done[id(data)] = type(data)(_released(item, done) for item in data)
-        return done[id(data)]
-    if isinstance(data, Record):
-        done[id(data)] = data
-        data.state = _released(data.state, done)
-    return data
-
-
-def _torch_load(content: bytes, what: str) -> Any:
-    """torch's own restricted unpickler."""
-    try:
-        return torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error class of its own for files that are not weights
-        raise ForeignError(f"{what}: is not loaded by torch as weights only ({_line(error)})") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _device(kind: Any, index: Any = None) -> str:
+    if not isinstance(kind, str) or not isinstance(index, int | None):
+        raise PickleError("a device")
+    return kind if index is None else f"{kind}:{index}"

@@ -10,33 +10,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cmcore.numbers import short
+from cmcore.report.importance import LEAST, Axis
 from cmcore.report.plots import QUIET, WIDTH, colour, style
-from cmcore.report.trials import LEAST, Row, SearchReport, importances
+from cmcore.report.searches import FINISHED, SearchResult, TrialResult
 
 
-def parallel(search: SearchReport) -> Figure:
+def parallel(search: SearchResult, axes: Sequence[Axis]) -> Figure:
     """A line per trial through its values to its score; grey ones were stopped, the best one is bold."""
-    titles = [*(axis.path.rpartition(".")[2] for axis in search.axes), "fd"]
-    finals = np.array([row.final for row in search.rows if row.scores and row.final > 0] or [1.0])
+    titles = [*(axis.path.rpartition(".")[2] for axis in axes), "fd"]
+    finals = np.array([trial.final for trial in search.trials if trial.final > 0] or [1.0])
     low, high = float(finals.min()), float(finals.max())
 
-    def height(row: Row) -> float:
-        return math.log(row.final / low) / math.log(high / low) if high > low else 0.5
+    def height(trial: TrialResult) -> float:
+        return math.log(trial.final / low) / math.log(high / low) if high > low else 0.5
 
     with style():
         figure = Figure(figsize=(WIDTH, 3.2))
-        axes = figure.add_axes((0.1, 0.17, 0.8, 0.7))
-        _frame(axes, titles, [*((a.low, a.high) for a in search.axes), (low, high)])
+        panel = figure.add_axes((0.1, 0.17, 0.8, 0.7))
+        _frame(panel, titles, [*((a.low, a.high) for a in axes), (low, high)])
         shades = mpl.colormaps["viridis"]
-        for place, row in reversed(list(enumerate(search.rows))):
-            if not row.scores or not row.final > 0:
+        for place, trial in reversed(list(enumerate(search.trials))):
+            if not trial.final > 0:
                 continue
-            over, first = row.outcome == "finished", place == 0
-            line = [*(row.positions[axis.path] for axis in search.axes), height(row)]
-            axes.plot(
+            over, first = trial.outcome == FINISHED, place == 0
+            line = [*(axis.of(trial) for axis in axes), height(trial)]
+            panel.plot(
                 range(len(line)),
                 line,
-                color=colour(1) if first else shades(0.9 * height(row)) if over else "#cccccc",
+                color=colour(1) if first else shades(0.9 * height(trial)) if over else "#cccccc",
                 linewidth=2.4 if first else 1.0,
                 alpha=1.0 if first or not over else 0.7,
                 zorder=3 if first else 2 if over else 1,
@@ -60,12 +61,11 @@ def _frame(axes: Axes, titles: Sequence[str], ends: Sequence[tuple[Any, Any]]) -
         )
 
 
-def importance(search: SearchReport) -> Figure:
+def importance(search: SearchResult, paths: Sequence[str]) -> Figure:
     """Bars of `importances`: one per parameter for the first rung, and one for the last that has enough trials."""
-    found = importances(search)
+    found = search.importance
     shown = [images for images in (min(found, default=0), max(found, default=0)) if images in found]
     shown = list(dict.fromkeys(shown))
-    paths = [axis.path for axis in search.axes]
     height = 1.3 + 0.42 * len(paths)
     with style():
         figure = Figure(figsize=(WIDTH, height))
@@ -74,7 +74,7 @@ def importance(search: SearchReport) -> Figure:
         thick = 0.8 / max(len(shown), 1)
         for place, images in enumerate(shown):
             y = np.arange(len(paths)) + (place - (len(shown) - 1) / 2) * thick
-            count = sum(images in row.scores for row in search.rows)
+            count = sum(images in trial.scores for trial in search.trials)
             label = f"after {images:,} images ({count} trials)"
             axes.barh(y, [found[images][path] for path in paths], thick, color=colour(place), label=label)
         axes.set_yticks(range(len(paths)), [path.rpartition(".")[2] for path in paths])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from cmcore.config import load_yaml
-from cmcore.report.trials import Axis, Row, SearchReport, explained, importances
-from cmcore.report.tune import write_search
-from cmcore.report.tune_figures import parallel
+from cmcore.report.importance import Axis, explained, importances
+from cmcore.report.search_figures import parallel
+from cmcore.report.search_files import write_search
+from cmcore.report.searches import SearchResult, TrialResult
 
 
 def test_a_parabola_is_explained_whole_and_noise_not():
@@ -37,46 +38,41 @@ def test_adjustment_keeps_few_trials_from_looking_like_knowledge():
     assert np.mean(found) < plain_r2
 
 
-def rows(count: int = 8) -> list[Row]:
+AXES = [Axis("train.lr", 0.1, 1.0, lambda value: -math.log10(value)), Axis("options.q", 0, 7, lambda _: 0.5)]
+
+
+def trials(count: int = 8) -> list[TrialResult]:
     made = []
     for index in range(count):
         x = index / (count - 1)
         scores = {100: math.exp(x)} | ({200: math.exp(x) / 2} if index < count - 2 else {})
         outcome = "finished" if 200 in scores else "stopped by asha"
-        made.append(
-            Row(
-                f"t{index}",
-                {"train.lr": 10**-x, "options.q": index},
-                {"train.lr": x, "options.q": 0.5},
-                scores,
-                outcome,
-            )
-        )
-    return made  # fmt: skip
+        made.append(TrialResult(f"t{index}", {"train.lr": 10**-x, "options.q": index}, scores, outcome))
+    return made
 
 
-def report(**changes) -> SearchReport:
+def report(**changes) -> SearchResult:
     fields = {
         "name": "lr",
         "base": "ect",
         "metric": "fd at 1 NFE",
-        "axes": [Axis("train.lr", 0.1, 1.0), Axis("options.q", 0, 7)],
-        "rows": rows(),
+        "trials": trials(),
+        "importance": importances(trials(), AXES),
         "best": {"runs": {"ect": {"train": {"lr": 1.0}}}},
         "confirmed": [{"seed": 7, "before": 2.0, "after": 1.0}],
     }
-    return SearchReport(**{**fields, **changes})
+    return SearchResult(**{**fields, **changes})
 
 
 def test_importance_is_told_for_every_rung_with_enough_trials():
-    found = importances(report())
+    found = importances(trials(), AXES)
     assert found == {100: {"train.lr": 1.0, "options.q": 0.0}, 200: {"train.lr": 1.0, "options.q": 0.0}}
-    assert set(importances(report(rows=rows(7)))) == {100}
-    assert importances(report(rows=rows(3))) == {}
+    assert set(importances(trials(7), AXES)) == {100}
+    assert importances(trials(3), AXES) == {}
 
 
 def test_files_agree_with_one_another(tmp_path):
-    written = write_search(report(), tmp_path)
+    written = write_search(report(), AXES, tmp_path)
     assert all(path.stat().st_size for path in written)
     data = json.loads((tmp_path / "trials.json").read_text())
     with (tmp_path / "trials.csv").open() as file:
@@ -91,18 +87,18 @@ def test_files_agree_with_one_another(tmp_path):
 
 
 def test_the_same_search_gives_the_same_bytes(tmp_path):
-    first, second = (write_search(report(), tmp_path / name) for name in ("a", "b"))
+    first, second = (write_search(report(), AXES, tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_lines_meet_their_values():
-    figure = parallel(report())
+    figure = parallel(report(), AXES)
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
     assert len(lines) == 8
     best = max(lines, key=lambda line: line.get_linewidth())
     np.testing.assert_allclose(best.get_ydata(), [0, 0.5, 0], atol=1e-12)
 
 
-@pytest.mark.parametrize("kept", [[], [Row("x", {}, {}, {}, "error: lost")]])
+@pytest.mark.parametrize("kept", [[], [TrialResult("x", {}, {}, "error: lost")]])
 def test_a_search_without_scores_still_has_figures(kept):
-    parallel(report(rows=kept))
+    parallel(report(trials=kept), AXES)
