@@ -2,7 +2,7 @@
 
     python -m benchmarks.graph [--nodes 1 2 8 64] [--copies 10]
 
-A node does one stage at a time. Durations are those that `make repro` remembers in `.work/speeds.json`, or its guesses
+A node does one stage at a time. Durations are those that `cmlab repro` remembers in `.work/speeds.json`, or its guesses
 where it has none. No schedule is shorter than the critical path, nor than the work divided by the nodes, and a list
 schedule (Graham, 1966) is never longer than the sum of both.
 """
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from cmcore.assemble.project import Project
 from cmcore.pipeline.common import load
-from cmcore.pipeline.parallel import chains, is_ahead, stage_needs
-from cmcore.pipeline.speeds import SEALING, Speeds
+from cmcore.pipeline.parallel import chains, is_computed, stage_needs
+from cmcore.pipeline.speeds import RECORDING, Speeds
 
 Needs = Mapping[str, Iterable[str]]
 
@@ -77,20 +77,20 @@ def pipeline(project: Project, copies: int = 1) -> dict[str, list[str]]:
 
 
 def durations(project: Project, stages: Iterable[str], speeds: Speeds) -> dict[str, float]:
-    """Seconds of every stage: of its work alone where it is done ahead of DVC, else in a process of its own."""
+    """Seconds of every stage: of its work alone where the driver computes it, else in a process of its own."""
     names = {stage: stage.partition("#")[0] for stage in stages}
     return {
-        stage: speeds.work(name, project) if is_ahead(name) else speeds.expected(name, project)
+        stage: speeds.work(name, project) if is_computed(name) else speeds.expected(name, project)
         for stage, name in names.items()
     }
 
 
 def repro(seconds: Mapping[str, float], needs: Needs, jobs: int) -> float:
-    """How long `make repro JOBS=jobs` takes: most work is scheduled, then DVC takes the results one by one."""
-    ahead = {stage: time for stage, time in seconds.items() if is_ahead(stage)}
-    inner = {stage: [other for other in needs[stage] if other in ahead] for stage in ahead}
-    alone = sum(seconds.values()) - sum(ahead.values())
-    return alone + makespan(schedule(ahead, inner, jobs)) + SEALING * len(ahead)
+    """Seconds of `cmlab repro -j jobs`: most stages are scheduled, and their results are recorded one by one."""
+    computed = {stage: time for stage, time in seconds.items() if is_computed(stage)}
+    inner = {stage: [other for other in needs[stage] if other in computed] for stage in computed}
+    alone = sum(seconds.values()) - sum(computed.values())
+    return alone + makespan(schedule(computed, inner, jobs)) + RECORDING * len(computed)
 
 
 def rows(seconds: Mapping[str, float], needs: Needs, nodes: Iterable[int]) -> list[list[str]]:
@@ -123,7 +123,7 @@ def main() -> None:
             f"\n{copies} x {len(setup.project.runs)} runs: {len(needs)} stages, {sum(seconds.values()):.0f} s of work, "
             f"critical path {critical_path(seconds, needs):.0f} s\n"
         )
-        print("| nodes | makespan s | / critical path | speed-up | efficiency | make repro JOBS=nodes s |")
+        print("| nodes | makespan s | / critical path | speed-up | efficiency | cmlab repro -j nodes s |")
         print("| ---: | ---: | ---: | ---: | ---: | ---: |")
         for row in rows(seconds, needs, options.nodes):
             print(f"| {' | '.join(row)} |")

@@ -30,7 +30,7 @@ LEFT_OUT = frozenset({
     "cmcore.edge.tune_watch",
     "cmcore.pipeline.common",
     "cmcore.pipeline.progress",
-    "cmcore.pipeline.ready",
+    "cmcore.pipeline.process",
     "cmcore.pipeline.tidy",
     "cmcore.pipeline.track",
     "cmcore.tracking.base",

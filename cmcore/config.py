@@ -23,6 +23,7 @@ from cmcore import limits
 from cmcore.errors import printable, reason
 
 C = TypeVar("C")
+PARAMS = "params.yaml"  # the active parameter file, in the project folder
 LONGEST = 400  # characters of a message
 
 

@@ -17,8 +17,8 @@ from stages.reference import INCEPTION
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What an evaluation reads."""
+class EvaluationFiles:
+    """Files and folders of an evaluation."""
 
     reference: Path  # folder
     results: Path  # folder of the run
@@ -27,26 +27,32 @@ class Inputs:
 
 
 def job(
-    compute: ComputeConfig, run: Run, workload: str, config: EvalConfig, inputs: Inputs, share: Share | None, emit: Emit
+    compute: ComputeConfig,
+    run: Run,
+    workload: str,
+    config: EvalConfig,
+    files: EvaluationFiles,
+    share: Share | None,
+    emit: Emit,
 ) -> Outcome | None:
     """Sample a share of the images; without one, all that are left, and measure them."""
     device = pick_device(compute)
-    references = [load_reference(inputs.reference, device=device)]
+    references = [load_reference(files.reference, device=device)]
     inception, why_not = load_inception(config.inception, device)
     if inception is not None:
-        references.append(load_reference(inputs.reference / INCEPTION, inception, references[0].digest))
-    decoding = load_decoding(inputs.reference, config.decoder, device)
-    whole = Evaluation(run, workload, config, references, inputs.results, inputs.teacher, inputs.work, device, decoding)
+        references.append(load_reference(files.reference / INCEPTION, inception, references[0].digest))
+    decoding = load_decoding(files.reference, config.decoder, device)
+    whole = Evaluation(run, workload, config, references, files.results, files.teacher, files.work, device, decoding)
     if share is not None:
         return draw(whole, share, reporter(emit))
     return evaluate_run(whole, fid_absent=why_not, on_progress=reporter(emit))
 
 
 def evaluate(
-    compute: ComputeConfig, run: Run, workload: str, config: EvalConfig, inputs: Inputs, listen: Emit
+    compute: ComputeConfig, run: Run, workload: str, config: EvalConfig, files: EvaluationFiles, listen: Emit
 ) -> Outcome:
     """Evaluate the run with all workers. Shards that were finished before a kill are not done again."""
-    known = (compute, run, workload, config, inputs)
+    known = (compute, run, workload, config, files)
     if compute.workers > 1:
         shares = [(*known, Share(worker, compute.workers)) for worker in range(compute.workers)]
         execute_each(compute, job, shares, added(listen, len(shares)))

@@ -11,7 +11,6 @@ from cmcore.evaluate.reference import reference, store_features, store_published
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.progress import Emit, listener
-from cmcore.pipeline.ready import Find, Results, put
 
 INCEPTION = "inception"  # folder of the Inception reference, where its weights are
 
@@ -31,24 +30,15 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
             store_features(images, inception, config, folder / INCEPTION, device)
 
 
-def reads(setup: Setup, name: str) -> list[Path]:
-    """The files that decide the result, beside parameters and code."""
-    del name
-    return [setup.folders.manifest]
-
-
-def make(setup: Setup, name: str, find: Find) -> Results:
-    """Make the reference of the workload in a folder of its own."""
-    del name  # there is one for all runs
+def produce(setup: Setup) -> list[Path]:
+    """Write the reference of the workload; no work file becomes superfluous when it is recorded."""
     config, folders, compute = setup.project.sections.eval, setup.folders, setup.compute
-    out = folders.work / folders.workload / "reference"
+    folders.require([folders.manifest])
     with listener("reference", "img") as listen:
-        execute(compute, job, compute, config, folders.workload, find(folders.data), out, progress=listen)
-    return {folders.reference: out}
+        execute(compute, job, compute, config, folders.workload, folders.data, folders.reference, progress=listen)
+    return []
 
 
 def main() -> None:
     """Write the reference of the workload."""
-    setup = load()
-    setup.folders.require(reads(setup, ""))
-    put(make(setup, "", Path))
+    produce(load())

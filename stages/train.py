@@ -17,8 +17,8 @@ from cmcore.edge.ray_train import execute_together
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.files import copy_into_place
 from cmcore.pipeline.progress import Emit, listener, reporter
-from cmcore.pipeline.ready import Find, Results, put
 from cmcore.pipeline.tidy import tidy
 from cmcore.tracking.base import Sender
 from cmcore.train.steps import ALONE, Worker
@@ -61,24 +61,17 @@ def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
     return final
 
 
-def reads(setup: Setup, name: str) -> list[Path]:
-    """The files that decide the result, beside parameters and code."""
-    run = setup.project.run(name)
-    return [setup.folders.manifest, setup.folders.weights(run.init), setup.folders.weights(run.teacher)]
-
-
-def make(setup: Setup, name: str, find: Find) -> Results:
-    """Train the run."""
+def produce(setup: Setup, name: str) -> list[Path]:
+    """Train the run and write its outputs; no work file becomes superfluous when they are recorded."""
     run, folders = setup.project.run(name), setup.folders
     require_files([run])
-    final = train(
-        setup, run, Inputs(find(folders.data), find(folders.weights(run.init)), find(folders.weights(run.teacher)))
-    )
-    return {folders.runs / name: final, folders.times / f"{name}.json": final.parent / TIME}
+    starts = [folders.weights(run.init), folders.weights(run.teacher)]
+    folders.require([folders.manifest, *starts])
+    final = train(setup, run, Inputs(folders.data, *starts))
+    copy_into_place({folders.runs / name: final, folders.times / f"{name}.json": final.parent / TIME})
+    return []
 
 
 def main(name: str) -> None:
-    """Train the run and write what it declares."""
-    setup = load()
-    setup.folders.require(reads(setup, name))
-    put(make(setup, name, Path))
+    """Train the run and write its outputs."""
+    produce(load(), name)

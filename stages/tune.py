@@ -46,7 +46,7 @@ def described(job: Job, trials: list[Trial], confirmed: list[dict[str, float]]) 
 
 
 def main(name: str) -> None:
-    """Search, or continue the search, and write what it declares."""
+    """Search, or continue the search, and write its outputs."""
     setup = load()
     job = job_of(setup, name)
     recorder = SearchRecorder(setup.tracking, job, setup.folders.root)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cmcore.atomic import write_atomic
 from cmcore.commands.parameter_file import changed, write_checked
-from cmcore.config import ConfigError, flatten, load_yaml, merge
-from cmcore.pipeline.common import PARAMS, load
+from cmcore.config import PARAMS, ConfigError, flatten, load_yaml, merge
+from cmcore.pipeline.common import load
 from cmcore.report.search_sections import verdict
 from cmcore.report.searches import read_searches
 

@@ -15,9 +15,9 @@ import psutil
 from cmcore.assemble.project import Project, load_project
 from cmcore.assemble.run import NONE, RANDOM
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
-from cmcore.config import ConfigError, load_yaml
+from cmcore.config import PARAMS, ConfigError, load_yaml
 from cmcore.numbers import size
-from cmcore.pipeline.common import PARAMS, Folders
+from cmcore.pipeline.common import Folders
 from cmcore.pipeline.tidy import remove, tidy, tidy_search
 from cmcore.report.searches import read_searches
 from cmcore.search.entries import searches

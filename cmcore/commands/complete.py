@@ -1,8 +1,7 @@
 """Words that the shell completes. A damaged file completes nothing: the command itself says what is wrong with it."""
 
 from cmcore.commands.place import CommandError, project_root, workload_files
-from cmcore.config import ConfigError, flatten, load_yaml
-from cmcore.pipeline.ready import PARAMS
+from cmcore.config import PARAMS, ConfigError, flatten, load_yaml
 
 
 def workloads(incomplete: str) -> list[str]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from cmcore.atomic import write_atomic
 from cmcore.commands.place import CommandError
-from cmcore.config import ConfigError, load_yaml, merge, parse_yaml
-from cmcore.pipeline.ready import PARAMS
+from cmcore.config import PARAMS, ConfigError, load_yaml, merge, parse_yaml
 
 FOLDER = Path(".work/.set")
 ORIGINAL, OVERRIDDEN, LOCK = "original.yaml", "overridden.yaml", "lock"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cmcore.closure import ROOT
-from cmcore.pipeline.ready import PARAMS
+from cmcore.config import PARAMS
 
 PIPELINE = "dvc.yaml"
 WORKLOADS = "workloads"

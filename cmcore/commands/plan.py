@@ -7,9 +7,9 @@ from cmcore.assemble.project import Project, load_project
 from cmcore.budget.machines import machine
 from cmcore.budget.plan import RunPlan, Setting, plan
 from cmcore.commands.place import workload_files
-from cmcore.config import ConfigError, require
+from cmcore.config import PARAMS, ConfigError, require
 from cmcore.numbers import duration, size
-from cmcore.pipeline.common import PARAMS, Folders
+from cmcore.pipeline.common import Folders
 
 GPU, EFFICIENCY = "h100", 0.4
 HEADS = (

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from cmcore.atomic import write_atomic
 from cmcore.commands.place import workload_files
-from cmcore.config import ConfigError
-from cmcore.pipeline.ready import PARAMS
+from cmcore.config import PARAMS, ConfigError
 
 
 def committed(root: Path) -> bytes | None:

@@ -4,6 +4,7 @@ It imports no torch, as DVC runs it before everything else whenever a source has
 """
 
 import importlib.metadata
+from collections.abc import Mapping
 from typing import Any
 
 from cmcore import plugins
@@ -28,32 +29,29 @@ def code_file(stage: str) -> str:
     return f"{stage.replace('@', '-')}.json"
 
 
-def describe_code(sections: Sections) -> dict[str, dict[str, Any]]:
-    """The code and the libraries of every stage.
+def describe_code(roots: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """The code and the libraries of stages, by stage: root modules, the digest of their import closure, and versions.
 
     Args:
-        sections: the parameter file.
-
-    Returns:
-        By stage (`prepare`, `train@ect`): the root modules, the digest of their import closure, and versions.
-
-    Raises:
-        ConfigError: a run names a method or a kind of network that does not exist.
+        roots: the root modules of each stage, of `code_roots`.
     """
     return {
         stage: {
-            "roots": roots,
-            "digest": source_digest(roots),
+            "roots": modules,
+            "digest": source_digest(modules),
             "libraries": {name: _version(name) for name in LIBRARIES[stage.partition("@")[0]]},
         }
-        for stage, roots in code_roots(sections).items()
+        for stage, modules in roots.items()
     }
 
 
 def code_roots(sections: Sections) -> dict[str, list[str]]:
-    """The root modules of every stage: its own, and the plug-ins that parameters name.
+    """The root modules of every stage (`prepare`, `train@ect`): its own, and the plug-ins that parameters name.
 
     `tune@<run>` is for searches over the parameters of that run.
+
+    Raises:
+        ConfigError: a run names a method or a kind of network that does not exist.
     """
     roots = {stage: [f"stages.{stage}"] for stage in ("prepare", "reference", "tabulate")}
     for name in sections.runs:
@@ -63,9 +61,9 @@ def code_roots(sections: Sections) -> dict[str, list[str]]:
 
 
 def _plugins(sections: Sections, name: str) -> list[str]:
-    """The method of a run, its network, and that of the run whose weights it loads."""
+    """The method of a run, its network, and the networks of the runs whose weights it loads."""
     entry, path = sections.runs[name], join("runs", name)
-    nets = [_net(sections, run) for run in (name, entry.init) if run in sections.runs]
+    nets = [_net(sections, run) for run in (name, entry.init, entry.teacher) if run in sections.runs]
     return list(dict.fromkeys([_plugin(METHODS, entry.method, join(path, "method")), *nets]))
 
 

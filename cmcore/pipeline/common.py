@@ -1,4 +1,4 @@
-"""What every stage starts from: the checked parameters, the folders of the workload, and where runs are tracked."""
+"""The start of every stage: the checked parameters, the folders of the workload, and the trackers of runs."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cmcore.assemble.project import Project, load_project
 from cmcore.assemble.run import NONE, RANDOM, Run
-from cmcore.config import read
+from cmcore.config import PARAMS, read
 from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.mlflow_writer import Store
 from cmcore.edge.settings import ComputeConfig, TrackingConfig
@@ -18,8 +18,6 @@ from cmcore.pipeline.track import run_tags
 from cmcore.search.entries import searches
 from cmcore.search.space import TuneConfig
 from cmcore.tracking.base import Null, Tracker
-
-PARAMS = "params.yaml"
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,11 @@ class Folders:
     @property
     def outputs(self) -> Path:
         return self.root / "outputs" / self.workload
+
+    @property
+    def code(self) -> Path:
+        """Digests of the code of every stage."""
+        return self.outputs / "code"
 
     @property
     def data(self) -> Path:
@@ -70,23 +73,23 @@ class Folders:
 
     @property
     def source(self) -> Path:
-        """What the files at `data.path` were like when they were prepared."""
+        """Sizes and times of the files at `data.path` when they were prepared."""
         return self.work / self.workload / "source.json"
 
     def weights(self, run: str) -> Path:
         return self.runs / run / "weights.safetensors"
 
     def maker(self, path: Path) -> str:
-        """The stage that makes what is declared at this path in the outputs."""
+        """The stage with this path among its outputs."""
         kind, *rest = path.relative_to(self.outputs).parts
         if kind == "runs" and rest[0] not in (RANDOM, NONE):
             return f"train@{rest[0]}"
         return "reference" if kind == "reference" else "prepare"
 
     def require(self, paths: Iterable[Path]) -> None:
-        """A DataError where something that a stage reads is not there: it names the stage that makes it.
+        """A DataError where an input of a stage is missing; it names the stage that makes it.
 
-        An empty folder is what DVC leaves of one whose stage it began, and did not end.
+        An empty folder counts as missing: DVC empties the outputs of a stage that it starts.
         """
         for path in paths:
             if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -123,7 +126,7 @@ class Setup:
 
     @contextmanager
     def tracking_as(self, tags: Mapping[str, str]) -> Iterator[Tracker]:
-        """The tracker of whatever these tags find; `run` names it."""
+        """The tracker of the run with these tags, of which `run` is its name."""
         if not self.tracking.mlflow:
             yield Null()
             return

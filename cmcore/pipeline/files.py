@@ -1,7 +1,8 @@
-"""Writing what a stage declares: whole, or not at all."""
+"""Writing the outputs of a stage: each whole, or not at all."""
 
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,3 +22,17 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **{name: arrays[name] for name in sorted(arrays)})  # pyright: ignore[reportArgumentType]
     write_atomic(path, buffer.getvalue())
+
+
+def copy_into_place(copies: Mapping[Path, Path]) -> None:
+    """Copy files and folders, each to its key; what was there is replaced."""
+    for place, made in copies.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{place.name}.partial")
+        if made.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(made, partial)
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            shutil.copyfile(made, partial)
+        partial.replace(place)

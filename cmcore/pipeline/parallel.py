@@ -1,33 +1,33 @@
-"""`make repro JOBS=n`: do the work of many stages on one Ray, up to n at a time; `dvc repro` then only seals it.
+"""Stages that are computed in the driver's process on one Ray, up to n at a time, instead of one by one by DVC.
 
-The work is done by the same functions as in the stages themselves, so files and bits are the same whichever way it
-went. Done here, Ray is started once, its workers are used again, and torch, Ray and MLflow are imported once.
+Each stage module has a function that DVC's own process for the stage calls too, so files and bits are the same either
+way. In one process, Ray is started once, its workers are used again, and torch, Ray and MLflow are imported once.
 """
 
+import contextlib
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 from cmcore import plugins
 from cmcore.assemble.project import Project
 from cmcore.edge.ray_session import ComputeError, connection
-from cmcore.pipeline.common import Setup, load
-from cmcore.pipeline.process import expected, guarded
-from cmcore.pipeline.ready import Desk, Find, Results
+from cmcore.pipeline.common import Setup
+from cmcore.pipeline.process import expected
 from cmcore.pipeline.speeds import Speeds
+from cmcore.pipeline.tidy import remove
 
-AHEAD = ("reference", "train", "evaluate")  # stages that can be done ahead of DVC
+COMPUTED = ("reference", "train", "evaluate")  # kinds of stages that are computed here
 
 
 class JobsFailedError(ComputeError):
-    """Some of the jobs failed; the others are done, but for those that needed them."""
+    """Some of the jobs failed; the others are done, except those that needed them."""
 
 
 def chains(costs: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> dict[str, float]:
-    """For every job the cost of the longest chain that starts with it: whoever has the longest one goes first."""
+    """For every job the cost of the longest chain that starts with it: the job with the longest one goes first."""
     lengths: dict[str, float] = {}
 
     def length(job: str) -> float:
@@ -45,10 +45,10 @@ def run_graph(
     """Call `work` for every job, up to `jobs` at a time, each after those that it needs.
 
     Args:
-        costs: how long each job may take; decides who goes first, nothing else.
+        costs: how long each job may take; decides which goes first, nothing else.
         needs: the jobs that must be done before a job.
         jobs: how many may run at once.
-        work: called in a thread of its own.
+        work: called in threads of its own, or for one job at a time in the calling thread, where signals arrive.
 
     Raises:
         JobsFailedError: naming the jobs that failed, after all others that can run have run.
@@ -60,7 +60,7 @@ def run_graph(
     def call(job: str) -> None:
         try:
             work(job)
-        except BaseException as error:  # the main thread decides what becomes of it
+        except BaseException as error:  # the main thread handles it
             ended.put((job, error))
         else:
             ended.put((job, None))
@@ -69,11 +69,13 @@ def run_graph(
         ready = [job for job in waiting if done.issuperset(needs.get(job, ()))][: jobs - running]
         for job in ready:
             waiting.remove(job)
-            # A daemon: whoever interrupts the main thread ends the others as well.
-            threading.Thread(target=call, args=(job,), name=job, daemon=True).start()
+            if jobs == 1:
+                call(job)
+            else:  # daemons end with the main thread
+                threading.Thread(target=call, args=(job,), name=job, daemon=True).start()
         running += len(ready)
         if not running:
-            break  # what is left needs a job that failed
+            break  # all others need a job that failed
         job, error = ended.get()
         running -= 1
         if error is None:
@@ -89,7 +91,7 @@ def run_graph(
 
 
 def stage_needs(project: Project) -> dict[str, list[str]]:
-    """The stages that can be done ahead of DVC, each with those of them that it reads from."""
+    """The stages that are computed here, each with those of them that it reads from."""
     needs: dict[str, list[str]] = {"reference": []}
     for name, run in project.runs.items():
         parents = [f"train@{parent}" for parent in run.parents]
@@ -98,60 +100,57 @@ def stage_needs(project: Project) -> dict[str, list[str]]:
     return needs
 
 
-def is_ahead(stage: str) -> bool:
-    """Whether a stage can be done ahead of DVC."""
-    return stage.partition("@")[0] in AHEAD
+def is_computed(stage: str) -> bool:
+    """Whether a stage is computed here."""
+    return stage.partition("@")[0] in COMPUTED
 
 
-def do(setup: Setup, stage: str, find: Find) -> tuple[Results, list[Path]]:
-    """Do the work of a stage: what came of it, and the files that it was made from."""
-    kind, _, run = stage.partition("@")
-    module = plugins.load("stages", kind)
-    return module.make(setup, run, find), module.reads(setup, run)
-
-
-def compute_all(
-    setup: Setup, stages: Iterable[str], jobs: int, say: Callable[[str, float], None] = lambda stage, left: None
+def compute_stages(
+    setup: Setup,
+    stages: Iterable[str],
+    jobs: int,
+    record: Callable[[str], None],
+    say: Callable[[str, float], None] = lambda stage, left: None,
 ) -> None:
-    """Do the work of some stages, up to `jobs` at a time, each after those that it reads from.
+    """Compute some stages, up to `jobs` at a time, each after those that it reads from.
 
     Args:
         setup: the parameters. The data must be prepared.
-        stages: which; what they read must be made by one of them, or lie in the outputs.
+        stages: which; their inputs must be made by one of them, or lie in the outputs.
         jobs: how many at a time. A cluster takes as many of them as it has room for; a Ray of our own takes them all.
-        say: told every stage that is done, and the seconds that the rest may take.
+        record: called for a stage whose results are in their places, before another stage reads them.
+        say: called for every stage that is recorded, with the seconds that the rest may take.
 
     Raises:
-        JobsFailedError: a stage could not be done.
+        JobsFailedError: a stage could not be computed or recorded.
     """
-    if setup.compute.backend != "ray":
+    ray = setup.compute.backend == "ray"
+    if jobs > 1 and not ray:
         raise ComputeError("compute.backend: expected ray for JOBS above 1, got inline")
     needs = {stage: before for stage, before in stage_needs(setup.project).items() if stage in set(stages)}
-    desk, speeds = Desk(setup.folders.root), Speeds.read(setup.folders.work / "speeds.json")
+    speeds = Speeds.read(setup.folders.work / "speeds.json")
     costs = {stage: speeds.work(stage, setup.project) for stage in needs}
     inner = {stage: [other for other in before if other in needs] for stage, before in needs.items()}
     left, lock, folder = list(needs), threading.Lock(), setup.folders.work / setup.folders.workload
 
     def rest() -> float:
-        """Seconds for what is left, by all that is known by now: of a new workload that is nothing at first."""
+        """Seconds for the stages that are left; more speeds are known with every stage that is done."""
         each = {stage: speeds.work(stage, setup.project) for stage in left}
         return max(sum(each.values()) / jobs, *chains(each, inner).values(), 0.0)
 
     def work(stage: str) -> None:
-        if desk.waiting(stage) is None:
-            begun, start = set(folder.glob("*")), time.monotonic()
-            results, inputs = do(setup, stage, desk.find)
-            desk.leave(stage, results, inputs)
-            if begun.isdisjoint(made.parent for made in results.values()):  # else it went on from a checkpoint
-                with lock:
-                    speeds.learn(stage, setup.project, time.monotonic() - start)
+        kind, *names = stage.split("@")
+        folders = "-".join([*names, "*"])
+        begun, start = set(folder.glob(folders)), time.monotonic()
+        superfluous = plugins.load("stages", kind).produce(setup, *names)
+        seconds = time.monotonic() - start
+        record(stage)
+        remove(superfluous)
         with lock:
+            if kind != "train" or set(folder.glob(folders)) > begun:  # else it went on from a checkpoint
+                speeds.learn(stage, setup.project, seconds)
             left.remove(stage)
             say(stage, rest())
 
-    with connection(setup.compute):
+    with connection(setup.compute) if ray else contextlib.nullcontext():
         run_graph(costs, inner, jobs, work)
-
-
-if __name__ == "__main__":
-    guarded("parallel", lambda: compute_all(load(), sys.argv[2:], int(sys.argv[1])))

@@ -19,7 +19,7 @@ GRACE = 15.0  # seconds for a clean end, once DVC is gone
 
 
 def expected() -> tuple[type[Exception], ...]:
-    """Errors that say in a sentence what is wrong. Asked for once there is one, as their modules import much."""
+    """The errors whose message is one sentence. Imported only once there is an error, as their modules import much."""
     from cmcore.edge.mlflow_writer import TrackingError
     from cmcore.edge.ray_session import ComputeError
     from cmcore.errors import DataError

@@ -1,4 +1,4 @@
-"""What `make repro` has to do, and how long it may take."""
+"""Stages that have to run, and estimates of how long they take."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,20 +8,20 @@ from pathlib import Path
 from cmcore.assemble.project import Project
 from cmcore.atomic import write_atomic
 
-# Seconds a unit of work takes where nothing was measured yet, on two CPU cores; and what it costs to start a stage.
+# Seconds a unit of work takes where nothing was measured yet, on two CPU cores; and what it costs to start a process.
 GUESS = {"prepare": 1.0, "reference": 15.0, "train": 1.5e-4, "evaluate": 20.0, "tabulate": 10.0}
 STARTING = 5.0
-SEALING = 1.0  # and what it costs to take results that wait
+RECORDING = 0.5  # and what it costs to record the results of one
 
 
 def units(stage: str, project: Project) -> float:
-    """How much work a stage is: images seen for a training run, one for anything else."""
+    """Units of work of a stage: images seen for a training run, one for any other."""
     kind, _, run = stage.partition("@")
     return float(project.runs[run].train.total) if kind == "train" else 1.0
 
 
 def kinds(stage: str, project: Project) -> tuple[str, str]:
-    """What a stage's speed is like: that of the same stage of the same method, or at least that of the same stage."""
+    """Keys of the speed of a stage: for stages of its kind with its method, and for all stages of its kind."""
     kind, _, run = stage.partition("@")
     method = project.runs[run].method if run else ""
     return f"{project.workload}/{kind}/{method}", f"{project.workload}/{kind}"

@@ -1,7 +1,7 @@
-"""What a finished run or search leaves in its work folder, and what it needs no more.
+"""Removing the superfluous files of a finished run or search from its work folder.
 
-Results lie in `final`, from which DVC's stages take them; a folder that has it is never trained again. The checkpoint
-to resume from, and the weights of which `final` holds copies, only take space then: more of it than the results.
+Results lie in `final`, from which they are copied to the outputs; a folder that has it is never trained again. The
+checkpoint to resume from, and the weights of which `final` holds copies, then only take space, more than the results.
 """
 
 import os
@@ -35,7 +35,7 @@ def remove(paths: Iterable[Path]) -> int:
 
 
 def tidy(folder: Path) -> int:
-    """Remove what a finished run needs no more, and nothing of an unfinished one; the result is the bytes freed."""
+    """Remove the superfluous files of a finished run, none of an unfinished one; the result is the bytes freed."""
     if not (folder / FINAL).is_dir():
         return 0
     spare = [*(folder / SNAPSHOTS).glob("*.safetensors"), *folder.glob(CHECKPOINT)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_runs import tiny_project
 
 from benchmarks.graph import critical_path, durations, makespan, pipeline, repro, schedule
-from cmcore.pipeline.speeds import SEALING, Speeds
+from cmcore.pipeline.speeds import RECORDING, Speeds
 
 DIAMOND = ({"a": 1.0, "b": 2.0, "c": 4.0, "d": 1.0}, {"b": ["a"], "c": ["a"], "d": ["b", "c"]})
 
@@ -57,6 +57,6 @@ def test_the_pipeline_has_the_stages_and_edges_of_dvc(tmp_path):
     assert needs["train@ict#0"] == ["prepare"]
     assert set(needs["evaluate@ect#0"]) == {"prepare", "reference", "train@ect#0", "train@edm#0"}
     seconds = durations(project, needs, Speeds.read(tmp_path / "none.json"))
-    sealing = SEALING * (len(needs) - 2)
-    assert repro(seconds, needs, 1) == pytest.approx(sum(seconds.values()) + sealing)
-    assert repro(seconds, needs, 64) == pytest.approx(critical_path(seconds, needs) + sealing)
+    recording = RECORDING * (len(needs) - 2)
+    assert repro(seconds, needs, 1) == pytest.approx(sum(seconds.values()) + recording)
+    assert repro(seconds, needs, 64) == pytest.approx(critical_path(seconds, needs) + recording)

@@ -19,7 +19,7 @@ from cmcore.closure import ROOT
 from cmcore.commands.clean import clean
 from cmcore.config import ConfigError
 from cmcore.pipeline.common import Setup, load
-from cmcore.pipeline.ready import put
+from cmcore.pipeline.files import copy_into_place
 from cmcore.pipeline.tidy import size, tidy, tidy_search
 from cmcore.train.session import CHECKPOINT
 from stages.train import train
@@ -38,10 +38,10 @@ def made(tmp_path_factory) -> Path:
         (root / path).write_text(yaml.safe_dump(params))
     (root / "workloads/other.yaml").write_text(yaml.safe_dump({**params, "workload": "other"}))
     setup, inputs = load(root), tiny_inputs(root)
-    put({setup.folders.data: inputs.data, setup.folders.weights("random"): inputs.init})
+    copy_into_place({setup.folders.data: inputs.data, setup.folders.weights("random"): inputs.init})
     save_empty(setup.folders.weights("none"), "none")
     for name in runs:
-        put({setup.folders.runs / name: train(setup, setup.project.run(name), inputs_of(setup, name))})
+        copy_into_place({setup.folders.runs / name: train(setup, setup.project.run(name), inputs_of(setup, name))})
     return root
 
 

@@ -173,7 +173,7 @@ def test_a_line_of_a_method_makes_its_runs_stale_and_nothing_else(sources):
 
 
 def test_a_line_of_the_trainer_makes_every_run_stale(sources):
-    sources.edit("def answers_at_once", "STALE = 1\n\n\ndef answers_at_once", STEPS)
+    sources.edit("\n\n\n", "\n\n\nSTALE = 1\n\n\n", STEPS)
     sources.dvc("repro", "code")
     assert sources.changed() == {f"{stage}@{run}" for stage in ("train", "evaluate") for run in RUNS}
 

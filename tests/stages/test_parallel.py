@@ -3,8 +3,10 @@
 import gc
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import PARAMS, tiny_inputs
 
+from cmcore.assemble.models import save_empty
 from cmcore.closure import source_digest
 from cmcore.edge.ray_session import ComputeError
 from cmcore.pipeline import parallel
 from cmcore.pipeline.common import Setup, load
-from cmcore.pipeline.parallel import JobsFailedError, chains, compute_all, run_graph
-from cmcore.pipeline.ready import Results, put
+from cmcore.pipeline.files import copy_into_place
+from cmcore.pipeline.parallel import JobsFailedError, chains, compute_stages, run_graph
 from stages.train import Inputs, train
 
 NEEDS = {"b": ["a"], "c": ["a"], "d": ["c"]}
@@ -111,9 +114,9 @@ def project(root: Path, **sections: object) -> Setup:
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     setup = load(root)
     inputs = tiny_inputs(root)
-    put({setup.folders.data: inputs.data})
-    setup.folders.weights("random").parent.mkdir(parents=True)
-    inputs.init.rename(setup.folders.weights("random"))
+    copy_into_place({setup.folders.data: inputs.data})
+    for name in ("random", "none"):
+        save_empty(setup.folders.weights(name), name)
     return setup
 
 
@@ -123,30 +126,68 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_inline_is_refused(tmp_path):
     with pytest.raises(ComputeError, match="expected ray for JOBS above 1, got inline"):
-        compute_all(project(tmp_path / "p", compute={"backend": "inline"}), ["train@edm"], 2)
+        compute_stages(project(tmp_path / "p", compute={"backend": "inline"}), ["train@edm"], 2, nothing)
 
 
-def test_what_is_left_is_told_by_what_was_learned_on_the_way(tmp_path, monkeypatch):
+def nothing(stage: str) -> None:
+    """Records nothing."""
+
+
+def stage(monkeypatch: pytest.MonkeyPatch, run: Callable[..., list[Path]]) -> None:
+    """Let this function stand for every stage."""
+    monkeypatch.setattr(parallel.plugins, "load", lambda *_: SimpleNamespace(produce=run))
+    monkeypatch.setattr(parallel, "connection", lambda _: nullcontext())
+
+
+def test_estimates_improve_with_every_stage(tmp_path, monkeypatch):
     """Of a workload that never ran nothing is known: the first run says how long the others of its kind may take."""
     setup, said = project(tmp_path / "p"), {}
-    made = setup.folders.work / "tiny/made"
-    made.parent.mkdir(parents=True)
-    made.write_text("done")
 
-    def do(_: Setup, stage: str, find: object) -> tuple[Results, list[Path]]:
+    def run(_: Setup, name: str) -> list[Path]:
         time.sleep(0.5)
-        return {setup.folders.runs / stage: made}, []
+        (setup.folders.work / "tiny" / f"{name}-0123456789abcdef").mkdir(parents=True)
+        return []
 
-    monkeypatch.setattr(parallel, "do", do)
-    monkeypatch.setattr(parallel, "connection", lambda _: nullcontext())
+    stage(monkeypatch, run)
     trained = [f"train@{name}" for name in PARAMS["runs"]]
     total = setup.project.run("edm").train.total
     assert all(setup.project.run(name).train.total == total for name in PARAMS["runs"])
-    compute_all(setup, trained, 1, said.__setitem__)
+    compute_stages(setup, trained, 1, nothing, said.__setitem__)
     left = list(said.values())
     assert left[0] == pytest.approx(0.5 * (len(trained) - 1), rel=0.5)
     assert left == sorted(left, reverse=True)
     assert left[-1] == 0.0
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_run_that_resumed_teaches_no_speed(tmp_path, monkeypatch, resumed):
+    setup = project(tmp_path / "p")
+    folder = setup.folders.work / "tiny/edm-0123456789abcdef"
+    if resumed:
+        folder.mkdir(parents=True)
+    stage(monkeypatch, lambda *_: folder.mkdir(parents=True, exist_ok=True) or [])
+    compute_stages(setup, ["train@edm"], 1, nothing)
+    assert (setup.folders.work / "speeds.json").exists() == (not resumed)
+
+
+def test_work_files_stay_until_the_results_are_recorded(tmp_path, monkeypatch):
+    """Shards of an evaluation, which go on after a kill before the record."""
+    setup, record = project(tmp_path / "p"), Recorder(fails="evaluate@edm")
+    shards = setup.folders.work / "tiny/shards/edm"
+    shards.mkdir(parents=True)
+    stage(monkeypatch, lambda *_: [shards])
+    with pytest.raises(JobsFailedError, match="failed: evaluate@edm"):
+        compute_stages(setup, ["evaluate@edm"], 1, record)
+    assert shards.exists()
+    compute_stages(setup, ["evaluate@edm"], 1, nothing)
+    assert not shards.exists()
+
+
+def test_one_stage_at_a_time_runs_in_the_main_thread():
+    """Signals arrive there, and end what it does."""
+    threads = list[threading.Thread]()
+    run_graph(COSTS, NEEDS, 1, lambda _: threads.append(threading.current_thread()))
+    assert set(threads) == {threading.main_thread()}
 
 
 @pytest.mark.slow
@@ -155,11 +196,11 @@ def test_trained_in_parallel_or_one_by_one_the_files_are_the_same(tmp_path):
         project(tmp_path / "several"),
         project(tmp_path / "single", compute={"backend": "inline", "threads": 1}),
     )
-    compute_all(several, [f"train@{name}" for name in PARAMS["runs"]], 2)
+    compute_stages(several, [f"train@{name}" for name in PARAMS["runs"]], 2, nothing)
     for name, entry in PARAMS["runs"].items():
         inputs = Inputs(single.folders.data, *(single.folders.weights(entry[key]) for key in ("init", "teacher")))
         expected = train(single, single.project.run(name), inputs)
-        put({single.folders.runs / name: expected})
+        copy_into_place({single.folders.runs / name: expected})
         # The same name holds the same fingerprint, so the stage finds the run done.
         found = several.folders.work / "tiny" / expected.parent.name / "final"
         assert files(found) == files(expected)

@@ -19,9 +19,8 @@ from cmcore.edge.mlflow_writer import Store, TrackingError
 from cmcore.edge.settings import TrackingConfig
 from cmcore.evaluate.records import MetricRecord, Provenance, RunFacts, RunMetrics
 from cmcore.pipeline.common import Setup, load
-from cmcore.pipeline.files import write_json
+from cmcore.pipeline.files import copy_into_place, write_json
 from cmcore.pipeline.process import expected as known
-from cmcore.pipeline.ready import put
 from cmcore.tracking import jsonl
 from stages.train import Inputs, train
 
@@ -55,7 +54,7 @@ def made(tmp_path_factory) -> Setup:
     how = {"compute": {"backend": "inline", "threads": 1, "device": "cpu"}, "tracking": {"mlflow": False}}
     (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "runs": runs, **how}))
     setup, inputs = load(root), tiny_inputs(root)
-    put({setup.folders.data: inputs.data})
+    copy_into_place({setup.folders.data: inputs.data})
     setup.folders.weights("random").parent.mkdir(parents=True)
     setup.folders.weights("none").parent.mkdir()
     shutil.copy(inputs.teacher, setup.folders.weights("none"))
@@ -63,7 +62,7 @@ def made(tmp_path_factory) -> Setup:
     final = train(
         setup, setup.project.run("edm"), Inputs(setup.folders.data, *map(setup.folders.weights, ("random", "none")))
     )
-    put({setup.folders.runs / "edm": final})
+    copy_into_place({setup.folders.runs / "edm": final})
     write_report(setup, fingerprint(setup))
     grid = setup.folders.reports / "grids/edm.png"
     grid.parent.mkdir()

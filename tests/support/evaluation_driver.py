@@ -11,7 +11,7 @@ from every_run import every_run
 
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
-from stages.evaluate_job import Inputs, evaluate
+from stages.evaluate_job import EvaluationFiles, evaluate
 
 CONFIG = EvalConfig(
     samples=900, batch=30, shard=90, seed_ranges=2, teacher_steps=3, bootstrap=2, kid_subsets=2, kid_size=20,
@@ -23,7 +23,7 @@ CONFIG = EvalConfig(
 def record(inputs: Path, work: Path, workers: int) -> str:
     """The text of the run's metrics."""
     compute = ComputeConfig(backend="inline" if workers == 1 else "ray", threads=1, workers=workers)
-    files = Inputs(inputs / "reference", inputs / "ect", inputs / "edm/final/weights.safetensors", work)
+    files = EvaluationFiles(inputs / "reference", inputs / "ect", inputs / "edm/final/weights.safetensors", work)
     outcome = evaluate(compute, every_run().run("ect"), "tiny", CONFIG, files, lambda event: None)
     return json.dumps(outcome.metrics.to_json(), indent=1, sort_keys=True)
 

@@ -1,0 +1,98 @@
+"""Recording results through real DVC, with the project's own dvc.yaml and files that stand for results."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cmcore.closure import ROOT
+from cmcore.edge.ray_session import ComputeError
+from cmcore.pipeline import repository
+from cmcore.pipeline.common import Folders, load
+from cmcore.pipeline.repository import Repository
+from stages import code
+
+dvc = pytest.importorskip("dvc.repo")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from packages that DVC uses
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
+    """Those of a project with recorded digests of code."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    root = tmp_path / "project"
+    for name in ("cmcore", "stages"):
+        (root / name).mkdir(parents=True)
+        (root / name / "file").write_text("stands for sources")
+    shutil.copy(ROOT / "dvc.yaml", root)
+    shutil.copy(ROOT / "tests/e2e/tiny.yaml", root / "params.yaml")
+    monkeypatch.chdir(root)
+    dvc.Repo.init(str(root), no_scm=True).close()
+    code.main()
+    Repository(load()).record("code")
+    return load().folders
+
+
+def prepare(folders: Folders) -> None:
+    """Files that stand for the outputs of the stage."""
+    folders.data.mkdir(parents=True)
+    folders.manifest.write_text("{}")
+    for name in ("random", "none"):
+        folders.weights(name).parent.mkdir(parents=True)
+        folders.weights(name).write_text("weights")
+
+
+def test_recorded_results_are_up_to_date_and_come_back_from_the_cache(folders):
+    found = Repository(load())
+    assert found.plan("prepare") == (["prepare"], [])
+    prepare(folders)
+    found.record("prepare")
+    assert found.plan("prepare") == ([], [])
+    shutil.rmtree(folders.outputs)
+    Path("dvc.lock").unlink()
+    assert found.plan("prepare") == (["code", "prepare"], ["code", "prepare"])
+    assert folders.weights("random").read_text() == "weights"
+    assert Repository(load()).plan("prepare") == ([], []), "dvc.lock has them again"
+
+
+def test_results_without_a_record_are_made_again(folders):
+    """A kill between both: the stage runs again, from the files of its work folder."""
+    prepare(folders)
+    assert Repository(load()).plan("prepare") == (["prepare"], [])
+
+
+def edit_params(folders: Folders, patch: pytest.MonkeyPatch) -> None:
+    path = folders.root / "params.yaml"
+    path.write_text(path.read_text().replace("seed: 1", "seed: 2"))
+
+
+def edit_code(folders: Folders, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(repository, "describe_code", lambda roots: {stage: {"digest": "another"} for stage in roots})
+
+
+def edit_digest(folders: Folders, patch: pytest.MonkeyPatch) -> None:
+    path = folders.code / "prepare.json"
+    path.write_text(path.read_text().replace("stages.prepare", "stages.other"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (edit_params, r"^params\.yaml has changed since the start, so prepare is not recorded; start again"),
+        (edit_code, r"^the code has changed since the start, so prepare is not recorded; start again"),
+        (edit_digest, r"prepare\.json has changed since the start, so prepare is not recorded; start again"),
+    ],
+)
+def test_nothing_is_recorded_after_a_change(folders, monkeypatch, edit, message):
+    found = Repository(load())
+    prepare(folders)
+    edit(folders, monkeypatch)
+    for attempt in (found.record, lambda stage: found.reproduce(stage, {})):
+        with pytest.raises(ComputeError, match=message):
+            attempt("prepare")
+    assert "prepare:" not in Path("dvc.lock").read_text()
+
+
+def test_an_error_of_dvc_is_one_line(folders):
+    with pytest.raises(ComputeError, match=r"^DVC: output '.*data' does not exist$"):
+        Repository(load()).record("prepare")
