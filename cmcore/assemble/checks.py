@@ -18,12 +18,12 @@ def check_level(level: float, diffusion: DiffusionConfig, path: str) -> None:
 
 
 def check_augment(train: TrainConfig, net: NetChoice, path: str) -> None:
-    """A network that sees distorted images has to be told, or it would generate them."""
+    """Training on distorted images needs a network with an input for the distortion, or it would generate them."""
     dim = getattr(net.config, "augment_dim", 0)
     if train.augment and dim != AUGMENT_DIM:
         raise ConfigError(
             join(path, "train.augment"),
-            f"needs a network that is told of it: expected {join(path, 'net.augment_dim')} to be {AUGMENT_DIM}, "
+            f"needs a network with an input for it: expected {join(path, 'net.augment_dim')} to be {AUGMENT_DIM}, "
             f"got {dim}; or expected 0, got {train.augment}",
         )
 
@@ -75,7 +75,7 @@ def check_links(runs: Mapping[str, Run], run: Run) -> None:
         raise ConfigError(join(path, "net"), f"expected the network of {run.init!r}, got another {', '.join(differ)}")
     # A student may learn inputs beside those of the network it starts from.
     if init is not None and (lost := [i.name for i in init.net.inputs if i not in run.net.inputs]):
-        raise ConfigError(join(path, "init"), f"expected a run whose network is told no {', '.join(lost)}")
+        raise ConfigError(join(path, "init"), f"expected a run whose network has no input {', '.join(lost)}")
     check_guidance(run, runs)
 
 
@@ -114,7 +114,7 @@ def check_guidance(run: Run, runs: Mapping[str, Run]) -> None:
         "sample.guidance": run.sample.guidance - 1,
     }
     for key in (key for key, value in asked.items() if value and not run.conditional):
-        raise ConfigError(join(path, key), "is about labels, which the networks are not told; see `conditional`")
+        raise ConfigError(join(path, key), "is about labels, which these networks do not see; see `conditional`")
     teacher = runs.get(run.teacher)
     if traits.guidance is not None and teacher is not None and not _knows_no_label(teacher):
         raise _untrained(teacher.name, join(path, "options.guidance"))

@@ -29,7 +29,7 @@ class Outcome:
 
     metrics: RunMetrics
     samples: dict[str, np.ndarray]
-    store: Path  # the shards; once the outcome is in a safe place, nobody needs them
+    store: Path  # the shards, of no use once the outcome is stored
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and against what."""
+    """A run to evaluate, with the references it is measured against."""
 
     run: Run
     workload: str
@@ -78,7 +78,7 @@ class Evaluation:
 
 
 def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int], None]) -> None:
-    """Sample and measure a share of the shards that are not finished; told (images done, images in the share)."""
+    """Sample and measure a share of the unfinished shards; `on_progress` gets (images done, images in the share)."""
     shards = evaluation.shards
     units = shards.units(evaluation.passes)[share.worker :: share.of]
     done, total = 0, sum(unit.span.stop - unit.span.start for unit in units)

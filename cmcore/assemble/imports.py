@@ -77,7 +77,7 @@ def net_of(public: PublicNet) -> NetChoice:
 
 
 def shape_of(public: PublicNet) -> ModelShape:
-    """What its images and labels are."""
+    """The shape of its images and labels."""
     return ModelShape(public.channels, public.resolution, public.classes)
 
 
@@ -149,7 +149,7 @@ def import_run(
         run: a run with `weights`.
         inputs: the prepared data, which say what the network is for.
         folder: the work folder, named by the fingerprint.
-        tracker: told the parameters.
+        tracker: receives the parameters.
         on_progress: called once, at the end.
 
     Returns:

@@ -22,7 +22,7 @@ INPUTS = "embedding.inputs."  # the weights of a network's further inputs, by na
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the data decide about a network."""
+    """The properties of a network that the data decide."""
 
     channels: int
     resolution: int

@@ -1,4 +1,4 @@
-"""What an evaluation samples, cut into shards by number: any worker does any shard, and a finished one is a file."""
+"""The passes of an evaluation, cut into shards: any worker does any shard, and a finished shard is a file."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -110,7 +110,7 @@ class Shards:
         return self.store / unit.of.name / f"{unit.span.start:09d}.safetensors"
 
     def do(self, unit: Unit, on_images: Callable[[int], None]) -> None:
-        """Sample and measure a shard, unless it is there; told every number of images that is done."""
+        """Sample and measure a shard, unless it is there; `on_images` gets the size of every batch that is done."""
         if self.path(unit).exists():
             on_images(unit.span.stop - unit.span.start)
             return
@@ -119,7 +119,7 @@ class Shards:
         checkpoint.save(self.path(unit), tensors, {"start": unit.span.start, "stop": unit.span.stop})
 
     def parts(self, one: Pass) -> list[list[Part]]:
-        """What is kept of a pass whose shards are finished: for every range, a part for every extractor."""
+        """The kept part of a pass whose shards are finished: for every range, one for every extractor."""
         units = self.units([one])
         per_range = len(units) // one.ranges
         return [

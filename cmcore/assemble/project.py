@@ -44,7 +44,7 @@ class Sections:
     workload: str
     data: DataConfig
     diffusion: DiffusionConfig
-    conditional: bool = False  # whether the networks are told the labels
+    conditional: bool = False  # whether the networks see the labels
     net: dict[str, Any]
     train: dict[str, Any]
     runs: dict[str, RunEntry]

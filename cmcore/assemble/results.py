@@ -57,7 +57,7 @@ class TrainedRun:
             raise ValueError(f"nfe: expected one of {', '.join(map(str, self.nfes))}, got {nfe}")
         shape, classes = self.model.shape, self.model.shape.classes
         if labels is not None and not classes:
-            raise ValueError("labels: expected none, as the network is told no labels")
+            raise ValueError("labels: expected none, as the network is unconditional")
         if labels is not None and not (len(labels) == count and all(0 <= label < classes for label in labels)):
             raise ValueError(f"labels: expected {count} classes from 0 to {classes - 1}, got {list(labels)}")
         chosen = torch.tensor(labels or [])

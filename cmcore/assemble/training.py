@@ -90,7 +90,7 @@ def train_run(
         run: the resolved run.
         inputs: its data and initial weights.
         folder: the work folder, named by the fingerprint.
-        tracker: told parameters, metrics and artifacts.
+        tracker: receives parameters, metrics and artifacts.
         on_progress: called with (images seen, total).
         preview: draws samples of a denoiser into a PNG file, at every snapshot.
         watch: sees the state at every snapshot.
@@ -178,11 +178,11 @@ def image_batches(data: Prepared, run: Run, device: str) -> Callable[[Draws], Ba
     def batches(draws: Draws) -> Batch:
         images, labels = stored(indices(len(data), draws.images, draws.batch, run.train.seed)[draws.rows])
         x = data.normalised(images, draws)
-        told = labels if run.conditional else None
+        seen = labels if run.conditional else None
         if run.train.augment:
             x, distortion = augment(x, draws, run.train.augment)
-            return Batch(x, Condition(told, distortion))
-        return Batch(flip(x, draws) if run.train.flip else x, told)
+            return Batch(x, Condition(seen, distortion))
+        return Batch(flip(x, draws) if run.train.flip else x, seen)
 
     return batches
 

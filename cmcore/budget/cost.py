@@ -1,4 +1,4 @@
-"""What passes through a network cost, in operations and memory, counted on the meta device: nothing is computed there.
+"""The cost of passes through a network, in operations and memory, counted on the meta device without any compute.
 
 The network is the real one and so are the passes, forward-mode derivative included, so what a method wastes is counted
 too. A convolution or a matrix product counts 2 operations per multiply-add; everything else counts none.
@@ -126,7 +126,7 @@ def pass_cost(
         denoiser: the network with its preconditioning.
         kind: what is passed through it; "jvp" is sCM's forward-mode derivative beside the value.
         shape: (C, H, W) of an image.
-        labelled: whether the network is told labels.
+        labelled: whether the network sees labels.
         dtype: of automatic mixed precision, or None for full precision.
     """
 

@@ -1,4 +1,4 @@
-"""What is known of accelerators: matrix rates without sparsity, and memory, as their makers' data sheets state them."""
+"""Accelerators: matrix rates without sparsity, and memory, from their makers' data sheets."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What training a workload takes, before any of it is done and without its data: operations, memory, time, money."""
+"""The budget of training a workload, before any compute and without its data: operations, memory, time, money."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ Parts = dict[str, float]
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs are planned for."""
+    """The machines that runs are planned for."""
 
     machine: Machine
     count: int = 1
@@ -38,7 +38,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What one run takes. Bytes are those of each machine; operations are of one image."""
+    """The budget of one run. Bytes are those of each machine; operations are of one image."""
 
     name: str
     method: str
@@ -71,7 +71,7 @@ class RunPlan:
 
 
 def data_shape(project: Project, data: Path) -> ModelShape:
-    """What the images will be: from the parameter file, and from prepared data where there are any.
+    """The shape of the images, from the parameter file and from prepared data where there are any.
 
     Raises:
         ConfigError: the networks are conditional, and nothing says how many classes there are.
@@ -132,7 +132,7 @@ class Net:
 
 
 def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
-    """What a run takes on some machines; its global batch is shared out evenly."""
+    """The budget of a run on some machines that share its global batch evenly."""
     count = passes(run)
     share = -(-run.train.batch // setting.count)
     rows = min(run.train.micro_batch or share, share)

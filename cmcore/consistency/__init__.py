@@ -1,1 +1,1 @@
-"""What consistency models share: curricula, pairs of noise levels, weights, distances and tangents."""
+"""Parts that consistency models share: curricula, pairs of noise levels, weights, distances and tangents."""

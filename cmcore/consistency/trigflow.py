@@ -1,4 +1,4 @@
-"""What sCT and sCD share: the sampled TrigFlow point and Algorithm 1's loss (arXiv 2410.11081)."""
+"""Parts that sCT and sCD share: the sampled TrigFlow point and Algorithm 1's loss (arXiv 2410.11081)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -18,7 +18,7 @@ from cmcore.layers.resample import Resample
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """What the blocks of a network have in common."""
+    """The settings that the blocks of a network share."""
 
     width: int  # of the modulation vector
     norm: NormKind

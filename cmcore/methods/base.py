@@ -41,7 +41,7 @@ class Traits:
     few_step: bool = True  # maps noise to images in one evaluation; a diffusion model needs an ODE solver
     boundary: bool = False  # the student has the eps-shifted scalings, for which f(x, sigma_min) = x exactly
     teacher: Literal["none", "diffusion", "few_step"] = "none"  # the kind of run that `teacher` has to name
-    inputs: tuple[Input, ...] = ()  # told to the network beside the noise level and the labels
+    inputs: tuple[Input, ...] = ()  # of the network, beside the noise level and the labels
     guidance: tuple[float, float] | None = None  # least and largest guidance scale that the student learns
     unlabelled: bool = False  # also learns images without their labels, so that a diffusion model can be guided
     services: tuple[str, ...] = ()  # networks from elsewhere that the loss asks for, such as "lpips"
@@ -51,7 +51,7 @@ class Traits:
 
 
 class Batch(NamedTuple):
-    """Training images x (B, C, H, W) in [-1, 1], and what the networks are told: see `Condition`."""
+    """Training images x (B, C, H, W) in [-1, 1], and the condition of the networks: see `Condition`."""
 
     x: Tensor
     labels: Labels

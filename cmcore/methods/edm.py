@@ -25,7 +25,7 @@ class Config:
     P_mean: float = -1.2
     P_std: float = 1.2
     uncertainty: bool = False  # learn how uncertain each level is, so that all weigh the same (EDM2, Eq. 21)
-    label_dropout: float = 0.0  # share of labels not told, so that the model can be guided (arXiv 2207.12598)
+    label_dropout: float = 0.0  # share of labels left out, so that the model can be guided (arXiv 2207.12598)
 
     def __post_init__(self) -> None:
         require(self.P_std > 0, "P_std", "a positive number", self.P_std)

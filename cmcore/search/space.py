@@ -1,4 +1,4 @@
-"""What a search is: the entries of `tune`, and the values that a search may try."""
+"""The space of a search: the entries of `tune`, and the values that they allow."""
 
 import math
 from collections.abc import Iterator, Mapping

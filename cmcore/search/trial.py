@@ -26,7 +26,7 @@ Report = Callable[[int, int, float], None]  # (part, images seen, score)
 
 @dataclass
 class Trial:
-    """What is known of a trial; kept in its folder, so that it outlives the trial's process."""
+    """The record of a trial, kept in its folder so that it outlives the trial's process."""
 
     key: str
     values: dict[str, Any]
@@ -73,7 +73,7 @@ def run_trial(
         job: the search.
         key: names the trial.
         tried: values by dotted path, as a searcher gives them.
-        report: told every score once. It may never return, when the trial is stopped.
+        report: receives every score once. It never returns where the trial is stopped.
         reported: images seen at the last report that arrived.
         start: a training state to go on from, where that of the trial's folder is of other values (PBT).
         device: torch device.

@@ -23,7 +23,7 @@ class CheckpointError(ValueError):
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what writers that were killed in the middle have left in a folder that nobody else writes to."""
+    """Remove the partial files of killed writers from a folder without another writer."""
     for part in folder.glob("**/.*.part"):
         part.unlink(missing_ok=True)
 

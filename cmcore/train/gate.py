@@ -26,7 +26,7 @@ def gated_step(optimiser: torch.optim.Optimizer, go: Tensor) -> None:
     before = {key: tensor.clone() for key, tensor in _held(optimiser)}
     optimiser.step()
     for key, tensor in _held(optimiser):
-        # What is not there before the first step starts from zero.
+        # A slot that the first step creates starts from zero.
         old = before[key] if key in before else torch.zeros_like(tensor)
         torch.where(go, tensor, old, out=tensor)
 
@@ -41,7 +41,7 @@ def _held(optimiser: torch.optim.Optimizer) -> Iterator[tuple[tuple[int, str], T
 
 
 class Report(NamedTuple):
-    """What is on its way to the host about a step: (bad, loss, gradient norm), each a number, and which step it was."""
+    """The outcome of a step on its way to the host: the numbers (bad, loss, gradient norm), and their step."""
 
     values: Tensor
     event: "torch.cuda.Event | None"  # None where the values are there already

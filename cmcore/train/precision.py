@@ -1,6 +1,6 @@
 """The precision policy, all of it. Parameters, optimiser, averages and losses are float32, levels and times float64.
 
-What `train.precision` chooses is how the matrix products and convolutions of the networks are computed:
+`train.precision` chooses how the matrix products and convolutions of the networks are computed:
 
 - fp32: as they are written;
 - tf32: with the short mantissa of the tensor cores, where the device has them;
@@ -33,7 +33,7 @@ def autocast(precision: PrecisionName, device: torch.device) -> torch.autocast:
 
 
 class LossScale:
-    """Dynamic loss scaling (arXiv 1710.03740, sec. 3.2). All of it is on the device, so nothing waits for it.
+    """Dynamic loss scaling (arXiv 1710.03740, sec. 3.2). Its state is on the device, so the host never waits.
 
     The scale halves at an overflow, whose step is skipped, and doubles after `INTERVAL` steps without one.
     """
@@ -45,7 +45,7 @@ class LossScale:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: the tensors themselves."""
+        """The state for a checkpoint: the tensors themselves, not copies."""
         return {"scale": self.scale, "streak": self.streak, "skipped": self.skipped}
 
     def unscale(self, tensors: Sequence[Tensor]) -> None:

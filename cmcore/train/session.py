@@ -104,7 +104,7 @@ def run_session(
         config: training settings.
         folder: where the checkpoint, the history and the time that was needed live.
         fingerprint: of the run.
-        tracker: told the history as it grows.
+        tracker: receives the history as it grows.
         on_progress: called with (images seen, total).
         on_snapshot: called at `config.snapshots` equidistant moments, the last being the end.
         worker: one of the workers of the run. Only the lead writes, logs and speaks; the others compute.

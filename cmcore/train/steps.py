@@ -112,7 +112,7 @@ def steps(
 
 
 class _Loop:
-    """What stays the same from step to step."""
+    """The constants of a training loop, and its step."""
 
     def __init__(self, state: State, method: Method, batches: Batches, config: TrainConfig, worker: Worker) -> None:
         self.state, self.method, self.batches, self.config, self.worker = state, method, batches, config, worker
@@ -120,7 +120,7 @@ class _Loop:
         self.slices = row_slices(config.batch, config.micro_batch, worker, method.traits.group)
         trained = (name for name, network in state.roles.items() if network.role == "trained")
         self.unit_layers = unit_layers(*(state.nets[name] for name in (STUDENT, *trained)))
-        # What a CUDA graph returns lasts until its next run. Gradients that add up over several have their own memory.
+        # The outputs of a CUDA graph last until its next run. Gradients that add up over several have their own memory.
         self.kept = config.cuda_graphs and len(self.slices) > 1
         for player in state.players.values() if self.kept else ():
             for parameter in player.parameters:

@@ -45,7 +45,7 @@ class Stopwatch:
 
 
 def device_name(device: "torch.device") -> str:
-    """What the hardware calls itself; of a CPU also how many threads compute."""
+    """The name of the hardware; of a CPU also the number of threads."""
     import torch  # the report, which only reads the file, does without
 
     if device.type == "cuda":

@@ -83,7 +83,7 @@ def test_what_cannot_be_guided_is_refused(changes: dict[str, Any], path: str):
     ],
 )
 def test_networks_without_labels_cannot_be_guided(run: dict[str, Any], path: str):
-    with pytest.raises(ConfigError, match="which the networks are not told") as error:
+    with pytest.raises(ConfigError, match="which these networks do not see") as error:
         project(conditional=False, runs={"a": {"method": "edm", "init": "random", "teacher": "none"} | run})
     assert error.value.path == path
     runs = {

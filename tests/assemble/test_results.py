@@ -37,7 +37,7 @@ def store(folder: Path, name: str, classes: int = 0, **changes: object) -> Proje
     denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary)
     path = folder / "outputs/tiny/runs" / name / WEIGHTS
     path.parent.mkdir(parents=True)
-    # A new network's last layer is zero: with these weights every image depends on all that the network is told.
+    # A new network's last layer is zero: with these weights every image depends on all that the network sees.
     noise = torch.Generator().manual_seed(0)
     weights = {key: v + 0.3 * torch.randn(v.shape, generator=noise) for key, v in denoiser.net.state_dict().items()}
     save_model(path, {"ema": weights, "raw": {key: v / 2 for key, v in weights.items()}}, run, shape, {})
@@ -117,5 +117,5 @@ def test_no_images_are_refused(tmp_path):
 
 def test_a_network_without_labels_takes_none(tmp_path):
     store(tmp_path, "ect")
-    with pytest.raises(ValueError, match="labels: expected none, as the network is told no labels"):
+    with pytest.raises(ValueError, match="labels: expected none, as the network is unconditional"):
         open_run("ect", tmp_path).sample(1, labels=[0])
