@@ -22,7 +22,7 @@ from benchmarks.clock import Clock, Job, matrix_rate
 from benchmarks.speed_jobs import METHODS, NETS, Case, evaluation, products, samplers, training
 from cmcore.budget.cost import Meter
 from cmcore.train.precision import HALF
-from cmcore.train.took import device_name
+from cmcore.train.timing import device_name
 
 PARTS = ("methods", "products", "samplers", "evaluation", "growth")
 Rows = list[dict[str, Any]]

@@ -22,7 +22,7 @@ from cmcore.pipeline.progress import Emit, listener, reporter
 from cmcore.pipeline.tidy import tidy
 from cmcore.tracking.base import Sender
 from cmcore.train.steps import ALONE, Worker
-from cmcore.train.took import TIME
+from cmcore.train.timing import TIME
 
 
 def job(

@@ -22,7 +22,7 @@ from cmcore.nets.public.base import MappingError, PublicNet
 from cmcore.nets.public.foreign import Record, load_foreign, named_tensors
 from cmcore.tracking.base import Tracker
 from cmcore.train.session import HISTORY
-from cmcore.train.took import TIME, Took
+from cmcore.train.timing import TIME, TrainingTime
 
 MAPPINGS = (edm2, edm, openai)
 INITIAL = ("dropout", "dropout_resolution", "residual_gain", "attention_gain", "fourier_scale")  # no part of weights
@@ -173,7 +173,7 @@ def import_run(
         mark = fingerprint(run, inputs)
         source = {"file": file.name, "sha256": digest, "part": config.part, "family": public.family}
         tracker.params(resolved(run))
-        Took().write(folder / TIME)
+        TrainingTime().write(folder / TIME)
         _write(folder, run, shape, tensors, {"images": 0, "fingerprint": mark, "source": source})
     on_progress(run.train.total, run.train.total)
     return folder / FINAL

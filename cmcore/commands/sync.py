@@ -1,4 +1,4 @@
-"""`cmlab sync`: tell MLflow what the files of the active workload say and it does not know yet."""
+"""`cmlab sync`: bring MLflow up to the files of the active workload."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from cmcore.train.session import HISTORY
 
 
 def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
-    """What live tracking would have logged; of a run that params.yaml no longer describes, what its files hold."""
+    """The parameters of live tracking; of a run that params.yaml no longer describes, those in its files."""
     inputs = Inputs(folders.data, folders.weights(run.init), folders.weights(run.teacher))
     there = inputs.init.exists() and inputs.teacher.exists() and (inputs.data / "manifest.json").exists()
     if there and fingerprint(run, inputs) == summary["fingerprint"]:
@@ -33,13 +33,13 @@ def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict
 
 
 def trained(run: Run, folders: Folders) -> RunState | None:
-    """What the training of a run has to say, if its results are here."""
+    """The state after the training of a run, if its results are here."""
     folder = folders.runs / run.name
     if not all((folder / name).exists() for name in (SUMMARY, WEIGHTS, HISTORY)):
         return None
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    mark, header = summary["fingerprint"], checkpoint.header(folder / WEIGHTS)
-    tags = run_tags(folders.workload, run.name, summary["method"], mark)
+    identity, header = summary["fingerprint"], checkpoint.header(folder / WEIGHTS)
+    tags = run_tags(folders.workload, run.name, summary["method"], identity)
     state = RunState(
         tags | {"init": summary["init"], "ema": summary["eval_ema"]}, "FINISHED", moment=written(folder / HISTORY)
     )
@@ -51,13 +51,13 @@ def trained(run: Run, folders: Folders) -> RunState | None:
         measured = {f"train/{name}": math.nan if row[name] is None else row[name] for name in row if name != "images"}
         state.metrics(measured, row["images"])
     state.artifact(folder / WEIGHTS, "weights")
-    for picture in sorted((folders.work / folders.workload / f"{run.name}-{mark}" / "snapshots").glob("*.png")):
+    for picture in sorted((folders.work / folders.workload / f"{run.name}-{identity}" / "snapshots").glob("*.png")):
         state.artifact(picture, "samples")
     return state
 
 
 def evaluated(name: str, folders: Folders, training: RunState | None) -> RunState | None:
-    """What the evaluation has to say, if its record is here: added to the run's training, if it is of that."""
+    """The state after its evaluation, if its record is here: that of the training goes on, if it is the same run."""
     path, grid = folders.reports / "metrics" / f"{name}.json", folders.reports / "grids" / f"{name}.png"
     if not path.exists():
         return None
@@ -112,8 +112,8 @@ def sync(setup: Setup) -> list[str]:
     lines = []
     for run in setup.project.runs.values():
         lines += [f"{run.name} ({one.tags['fingerprint']}): {send([one])}" for one in runs_of(run, setup.folders)]
-    for mark, runs in search_runs(setup):
-        lines.append(f"tune/{mark}, {len(runs) - 1} trials: {send(runs)}")
+    for search, runs in search_runs(setup):
+        lines.append(f"tune/{search}, {len(runs) - 1} trials: {send(runs)}")
     if (page := report(setup.folders)) is not None:
         lines.append(f"report: {send([page])}")
     return lines or [f"{setup.project.workload}: no outputs and no reports to tell of; `cmlab repro` makes them"]

@@ -28,24 +28,24 @@ def search_runs(setup: Setup) -> Iterator[tuple[str, list[RunState]]]:
     reported: set[str] = set()
     try:
         for found in read_searches(folders.reports / "tune"):
-            mark = found.fingerprint or mark_of(found, list(places.values()))
-            reported.add(mark)
-            yield mark, _finished(setup, found, mark)
-        for mark, place in places.items():
+            fingerprint = found.fingerprint or fingerprint_of(found, list(places.values()))
+            reported.add(fingerprint)
+            yield fingerprint, _finished(setup, found, fingerprint)
+        for fingerprint, place in places.items():
             trials = [trial for path in sorted(place.glob(f"trials/*/{TRIAL}")) if (trial := Trial.load(path.parent))]
-            if mark not in reported and trials:
-                yield mark, _unfinished(setup, mark, place, trials)
+            if fingerprint not in reported and trials:
+                yield fingerprint, _unfinished(setup, fingerprint, place, trials)
     except (OSError, ValueError, KeyError, ReportError) as error:
         raise TrackingError(f"the files of a search cannot be read: {' '.join(str(error).split())}") from error
 
 
 def work_folders(folders: Folders) -> list[Path]:
-    """Where searches keep their trials."""
+    """Folders with the trials of searches."""
     place = folders.work / folders.workload / "tune"
     return sorted(path for path in place.glob("*") if path.is_dir() and FOLDER.fullmatch(path.name))
 
 
-def mark_of(found: SearchResult, places: list[Path]) -> str:
+def fingerprint_of(found: SearchResult, places: list[Path]) -> str:
     """The fingerprint of a search whose report does not name it: that of the folder with its trials, else a digest."""
     keys = [trial.key for trial in found.trials]
     mine = (place for place in places if place.name.startswith(f"{found.name}-"))
@@ -54,7 +54,7 @@ def mark_of(found: SearchResult, places: list[Path]) -> str:
     return next(known, f"{found.name}-{digest(trials)}")
 
 
-def _job(setup: Setup, name: str, mark: str) -> Job | None:
+def _job(setup: Setup, name: str, fingerprint: str) -> Job | None:
     """The search of that fingerprint, if the parameter file still describes it."""
     folders, config = setup.folders, setup.searches.get(name)
     read = [folders.manifest, folders.reference / "reference.json"]
@@ -63,27 +63,27 @@ def _job(setup: Setup, name: str, mark: str) -> Job | None:
     ):
         return None
     job = job_of(setup, name)
-    return job if job.folder.name == mark else None
+    return job if job.folder.name == fingerprint else None
 
 
-def _runs(setup: Setup, name: str, mark: str, known: dict[str, str], moment: int | None = None) -> SearchRuns:
+def _runs(setup: Setup, name: str, fingerprint: str, known: dict[str, str], moment: int | None = None) -> SearchRuns:
     """The runs of a search; `known` is all that is said of one that the parameter file no longer describes."""
-    job = _job(setup, name, mark)
+    job = _job(setup, name, fingerprint)
     tags = {"workload": setup.project.workload, **known}
-    return SearchRuns.of(job, moment) if job else SearchRuns(name, mark, tags, known, moment)
+    return SearchRuns.of(job, moment) if job else SearchRuns(name, fingerprint, tags, known, moment)
 
 
-def _finished(setup: Setup, found: SearchResult, mark: str) -> list[RunState]:
+def _finished(setup: Setup, found: SearchResult, fingerprint: str) -> list[RunState]:
     moment = written(found.folder / FILE)
-    runs = _runs(setup, found.name, mark, {"base": found.base}, moment)
+    runs = _runs(setup, found.name, fingerprint, {"base": found.base}, moment)
     runs.end(next(iter(found.trials), None), sorted(path for path in found.folder.iterdir() if path.is_file()))
     runs.parent.close()
     return [runs.parent, *(runs.trial(trial, over=True, moment=moment) for trial in found.trials)]
 
 
-def _unfinished(setup: Setup, mark: str, place: Path, trials: Sequence[Trial]) -> list[RunState]:
+def _unfinished(setup: Setup, fingerprint: str, place: Path, trials: Sequence[Trial]) -> list[RunState]:
     """A search without a report was interrupted, or runs: what a trial's file calls running may have been stopped."""
-    runs = _runs(setup, mark.rpartition("-")[0], mark, {})
+    runs = _runs(setup, fingerprint.rpartition("-")[0], fingerprint, {})
 
     def state(trial: Trial) -> RunState:
         file = place / "trials" / trial.key / TRIAL
@@ -93,5 +93,5 @@ def _unfinished(setup: Setup, mark: str, place: Path, trials: Sequence[Trial]) -
 
 
 def written(file: Path) -> int:
-    """When a file was written, in milliseconds since 1970: the moment of its metrics, which no clock may change."""
+    """The time of writing of a file, in milliseconds since 1970: that of its metrics, so that it is always the same."""
     return int(file.stat().st_mtime * 1000)

@@ -1,6 +1,6 @@
 """The live MLflow tracker: a view of a run that can neither stall nor kill it.
 
-Whatever is said is kept, and sent by one background thread, in batches. A server that is down or slow costs the run
+Everything is queued, and sent by one background thread, in batches. A server that is down or slow costs the run
 nothing; what it did not take in time is counted, and said once.
 """
 
@@ -76,7 +76,7 @@ class MlflowTracker:
                 say()
 
     def _take(self) -> RunState:
-        """What has come in; waits for up to a second, so that points gather into batches."""
+        """The items since the last call; waits for up to a second, so that points gather into batches."""
         self._closing.wait(1.0)
         with self._lock:
             taken, self._waiting = self._waiting, RunState()
@@ -84,7 +84,7 @@ class MlflowTracker:
         return taken
 
     def _work(self) -> None:
-        """The background thread: connect, send until told to close, end the run."""
+        """The background thread: connect, send until the run closes, end it."""
         writer = self._until_closed(self._open)
         while writer is not None:
             taken = self._take()

@@ -1,7 +1,7 @@
-"""The one writer of MLflow: it brings a run up to a described state, live and afterwards alike.
+"""The one writer of MLflow: it brings a run up to a state, while it is trained and from its files alike.
 
-What a run holds is read first, and only what it lacks is sent. So a run may be said again, by a process that goes on
-after a kill, after a server that died half-way, or from its files: every point stands there once.
+The content of a run is read first, and only the missing part is sent. So the same may be sent again, by a process that
+resumes, after a server that died half-way, or from files: every point is there once.
 
 Any number of processes may write to one store. A fresh sqlite store fails in every process that opens it at the same
 moment, and `set_experiment` sends runs astray: so the database, the experiment and the run are made under one file
@@ -58,7 +58,7 @@ class TrackingError(RuntimeError):
 
 
 class Store(NamedTuple):
-    """Where runs are kept: the URI of a store, and the experiment in it."""
+    """The URI of a store of runs, and the experiment in it."""
 
     uri: str
     experiment: str
@@ -88,7 +88,7 @@ class Point(NamedTuple):
 
 
 class RunState:
-    """A tracker that keeps what it is told, as the state that a run in MLflow is to have.
+    """The state that a run in MLflow is to have: a tracker that only collects.
 
     Args:
         tags: among those of a whole run are `run`, its name, and `fingerprint`, by which it is found.

@@ -22,7 +22,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a set of samples comes from."""
+    """The source of a set of samples."""
 
     workload: str
     run: str

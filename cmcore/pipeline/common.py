@@ -59,7 +59,7 @@ class Folders:
 
     @property
     def times(self) -> Path:
-        """How long runs took: beside their results, which are the same whenever they are made."""
+        """Wall times of runs: beside their results, which are the same whenever they are made."""
         return self.outputs / "times"
 
     @property

@@ -1,4 +1,4 @@
-"""What a tracker gets to see of a run, an evaluation and a report, so that runs can be found and compared."""
+"""Tags, metrics and files that a tracker gets of a run, an evaluation and a report."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ REPORT = {"run": "report", "fingerprint": "report", "kind": "report"}  # one run
 
 
 def run_tags(workload: str, name: str, method: str, fingerprint: str) -> dict[str, str]:
-    """What a training run is found by; `run` and `fingerprint` find it again."""
+    """Tags of a training run; `run` and `fingerprint` identify it."""
     return {"workload": workload, "run": name, "method": method, "fingerprint": fingerprint, "kind": "run"}
 
 

@@ -22,7 +22,7 @@ def run_title(run: RunReport) -> str:
 
 
 def metric_key(record: MetricRecord) -> str:
-    """Which column a record belongs to; Inception features stand apart from the workload's own."""
+    """The column of a record; Inception features stand apart from the workload's own."""
     inception = record.provenance.extractor_digest.startswith(INCEPTION_DIGEST) and record.metric != "fid"
     return f"{record.metric}_inception" if inception else record.metric
 
@@ -39,7 +39,7 @@ def is_high(key: str) -> bool:
 
 
 def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: str) -> str:
-    """How the comparison was measured: data, samples, features, seeds, weights, spreads, marks, what is absent."""
+    """The circumstances of the comparison: data, samples, features, seeds, weights, spreads, bold and italic, gaps."""
     ours = [record for run in runs for record in run.records]
     scored = [record.provenance for record in ours if record.metric == "fd"] or [ours[0].provenance]
     samples = {p.samples for p in scored}

@@ -1,4 +1,4 @@
-"""How much each parameter of a search mattered."""
+"""The importance of each parameter of a search."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Axis:
 
 
 def importances(trials: Sequence[TrialResult], axes: Sequence[Axis]) -> dict[int, dict[str, float]]:
-    """How much of the variance of ln(score) a parabola in one parameter explains, at every rung with enough trials.
+    """The share of the variance of ln(score) that a parabola in one parameter explains, at rungs with enough trials.
 
     It is the adjusted R^2, which does not reward a parabola for its freedom: 0 stands for nothing.
 

@@ -91,7 +91,7 @@ class Number:
 
     @property
     def cite(self) -> str:
-        """Where the number comes from, in full: paper, table, and where it was read if not there."""
+        """The source in full: paper, table, and the text that it was read in if not there."""
         place = f"{self.source.cite}, {self.row.table}" if self.row.table else self.source.cite
         return f"{place} (read in {self.row.read_in})" if self.row.read_in else place
 

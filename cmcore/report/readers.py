@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cmcore.config import read
 from cmcore.evaluate.records import ReferenceFacts, RunMetrics
 from cmcore.tracking import jsonl
-from cmcore.train.took import Took
+from cmcore.train.timing import TrainingTime
 
 T = TypeVar("T")
 Images = NDArray[np.uint8]  # (N, C, H, W)
@@ -30,13 +30,13 @@ class RunReport(RunMetrics):
 
     history: tuple[Mapping[str, Any], ...] = ()  # lines of history.jsonl
     samples: Mapping[str, Images] | None = None  # by row, all runs from the same noise
-    took: Took | None = None  # how long the training took, where that is known
+    time: TrainingTime | None = None  # of the training, where it is known
     endpoints: Images | None = None  # the teacher's probability-flow end points from that noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Where the files of a workload are. `order` lists runs as the parameter file does; others follow by name."""
+    """Places of the files of a workload. `order` lists runs as the parameter file does; others follow by name."""
 
     workload: str
     metrics: Path  # folder of <run>.json
@@ -80,7 +80,7 @@ def _run(path: Path, inputs: Inputs) -> RunReport:
         **vars(metrics),
         history=_history(inputs.runs / facts.run / "history.jsonl" if inputs.runs else None),
         samples=samples,
-        took=_read_if_there(inputs.times and inputs.times / f"{facts.run}.json", partial(read, Took)),
+        time=_read_if_there(inputs.times and inputs.times / f"{facts.run}.json", partial(read, TrainingTime)),
         endpoints=endpoints,
     )
 

@@ -51,7 +51,7 @@ def _section(search: SearchResult, entries: Mapping[str, Any]) -> Section:
 
 
 def _tried(search: SearchResult) -> str:
-    """Who was searched, over what, and how the trials ended."""
+    """The run, the parameters, and the ends of the trials."""
     ends = Counter(trial.outcome.partition(":")[0] for trial in search.trials)
     ended = ", ".join(f"{number} {end}" for end, number in sorted(ends.items(), key=lambda item: item[0] != FINISHED))
     names = ", ".join(path.rpartition(".")[2] for path in search.paths)
@@ -62,7 +62,7 @@ def _tried(search: SearchResult) -> str:
 
 
 def verdict(search: SearchResult) -> str:
-    """What the comparison on other seeds says; a sign that changes from seed to seed is called no difference."""
+    """The result of the comparison on other seeds; a sign that changes from seed to seed is called no difference."""
     differences = search.differences
     if not differences:
         return "It was not compared on other seeds: what the search found may be chance."

@@ -40,7 +40,7 @@ def overview(searches: Sequence[SearchResult], entries: Mapping[str, Any]) -> Ta
 
 
 def values(search: SearchResult) -> Table:
-    """What was tried of every parameter, what was found, and how much it matters."""
+    """The values tried of every parameter, the best one, and the importance of the parameter."""
     last = max(search.importance, default=0)
     shares = search.importance.get(last, {})
     best = search.trials[0].values if search.trials else {}

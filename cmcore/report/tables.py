@@ -8,7 +8,7 @@ from cmcore.report.captions import BASELINES, caption, is_high, metric_key, metr
 from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, measured
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
-from cmcore.train.took import Took
+from cmcore.train.timing import TrainingTime
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
 METRICS = ("fd", *FEATURE_METRICS, "endpoint_rmse", "fid", *(f"{name}_inception" for name in FEATURE_METRICS))
@@ -65,7 +65,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
         shared = Counter(nfe for nfe, _ in keys)
         for (nfe, sampler), found in keys.items():
             facts = run.facts
-            trained = (Cell(facts.init), count(facts.images), count(facts.parameters), *_took(run.took))
+            trained = (Cell(facts.init), count(facts.images), count(facts.parameters), *_wall_time(run.time))
             names = (Cell(facts.run), Cell(title(facts.method)))
             # Samplers are named where a run has two of the same cost.
             cost = count(nfe) if shared[nfe] == 1 else Cell(f"{nfe} ({sampler})", float(nfe))
@@ -123,11 +123,11 @@ def _level(found: dict[str, MetricRecord]) -> Cell:
     return Cell(f"{levels[1]:.4g}", levels[1]) if len(levels) == 2 else EMPTY
 
 
-def _took(took: Took | None) -> tuple[Cell, Cell]:
+def _wall_time(time: TrainingTime | None) -> tuple[Cell, Cell]:
     """Wall time and device of the training."""
-    if took is None or not took.device:
+    if time is None or not time.device:
         return EMPTY, EMPTY
-    return duration(took.seconds), Cell(took.device if took.workers == 1 else f"{took.workers} x {took.device}")
+    return duration(time.seconds), Cell(time.device if time.workers == 1 else f"{time.workers} x {time.device}")
 
 
 def _by_run(records: Iterable[MetricRecord]) -> dict[str, dict[str, MetricRecord]]:

@@ -53,7 +53,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Written:
-    """What `tabulate` wrote, and the comparison as Markdown for a terminal."""
+    """The files that `tabulate` wrote, and the comparison as Markdown for a terminal."""
 
     files: tuple[Path, ...]
     comparison: str
@@ -134,7 +134,7 @@ def _draw(runs: Sequence[RunReport], baseline: Sequence[MetricRecord], folder: P
 
 
 def provenance(runs: Sequence[RunReport]) -> Table:
-    """What every row of the comparison was made from."""
+    """The source of every row of the comparison."""
     heads = (
         "Run",
         "Metric",

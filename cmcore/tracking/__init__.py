@@ -1,1 +1,1 @@
-"""Where a run says what it does. JSON lines are the truth; every other tracker is a view of them."""
+"""Trackers of runs. JSON lines are the record; every other tracker is a view of them."""

@@ -13,7 +13,7 @@ class Tracker(Protocol):
         ...
 
     def tag(self, values: Mapping[str, str]) -> None:
-        """What the run is found by: name -> text. A later text takes the place of an earlier one."""
+        """Tags to find the run by: name -> text. A later text takes the place of an earlier one."""
         ...
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:

@@ -24,7 +24,7 @@ from cmcore.train.gate import NonFiniteError
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State, load_state_tensors, state_tensors
 from cmcore.train.steps import ALONE, StepRecord, Worker, steps
-from cmcore.train.took import TIME, Stopwatch
+from cmcore.train.timing import TIME, Stopwatch
 
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.jsonl"

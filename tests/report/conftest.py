@@ -10,7 +10,7 @@ import pytest
 
 from cmcore.evaluate.records import MetricRecord, Provenance
 from cmcore.report.readers import Inputs
-from cmcore.train.took import Took
+from cmcore.train.timing import TrainingTime
 
 RUNS = ("edm", "cd", "ct", "ict", "ect", "sct", "scd")
 FD = {"edm": 1.9, "cd": 6.1, "ct": 14.8, "ict": 7.3, "ect": 4.4, "sct": 5.2, "scd": 5.0}
@@ -113,7 +113,7 @@ def write_run(root: Path, run: str, channels: int = 1) -> None:
     (root / "runs" / run).mkdir(parents=True)
     (root / "runs" / run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (root / "times").mkdir(exist_ok=True)
-    Took(seconds=60.0 * (RUNS.index(run) + 1), device="Abacus, 1 thread").write(root / "times" / f"{run}.json")
+    TrainingTime(seconds=60.0 * (RUNS.index(run) + 1), device="Abacus, 1 thread").write(root / "times" / f"{run}.json")
     arrays = {
         f"nfe_{nfe}": np.stack([digit(noise, 4 * fd) for _ in range(COLUMNS)]).repeat(channels, axis=1)
         for nfe, fd in steps.items()

@@ -12,7 +12,7 @@ from cmcore.report.published import published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
 from cmcore.report.tables import beside, comparison
-from cmcore.train.took import Took
+from cmcore.train.timing import TrainingTime
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_wall_time_and_device_of_the_training(workload: Callable[..., Inputs]) -
     inputs = workload()
     assert inputs.times is not None
     (inputs.times / "edm.json").unlink()
-    Took(seconds=9000.0, device="Abacus, 2 threads", workers=4).write(inputs.times / "ect.json")
+    TrainingTime(seconds=9000.0, device="Abacus, 2 threads", workers=4).write(inputs.times / "ect.json")
     table = comparison(read_runs(inputs))
     assert cell(table, "seconds", "edm", 1).text == cell(table, "device", "edm", 1).text == DASH
     assert (cell(table, "seconds", "ect", 1).text, cell(table, "seconds", "ect", 2).value) == ("2.5\u202fh", 9000.0)
@@ -59,7 +59,7 @@ def test_wall_time_and_device_of_the_training(workload: Callable[..., Inputs]) -
 def test_nothing_is_said_of_the_time_of_weights_that_others_trained(workload: Callable[..., Inputs]) -> None:
     inputs = workload()
     assert inputs.times is not None
-    Took().write(inputs.times / "ect.json")
+    TrainingTime().write(inputs.times / "ect.json")
     assert cell(comparison(read_runs(inputs)), "seconds", "ect", 1).text == DASH
 
 

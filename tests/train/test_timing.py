@@ -11,11 +11,11 @@ from every_run import every_run, make_inputs
 from cmcore.assemble import training
 from cmcore.assemble.training import train_run
 from cmcore.tracking.base import Null
-from cmcore.train.took import TIME, Stopwatch, Took, device_name
+from cmcore.train.timing import TIME, Stopwatch, TrainingTime, device_name
 
 
-def read(path: Path) -> Took:
-    return Took(**json.loads(path.read_text()))
+def read(path: Path) -> TrainingTime:
+    return TrainingTime(**json.loads(path.read_text()))
 
 
 def test_sessions_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -29,7 +29,7 @@ def test_sessions_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     second = Stopwatch(path, torch.device("cpu"), 2)
     now = 110.5
     second.write()
-    assert read(path) == Took(seconds=8.5, device=device_name(torch.device("cpu")), workers=2)
+    assert read(path) == TrainingTime(seconds=8.5, device=device_name(torch.device("cpu")), workers=2)
 
 
 def test_the_name_of_a_cpu_tells_its_threads():

@@ -1,4 +1,4 @@
-"""How long the training of a run took, over all its sessions, and on what.
+"""The wall time of a run's training, over all its sessions, and the device.
 
 Two equal runs differ in it, so it stands in a file of its own, beside the results and not among them.
 """
@@ -18,7 +18,7 @@ TIME = "time.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Took:
+class TrainingTime:
     """The content of the file."""
 
     seconds: float = 0.0  # of the clock; what a kill threw away is not in it
@@ -31,7 +31,7 @@ class Took:
 
 
 class Stopwatch:
-    """Goes on from what the file says of earlier sessions."""
+    """A clock that goes on from the file of earlier sessions."""
 
     def __init__(self, path: Path, device: "torch.device", workers: int) -> None:
         self._path, self._device, self._workers = path, device_name(device), workers
@@ -39,9 +39,9 @@ class Stopwatch:
         self._start = time.monotonic()
 
     def write(self) -> None:
-        """Write what was needed so far."""
+        """Write the time until now."""
         seconds = round(self._before + time.monotonic() - self._start, 3)
-        Took(seconds=seconds, device=self._device, workers=self._workers).write(self._path)
+        TrainingTime(seconds=seconds, device=self._device, workers=self._workers).write(self._path)
 
 
 def device_name(device: "torch.device") -> str:
