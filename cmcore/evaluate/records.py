@@ -174,7 +174,8 @@ class RunMetrics:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data: the facts beside lists of records. The last two facts stand there if they say something."""
         facts = {key: value for key, value in asdict(self.facts).items() if value or key not in ("left_out", "decoder")}
-        return {**facts, **{key: [record.to_json() for record in getattr(self, key)] for key in _LISTS}}
+        lists = {key: [record.to_json() for record in getattr(self, key)] for key in _LISTS}
+        return {**facts, SCORES: {score_name(record): record.value for record in self.records}, **lists}
 
     @classmethod
     def from_json(cls, data: Any) -> "RunMetrics":
@@ -183,7 +184,7 @@ class RunMetrics:
         Raises:
             ValueError: a field is missing, unknown or of the wrong type, or there is no record.
         """
-        facts = read(RunFacts, {key: value for key, value in _mapping(data).items() if key not in _LISTS})
+        facts = read(RunFacts, {key: value for key, value in _mapping(data).items() if key not in (*_LISTS, SCORES)})
         lists = {key: _records(data, key) for key in _LISTS}
         if not lists["records"]:
             raise ValueError("expected at least one record, got none")
@@ -191,6 +192,12 @@ class RunMetrics:
 
 
 _LISTS = ("records", "scan", "snapshots")
+SCORES = "scores"  # the values of the records once more: `dvc metrics` and `dvc exp show` leave out lists
+
+
+def score_name(record: MetricRecord) -> str:
+    """A metric at a number of function evaluations, so that equal names compare."""
+    return f"{record.metric}_nfe{record.provenance.nfe}"
 
 
 @dataclass(frozen=True, kw_only=True)

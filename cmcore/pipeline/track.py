@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cmcore.evaluate.records import MetricRecord, RunMetrics
+from cmcore.evaluate.records import RunMetrics, score_name
 from cmcore.tracking.base import Tracker
 
 REPORT = {"run": "report", "fingerprint": "report", "kind": "report"}  # one run for all, which is written again
@@ -22,17 +22,12 @@ def track(metrics: RunMetrics, tracker: Tracker) -> None:
     """
     for record in metrics.records:
         p = record.provenance
-        tracker.metrics({f"eval/{key(record)}": record.value}, p.images)
+        tracker.metrics({f"eval/{score_name(record)}": record.value}, p.images)
         tracker.metrics({f"eval_by_nfe/{record.metric}": record.value}, p.nfe)
     for record in metrics.snapshots:
-        tracker.metrics({f"snapshots/{key(record)}": record.value}, record.provenance.images)
+        tracker.metrics({f"snapshots/{score_name(record)}": record.value}, record.provenance.images)
     sources = [record.provenance for record in metrics.records]
     tracker.tag({"nfe": _listed(p.nfe for p in sources), "ema": _listed(p.ema for p in sources)})
-
-
-def key(record: MetricRecord) -> str:
-    """A metric at a number of function evaluations, so that equal names compare."""
-    return f"{record.metric}_nfe{record.provenance.nfe}"
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -112,6 +112,7 @@ def test_metrics_of_a_run_come_back_from_json_text():
     assert not {"left_out", "decoder"} & METRICS.to_json().keys()
     latents = replace(METRICS, facts=replace(METRICS.facts, decoder="d" * 64))
     assert RunMetrics.from_json(latents.to_json()) == latents
+    assert METRICS.to_json()["scores"] == {f"{RECORD.metric}_nfe{RECORD.provenance.nfe}": RECORD.value}
 
 
 @pytest.mark.parametrize(
