@@ -328,6 +328,14 @@ def readme() -> None:
     show(copy_table(Path.cwd()))
 
 
+@app.command("ship-extractor", hidden=True)
+def ship_extractor() -> None:
+    """Train the active workload's classifier anew and keep it among the project's files (`eval.extractor: shipped`)."""
+    from cmcore.commands.ship_extractor import ship
+
+    show(ship(Path.cwd()))
+
+
 def stop(number: int, frame: Any) -> NoReturn:
     """End in good order when asked to by a signal."""
     del frame

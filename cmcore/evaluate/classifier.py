@@ -35,16 +35,23 @@ def train_classifier(
     Raises:
         ValueError: images and labels do not match, or too few are left to train on.
     """
-    train, held_out = _split(images, labels, classes, config)
+    train, _ = _split(images, labels, classes, config)
     shape = Shape(images.shape[1], images.shape[2], classes, config.width, config.features)
     net = build_classifier(shape, config.seed).to(device)
     with _threads(config.threads):
         _fit(net, images, labels, train, config, device)
     extractor = NetworkExtractor(net, f"{workload}_cnn")
+    return extractor, judge(extractor, images, labels, config, classes=classes)
+
+
+def judge(
+    extractor: NetworkExtractor, images: ImageArray, labels: np.ndarray, config: ClassifierConfig, *, classes: int
+) -> Accuracy:
+    """Accuracy on the images that the config holds out, and on the others."""
+    train, held_out = _split(images, labels, classes, config)
     held_out = held_out[:_JUDGED]
     accuracy: Accuracy = {"held_out": _accuracy(extractor, images, labels, held_out), "held_out_images": len(held_out)}
-    accuracy |= {"train": _accuracy(extractor, images, labels, train[:_JUDGED]), "train_images": len(train)}
-    return extractor, accuracy
+    return accuracy | {"train": _accuracy(extractor, images, labels, train[:_JUDGED]), "train_images": len(train)}
 
 
 @contextmanager

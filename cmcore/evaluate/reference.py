@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmcore.config import digest
+from cmcore.config import ConfigError, digest
 from cmcore.evaluate.baseline import gaussian_pixels
-from cmcore.evaluate.classifier import train_classifier
+from cmcore.evaluate.classifier import judge, train_classifier
 from cmcore.evaluate.collect import Collector
 from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor, random_extractor
 from cmcore.evaluate.frechet import frechet_distance
@@ -21,6 +21,7 @@ from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.published import read_moments
 from cmcore.evaluate.records import DataFacts, ExtractorFacts, MetricRecord, ReferenceFacts, Source
 from cmcore.evaluate.settings import EvalConfig
+from cmcore.evaluate.shipped import SHIPPED, shipped_extractor
 from cmcore.evaluate.suite import Reference, evaluate_samples
 from cmcore.rng import generator
 
@@ -32,7 +33,7 @@ _NUMBERS = 2**28  # ... and most numbers in all of the samples
 def reference(
     images: ImageSet, config: EvalConfig, workload: str, out: Path, device: torch.device | str = "cpu"
 ) -> Reference:
-    """Train (or, for unlabelled images, draw) the workload's extractor and store the reference that it gives.
+    """Take, train or, for unlabelled images, draw the workload's extractor and store the reference that it gives.
 
     Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, how far two halves of
     the images are apart, and the records of the Gaussian baseline) into the folder `out`. The extractor is trained on
@@ -144,6 +145,12 @@ def halves(built: Reference, seed: int) -> float:
 def _extractor(
     images: ImageSet, config: EvalConfig, workload: str
 ) -> tuple[NetworkExtractor, dict[str, float | int] | None]:
+    if config.extractor == SHIPPED:
+        extractor = shipped_extractor(workload)
+        made = (extractor.net.shape.channels, extractor.net.shape.resolution, extractor.net.shape.classes)
+        if made != (images.images.shape[1], images.images.shape[2], images.classes):
+            raise ConfigError("eval.extractor", f"{SHIPPED!r} is for (channels, resolution, classes) {made}")
+        return extractor, judge(extractor, images.images, images.labels, config.reference, classes=images.classes)
     if images.classes < 2:
         _, channels, resolution, _ = images.images.shape
         fallback = config.reference

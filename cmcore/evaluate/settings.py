@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from cmcore.config import require
 
@@ -76,6 +77,7 @@ class EvalConfig:
     scan: tuple[float, ...] = ()  # second-step levels to try for two-step sampling
     scan_samples: int = 2000
     snapshot_samples: int = 2000
+    extractor: Literal["", "shipped"] = ""  # weights of the workload's classifier that come with the project; "" trains
     reference: ClassifierConfig = ClassifierConfig()
     reference_npz: str = (
         ""  # published Inception moments: EDM's .npz, EDM2's .pkl, or a .pt of torch-fidelity; empty: our own images'
