@@ -1,4 +1,4 @@
-"""A folder or file that appears whole or not at all."""
+"""Atomic replacement of folders and files."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` that takes its place if the block succeeds and vanishes if it does not.
+    """An empty folder beside `out` that replaces it if the block succeeds and is removed if it does not.
 
-    What an earlier, killed process left behind goes away as well.
+    Left-overs of killed processes are removed too.
     """
     partial, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("partial", "old"))
     for left_over in (partial, old):

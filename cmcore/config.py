@@ -28,11 +28,11 @@ LONGEST = 400  # characters of a message
 
 
 class ConfigError(ValueError):
-    """A parameter is not what it must be. The message is one line that starts with the parameter's dotted path."""
+    """A parameter is wrong. The message is one line that starts with the parameter's dotted path."""
 
     def __init__(self, path: str, message: str) -> None:
         self.path, self.message = path, message
-        # The value that was got may be a whole section, and a file may hold any character.
+        # The value in the message may be a whole section, and hold any character.
         super().__init__(f"{printable(path or 'params')}: {printable(message, LONGEST)}")
 
 

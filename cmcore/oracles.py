@@ -1,6 +1,6 @@
-"""Data distributions whose denoiser is known exactly: the ground truth of the tests, and a teacher without training.
+"""Data distributions whose denoiser is known exactly: ground truth for tests, and teachers without training.
 
-All speak VE time, x = x_0 + sigma z, on tensors x (B, ...) and levels sigma (B,). Nothing here is learned or random.
+All are in VE time, x = x_0 + sigma z, for tensors x (B, ...) and levels sigma (B,). Nothing here is learned or random.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Oracle(Protocol):
         ...
 
     def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Where the probability-flow ODE takes x from sigma to sigma_next, both (B,)."""
+        """The probability-flow ODE's solution at sigma_next from x at sigma, both (B,)."""
         ...
 
 
@@ -29,7 +29,7 @@ class Oracle(Protocol):
 class Gaussian:
     """N(mean, std^2), independent pixels; mean and std are numbers or tensors that broadcast against one image.
 
-    With mean 0 and std sigma_data this is where EDM's network output F is zero.
+    With mean 0 and std sigma_data, EDM's optimal network output F is zero.
     """
 
     mean: Tensor | float
@@ -104,7 +104,7 @@ class GaussianMixture:
 def FiniteData(images: Tensor, steps: int = 200) -> GaussianMixture:  # noqa: N802 (a distribution, like its neighbours)
     """The empirical distribution of images (N, ...): its optimal denoiser is a softmax-weighted mean of the images.
 
-    It is what a network of unlimited capacity would learn, i.e. memorisation (EDM, arXiv 2206.00364, App. B.3).
+    A network of unlimited capacity would learn it: memorisation (EDM, arXiv 2206.00364, App. B.3).
     """
     n = len(images)
     return GaussianMixture(images.new_full((n,), 1 / n), images, images.new_zeros(n), steps)

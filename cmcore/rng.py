@@ -16,10 +16,9 @@ from torch import Tensor
 
 
 def derive_seed(*address: int | str) -> int:
-    """A 63-bit seed from an address; nearby addresses give unrelated seeds, a numpy integer that of its value.
+    """A 63-bit seed from an address; nearby addresses give unrelated seeds, and a numpy integer counts as its value.
 
-    PyTorch's generator for the CPU reads the low 32 bits only: of 50,000 generators a pair is the same by chance in one
-    case out of four.
+    PyTorch's CPU generator reads only the low 32 bits: among 50,000 generators, two are equal with probability 1/4.
     """
     text = "/".join(f"str:{part}" if isinstance(part, str) else f"int:{index(part)}" for part in address)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -35,9 +34,9 @@ _GENERATORS = threading.RLock()  # the global ones, which the threads of a proce
 
 @contextmanager
 def seeded(*address: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Start the global generators of the CPU and of `device` at an address inside this context, then put them back.
+    """Seed the global generators of the CPU and of `device` from an address inside this context, then restore them.
 
-    For what takes no generator: initial weights, dropout. One thread at a time is let in.
+    For code without a generator argument: initial weights, dropout. One thread at a time enters.
     """
     device = torch.device(device)
     devices = [device] if device.type != "cpu" else []
@@ -49,9 +48,9 @@ def seeded(*address: int | str, device: torch.device | str = "cpu") -> Iterator[
 class Draws:
     """The random numbers of one training step.
 
-    Numbers are drawn for the whole global batch and this object hands out its own rows, so neither gradient
-    accumulation nor the number of workers changes which noise an image meets. The same stream name always gives the
-    same numbers; a `prefix` of the names makes numbers of their own for one more turn of the same step.
+    Numbers are drawn for the whole global batch, of which `rows` are returned, so neither gradient accumulation nor the
+    number of workers changes the noise of an image. The same stream name always gives the same numbers; a `prefix` of
+    the names gives another turn of the same step its own numbers.
     """
 
     def __init__(
@@ -93,14 +92,14 @@ class Draws:
 
 
 class NoiseSource:
-    """Gaussian noise for generated images, one generator an image: image i gets the same noise in any batch."""
+    """Gaussian noise for generated images, one generator per image: image i has the same noise in any batch."""
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.indices, self.device = tuple(indices), torch.device(device)
         self._generators = [generator(seed, "sample", image) for image in indices]
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
-        """The next standard normal numbers of every image: (B, *shape). Drawn on the CPU, so every device agrees."""
+        """The next standard normal numbers of every image: (B, *shape). Drawn on the CPU, so equal on all devices."""
         draws = [torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self._generators]
         return torch.stack(draws).to(self.device)
 

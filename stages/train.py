@@ -10,7 +10,7 @@ from cmcore.assemble.run import Run
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, train_run, work_folder
 from cmcore.consistency import distances
 from cmcore.data.images import open_data
-from cmcore.edge.autoencoder import showing
+from cmcore.edge.autoencoder import image_converter
 from cmcore.edge.lpips import load_lpips
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.ray_train import execute_together
@@ -36,7 +36,7 @@ def job(
     if "lpips" in run.services:
         distances.provide("lpips", load_lpips(run.train.lpips_weights, device=device))
     data = open_data(inputs.data)
-    to_images = showing(data, decoder, device)
+    to_images = image_converter(data, decoder, device)
     preview = to_images and previewer(run, ModelShape.of(data, run.conditional), device=device, to_images=to_images)
     return train_run(
         run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit), preview=preview, device=device,

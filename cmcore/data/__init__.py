@@ -1,1 +1,1 @@
-"""Images: where they come from, how they lie on disk, and which of them make up a batch."""
+"""Data sets of images: sources, the prepared arrays, batches and augmentation."""

@@ -1,7 +1,8 @@
-"""Augmentations of training images. Their random numbers are addressed like all others, so a step can be repeated.
+"""Augmentations of training images, with addressed random numbers, so that a step can be repeated.
 
-EDM's pipeline (arXiv 2206.00364, App. F.2; the transforms are those of arXiv 2006.06676, App. B) shows the network
-distorted images and tells it how they were distorted, so that it generates none: at sampling time it is told zeros.
+EDM's pipeline (arXiv 2206.00364, App. F.2; the transforms are those of arXiv 2006.06676, App. B) trains on distorted
+images and gives the network the parameters of the distortion as an input. At sampling time that input is zero, so no
+distorted images are generated.
 """
 
 import math
@@ -16,7 +17,7 @@ from cmcore.tensors import expand_like
 
 SCALE_STD = ANISOTROPY_STD = 0.2  # of log2 of the factor
 TRANSLATION_STD = 0.125  # of the shift, in image widths
-ANISOTROPY_TURNED = 0.5  # how often its axes are not those of the image
+ANISOTROPY_TURNED = 0.5  # probability that its axes are not those of the image
 
 
 def flip(x: Tensor, draws: Draws, *, probability: float = 0.5) -> Tensor:
@@ -26,7 +27,7 @@ def flip(x: Tensor, draws: Draws, *, probability: float = 0.5) -> Tensor:
 
 
 class Distortion(NamedTuple):
-    """How each image is distorted, (B,) float64 and (B, 2) for the translation; all zeros leave an image as it is."""
+    """The distortion of each image: (B,) float64, (B, 2) for the translation; all zeros are the identity."""
 
     x_flip: Tensor  # 0 or 1
     y_flip: Tensor
@@ -38,14 +39,14 @@ class Distortion(NamedTuple):
 
     @property
     def labels(self) -> Tensor:
-        """What the network is told, (B, AUGMENT_DIM) float32."""
+        """The network's augmentation input, (B, AUGMENT_DIM) float32."""
         angle, axis, amount = self.angle, self.axis, self.anisotropy
-        told = (self.x_flip, self.y_flip, self.scale, angle.cos() - 1, angle.sin(), amount * axis.cos())
-        return torch.stack([*told, amount * axis.sin(), *self.translation.unbind(1)], dim=1).float()
+        first = (self.x_flip, self.y_flip, self.scale, angle.cos() - 1, angle.sin(), amount * axis.cos())
+        return torch.stack([*first, amount * axis.sin(), *self.translation.unbind(1)], dim=1).float()
 
     @property
     def matrix(self) -> Tensor:
-        """(B, 2, 2): from directions in the distorted image to directions in the original.
+        """(B, 2, 2), maps directions in the distorted image to directions in the original.
 
         An image is scaled, then turned, then stretched; the stretch is exp(a S), where S mirrors at the axis.
         """
@@ -59,19 +60,19 @@ class Distortion(NamedTuple):
 
     @property
     def bent(self) -> Tensor:
-        """Which images need more than a mirror, (B,) bool."""
+        """True where an image needs more than a mirror, (B,) bool."""
         return (self.scale != 0) | (self.angle != 0) | (self.anisotropy != 0) | (self.translation != 0).any(1)
 
 
 def draw(draws: Draws, probability: float) -> Distortion:
-    """The distortions of a step: mirrored left to right half of the time, each other kind with this probability."""
+    """The distortions of a step: a left-right mirror with probability 1/2, every other kind with `probability`."""
     chosen = draws.uniform((6,), stream="augment.which")
     normal = draws.normal((4,), stream="augment.amount", dtype=torch.float64)
     angle = math.pi * (2 * draws.uniform((2,), stream="augment.angle") - 1)
     kinds = (chosen[:, :4] < probability).double()
     return Distortion(
         x_flip=(chosen[:, 4] < 0.5).double(),
-        # EDM draws a mirror with the probability, and half of these show the image as it is.
+        # EDM draws a mirror with the probability, and half of these are the identity.
         y_flip=(chosen[:, 5] < probability / 2).double(),
         scale=kinds[:, 0] * normal[:, 0],
         angle=kinds[:, 1] * angle[:, 0],
@@ -83,7 +84,7 @@ def draw(draws: Draws, probability: float) -> Distortion:
 
 @torch.no_grad()
 def distort(x: Tensor, distortion: Distortion) -> Tensor:
-    """The images x (B, C, H, W), mirrored and then warped; those that are not warped keep their very pixels."""
+    """The images x (B, C, H, W), mirrored and then warped; unwarped images keep their exact pixels."""
     x = torch.where(expand_like(distortion.x_flip, x).bool(), x.flip(-1), x)
     x = torch.where(expand_like(distortion.y_flip, x).bool(), x.flip(-2), x)
     matrix, bent = distortion.matrix, distortion.bent
@@ -93,11 +94,11 @@ def distort(x: Tensor, distortion: Distortion) -> Tensor:
     if x.device.type == "cpu":
         rows = bent.nonzero().squeeze(1)
         return x.index_copy(0, rows, warp(x[rows], matrix[rows], shift[rows]))
-    # To pick them out would make the host wait for the device.
+    # Selecting rows would synchronise the host with the device.
     return torch.where(expand_like(bent, x).bool(), warp(x, matrix, shift), x)
 
 
 def augment(x: Tensor, draws: Draws, probability: float) -> tuple[Tensor, Tensor]:
-    """EDM's pipeline: images (B, C, H, W) and what the network is told of their distortion, (B, AUGMENT_DIM)."""
+    """EDM's pipeline: distorted images (B, C, H, W) and the network's augmentation input (B, AUGMENT_DIM)."""
     distortion = draw(draws, probability)
     return distort(x, distortion), distortion.labels

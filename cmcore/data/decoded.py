@@ -1,4 +1,4 @@
-"""Images of latents: the decoder of an autoencoder, applied to samples and to a data set."""
+"""Images decoded from latents: samples, and whole data sets."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,25 +21,25 @@ class Decoder(Protocol):
         ...
 
     def __call__(self, raw: Tensor) -> Tensor:
-        """Latents (B, C, h, w), not normalised -> uint8 images (B, 3, H, W)."""
+        """Latents (B, C, h, w) on the autoencoder's own scale -> uint8 images (B, 3, H, W)."""
         ...
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """From what networks see to uint8 images (B, 3, H, W)."""
+    """The map from normalised latents (B, C, h, w) to uint8 images (B, 3, H, W)."""
 
     decoder: Decoder
-    manifest: dict[str, Any]  # of the latents that the networks were trained on
+    manifest: dict[str, Any]  # of the data set of latents
 
     @property
     def digest(self) -> str:
-        """Of the decoder's weights."""
+        """Hex digest of the decoder's weights."""
         return self.decoder.digest
 
     @property
     def described(self) -> dict[str, Any]:
-        """What identifies it, to be written down."""
+        """The digest and the constants of the normalisation, for decoding.json."""
         return {"decoder": self.digest, **{key: self.manifest[key] for key in normalisation()}}
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Decoding:
 
 
 class DecodedImages:
-    """The mean of every posterior as an image; as an array would be, but decoded only when it is asked for."""
+    """The decoded means of posteriors: an array-like of uint8 (N, 3, H, W) that decodes on access."""
 
     def __init__(self, data: LatentData, decoder: Decoder) -> None:
         self._data, self._decoder = data, decoder
@@ -65,7 +65,7 @@ class DecodedImages:
 
 
 class DecodedData:
-    """A data set of latents as one of images."""
+    """A data set of latents, seen as one of images."""
 
     def __init__(self, data: LatentData, decoder: Decoder) -> None:
         self.data, self.decoder, self.images = data, decoder, DecodedImages(data, decoder)

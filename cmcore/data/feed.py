@@ -1,4 +1,4 @@
-"""Batches of a prepared data set on a device, without keeping the device waiting."""
+"""Batches of a prepared data set on a device, with copies that overlap its computation."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from cmcore.data.images import Prepared
 
-RESIDENT = 0.2  # the share of a device's free memory that a data set may take to stay there
+RESIDENT = 0.2  # share of a device's free memory that a resident data set may take
 Feed = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """Rows (B,) of the data set -> uint8 images (B, C, H, W) and int64 labels (B,), on the device."""
 
 
 def feed(data: Prepared, device: torch.device | str) -> Feed:
-    """Batches by row: from the device's own memory where the images fit, else copied there beside its work."""
+    """Batches by row: from the device's memory where the data set fits, else copied asynchronously."""
     device = torch.device(device)
     if device.type == "cpu":
         return data.batch
@@ -29,7 +29,7 @@ def feed(data: Prepared, device: torch.device | str) -> Feed:
 
 
 def resident(data: Prepared, device: torch.device) -> Feed:
-    """Batches of a data set that is copied to the device once, whole."""
+    """Batches of a data set that is copied whole to the device, once."""
     images, labels = (torch.from_numpy(np.array(part)).to(device) for part in (data.images, data.labels))
 
     def batch(rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -40,5 +40,5 @@ def resident(data: Prepared, device: torch.device) -> Feed:
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. From pinned memory the copy goes on while this process does."""
+    """The tensor on the device. A copy from pinned memory does not block the host."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""A prepared data set: a memory map of what is stored of every image, the labels and the manifest."""
+"""A prepared data set: a memory-mapped array of images or latents, the labels and the manifest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ DTYPES = {"images": (np.dtype(np.uint8),), "latents": (np.dtype(np.float32), np.
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` wrote. It stays on disk until it is asked for."""
+    """The output of the prepare stage. Rows are read from disk on access."""
 
-    images: np.ndarray  # (N, ...), memory-mapped: as it is stored
+    images: np.ndarray  # (N, ...), memory-mapped, in the stored form
     labels: np.ndarray  # int64 (N,)
     manifest: dict[str, Any]
 
@@ -33,7 +33,7 @@ class Prepared:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what a network sees."""
+        """(C, H, W) of a network's input."""
         return tuple(self.manifest["shape"])
 
     @property
@@ -43,16 +43,16 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """sha256 of array and labels, as it was when they were prepared."""
+        """sha256 of array and labels at the time of preparation."""
         return self.manifest["sha256"]
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """What is stored of some images, (B, ...), and their labels int64 (B,), copied into memory."""
+        """Stored rows (B, ...) and their labels int64 (B,), copied into memory."""
         index = np.asarray(indices, np.int64)
         return torch.from_numpy(take(self.images, index)), torch.from_numpy(self.labels[index])
 
     def normalised(self, stored: Tensor, draws: Draws) -> Tensor:
-        """What a network sees of a batch: float32 (B, C, H, W), on the device where `stored` is."""
+        """The network's input for stored rows: float32 (B, C, H, W), on the device of `stored`."""
         raise NotImplementedError
 
 
@@ -61,16 +61,14 @@ class ImageData(Prepared):
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Open a prepared folder of images; latents are refused, as they are no images until they are decoded.
+        """Open a prepared folder of images; latents have to be decoded first and are refused.
 
         Raises:
-            DataError: a file is missing or damaged, or they do not belong together.
+            DataError: a file is missing or damaged, or the files do not belong together.
         """
         data = open_data(folder)
         if not isinstance(data, cls):
-            raise DataError(
-                f"{folder}: holds latents, and what is asked for needs images; only training and evaluation take both"
-            )
+            raise DataError(f"{folder}: expected images, got latents; only training and evaluation work with both")
         return data
 
     def normalised(self, stored: Tensor, draws: Draws) -> Tensor:
@@ -80,18 +78,18 @@ class ImageData(Prepared):
 
 
 class LatentData(Prepared):
-    """Means and deviations of latents, (N, 2C, H, W) float32 or float16."""
+    """Means and standard deviations of latents, (N, 2C, H, W) float32 or float16."""
 
     def normalised(self, stored: Tensor, draws: Draws) -> Tensor:
-        """A draw from every posterior, normalised."""
+        """One draw from each posterior, normalised."""
         return sample_posterior(stored, draws, self.manifest)
 
 
 def open_data(folder: str | Path) -> ImageData | LatentData:
-    """Open a prepared folder, whatever it holds.
+    """Open a prepared folder of images or latents.
 
     Raises:
-        DataError: a file is missing or damaged, or they do not belong together.
+        DataError: a file is missing or damaged, or the files do not belong together.
     """
     folder = Path(folder)
     try:

@@ -1,4 +1,4 @@
-"""Which images make up which batch: a pure function of the number of images seen."""
+"""The order of training images: a pure function of the number of images seen."""
 
 from functools import lru_cache
 
@@ -16,9 +16,9 @@ def _permutation(count: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def indices(count: int, position: int, batch: int, seed: int) -> np.ndarray:
-    """The data set's rows (batch,) int64 that are images number position, ..., position + batch - 1 of a run.
+    """Rows of the data set (batch,) int64 for the images position, ..., position + batch - 1 of a run.
 
-    Every epoch is its own permutation; a batch may span several, so no image is ever dropped.
+    Every epoch has its own permutation. A batch may span several epochs, so no image is dropped.
     """
     if count < 1 or position < 0 or batch < 1:
         raise ValueError(f"expected count, batch >= 1 and position >= 0, got {count}, {batch} and {position}")

@@ -21,7 +21,7 @@ def tile(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
 
 def to_png(images: np.ndarray, columns: int, *, least_side: int = 512) -> bytes:
     """A PNG of the grid, small images enlarged by a whole factor without smoothing so that pixels stay pixels."""
-    from PIL import Image  # only those who look at images need it
+    from PIL import Image  # no other function of the core needs it
 
     grid = tile(images, columns)
     factor = max(1, -(-least_side // max(grid.shape[1:])))

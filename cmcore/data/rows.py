@@ -1,4 +1,4 @@
-"""Rows of a memory map at random places, as fast as the disk gives them."""
+"""Fast reads of random rows of a memory map."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -6,12 +6,12 @@ from functools import lru_cache
 
 import numpy as np
 
-LARGE = 2**15  # bytes of a row from which on reading it costs more than asking for it
-THREADS = 8  # reads that a disk is asked for at a time
+LARGE = 2**15  # bytes of a row from which on its transfer costs more than the request
+THREADS = 8  # concurrent reads
 
 
 def take(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """rows[index], copied. Large rows of a map are read by several threads, where pages would fault one by one."""
+    """rows[index], copied. Several threads read large rows of a map, whose pages would fault one by one."""
     if isinstance(rows, np.memmap) and rows[:1].nbytes >= LARGE and len(index) > 1 and hasattr(os, "preadv"):
         return _read(rows, index)
     return np.take(rows, index, axis=0)

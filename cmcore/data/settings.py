@@ -1,4 +1,4 @@
-"""Which images: the `data` section. Imports no reader, so that code which only names data does not depend on one."""
+"""The `data` section of the parameters. Imports no reader, so that code which only names data depends on none."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ DOWNLOADS = ".work/downloads"
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and the shape they are brought to.
+    """A source of images, and their common shape.
 
     - "digits": scikit-learn's handwritten digits, bundled with it (1,797 grey images of 8x8);
     - "cifar10": the official archive, cifar-10-python.tar.gz, at `path` or downloaded;
@@ -30,10 +30,10 @@ class DataConfig:
     resolution: int = 8
     channels: int = 1
     sha256: str = ""  # of the file at `path`, checked where given; CIFAR-10's is known
-    download: bool = False  # fetch CIFAR-10 if it is not there
-    resize: Literal["lanczos", "adm"] = "lanczos"  # how images shrink; "adm" as the papers make ImageNet 64
-    precision: Literal["float32", "float16"] = "float32"  # in which latents are stored; float16 is half the size
-    classes: int = 0  # how many there must be, 0 for any number; lets `make plan` do without the data
+    download: bool = False  # download CIFAR-10 if it is absent
+    resize: Literal["lanczos", "adm"] = "lanczos"  # method of resizing; "adm" is that of the papers' ImageNet 64
+    precision: Literal["float32", "float16"] = "float32"  # of stored latents
+    classes: int = 0  # expected number, 0 for any; with it `cmlab plan` works without the data
 
     def __post_init__(self) -> None:
         require(self.resolution >= 1, "resolution", "at least 1", self.resolution)
@@ -80,6 +80,6 @@ class DataConfig:
 
     @property
     def place(self) -> str:
-        """Where the data lie; empty where they come with a package."""
+        """Path of the data; empty where they come with a package."""
         default = f"{DOWNLOADS}/cifar-10-python.tar.gz" if self.source == "cifar10" else ""
         return self.path or default

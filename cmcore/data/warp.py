@@ -1,4 +1,4 @@
-"""Affine warps of images without aliasing, as generative models need them: what is seen in training is learnt.
+"""Affine warps of images without aliasing, which a generative model would learn to reproduce.
 
 An image is reflected at its edges, upsampled by two with an orthogonal wavelet, sampled bilinearly where the inverse
 map points, and downsampled by the same wavelet (arXiv 2006.06676, App. B.2). Every filter is a small matrix from pixels
@@ -21,13 +21,13 @@ LOW_PASS = (
 )  # fmt: skip
 TAPS = len(LOW_PASS)
 CENTRE = 5  # the tap next to its centre of gravity: where a pixel lies among the samples made of it
-MEMORY = 2**27  # bytes of upsampled images at a time
+MEMORY = 2**27  # bytes of upsampled images held at a time
 
 
 def warp(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
-    """Sample images x (B, C, H, W) where an affine map points; the result has the dtype of x.
+    """Sample images x (B, C, H, W) at the points of an affine map; the result has the dtype of x.
 
-    What lies further out than one reflection of the image is black, as in EDM's pipeline: 0.
+    Points beyond one reflection of the image are 0, as in EDM's pipeline.
 
     Args:
         x: the images.
@@ -58,7 +58,7 @@ def _warp(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
 
 
 def _positions(size: int, device: torch.device) -> Tensor:
-    """Where the samples of the finer grid lie that an output of `size` pixels is made of, relative to the centre."""
+    """Positions, relative to the centre, of the samples of the finer grid that make up an output of `size` pixels."""
     count = 2 * size + TAPS - 2
     return (torch.arange(count, dtype=torch.float64, device=device) - CENTRE - (size - 1)) / 2
 

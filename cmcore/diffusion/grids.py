@@ -7,7 +7,7 @@ from torch import Tensor
 def karras_grid(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """n levels from sigma_max down to sigma_min, equidistant in sigma^(1/rho) (EDM, arXiv 2206.00364, Eq. 5).
 
-    The power round trip misses the ends by some ulps; f(x, sigma_min) = x needs the constant itself, so it is put back.
+    The powers miss the ends by some ulps; f(x, sigma_min) = x needs the constants themselves, so both are set.
     """
     if n < 2:
         raise ValueError(f"karras_grid: expected at least 2 levels (both ends are on the grid), got n={n}")
@@ -23,5 +23,5 @@ def karras_grid(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) ->
 
 
 def with_zero(grid: Tensor) -> Tensor:
-    """The grid (N,) with sigma = 0 appended: (N+1,), so that a solver's last step lands on the clean image."""
+    """The grid (N,) with sigma = 0 appended: (N+1,), so that a solver's last step ends on the clean image."""
     return torch.cat([grid, grid.new_zeros(1)])

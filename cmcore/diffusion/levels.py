@@ -1,6 +1,6 @@
-"""Densities of noise levels to train at, sampled through their inverse CDF so that randomness stays addressed.
+"""Densities of noise levels for training, sampled through their inverse CDF so that randomness stays addressed.
 
-Every density takes uniform numbers u (B,) in [0, 1), float64, to sigma (B,), float64; `cdf` is the way back.
+`sample` maps uniform numbers u (B,) in [0, 1) to sigma (B,), both float64; `cdf` is its inverse.
 """
 
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ def discretised_lognormal(grid: Tensor, P_mean: float = -1.1, P_std: float = 2.0
 def sample_index(p: Tensor, u: Tensor) -> Tensor:
     """The index whose share of [0, 1) holds u: probabilities (M,) and uniform u (B,) -> int64 (B,)."""
     edges = p.cumsum(0)
-    # Scaled by its own rounded end, the last edge is exactly 1, above every u: no index of probability zero is met.
+    # Scaled by its own rounded end, the last edge is exactly 1, above every u: no index of probability 0 is drawn.
     return torch.searchsorted(edges / edges[-1], _double(u), right=True).clamp(max=len(p) - 1)
 
 

@@ -30,8 +30,8 @@ def euler_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, 
 def heun_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Labels = None) -> Tensor:
     """Heun's step of order 2 (EDM, arXiv 2206.00364, Algorithm 1, lines 4-8). Two evaluations.
 
-    A sample whose sigma_next is 0, where the velocity is undefined, takes Euler's step; where that is every sample,
-    call `euler_step` and save the second evaluation.
+    A sample whose sigma_next is 0, where the velocity is undefined, takes Euler's step; if that is every sample,
+    `euler_step` saves the second evaluation.
     """
     step = expand_like(sigma_next - sigma, x)
     d = velocity(denoiser, x, sigma, labels)
@@ -55,7 +55,7 @@ def dpmpp_2s_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tenso
 
 def dpmpp_2m_coefficient(sigma_prev: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """1/(2r) of DPM-Solver++(2M), r = h_prev/h with h the step in lambda = -ln sigma; 0 where sigma_next is 0."""
-    # lambda is infinite at 0, and there extrapolating the denoiser is of no use: the step lands on the denoised image.
+    # lambda is infinite at 0, where the step ends on the denoised image without extrapolation.
     h = (sigma / torch.where(sigma_next == 0, sigma, sigma_next)).log()
     return h / (2 * (sigma_prev / sigma).log())
 
@@ -63,7 +63,7 @@ def dpmpp_2m_coefficient(sigma_prev: Tensor, sigma: Tensor, sigma_next: Tensor) 
 def dpmpp_2m_step(
     x: Tensor, D: Tensor, D_prev: Tensor | None, sigma_prev: Tensor | None, sigma: Tensor, sigma_next: Tensor
 ) -> Tensor:
-    """DPM-Solver++(2M), order 2 (arXiv 2211.01095, Algorithm 2) in VE form, from predictions that are already there.
+    """DPM-Solver++(2M), order 2 (arXiv 2211.01095, Algorithm 2) in VE form, from given predictions.
 
     D is the prediction at (x, sigma), D_prev the one before at sigma_prev; without these two it is Euler's step.
     """

@@ -23,13 +23,13 @@ from cmcore.tensors import to_uint8
 
 FILES = ("config.json", "diffusion_pytorch_model.safetensors")  # as diffusers writes them
 DECODING = "decoding.json"
-_BATCH = 8  # images at once: at 512x512 they fill a device, and more would fill its memory
+_BATCH = 8  # images at once: at 512x512 enough to occupy a device, and few enough for its memory
 
 
 class Autoencoder:
-    """Latents (B, 4, h, w) -> uint8 images (B, 3, H, W), in float32 and cut off as EDM2 does (training/encoders.py).
+    """Latents (B, 4, h, w) -> uint8 images (B, 3, H, W), in float32 and clipped as in EDM2 (training/encoders.py).
 
-    Whoever encodes with EDM2's dataset tool gives the autoencoder images in [0, 1], so it gives such images back.
+    EDM2's dataset tool encodes images in [0, 1], so decoded images are in [0, 1] too.
     """
 
     def __init__(self, net: Any, digest: str, device: torch.device | str = "cpu") -> None:
@@ -42,7 +42,11 @@ class Autoencoder:
 
 
 def check_decoder(config: DecoderConfig) -> None:
-    """A ConfigError where the decoder cannot be loaded, as its files or diffusers are missing."""
+    """Check that the decoder's files and diffusers are present.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
     folder = Path(config.path)
     absent = [name for name in FILES if not (folder / name).is_file()]
     if not config.path or absent:
@@ -56,11 +60,11 @@ def check_decoder(config: DecoderConfig) -> None:
 
 
 def load_decoder(config: DecoderConfig, device: torch.device | str = "cpu") -> Autoencoder:
-    """The decoder in a local folder; nothing is fetched, and nothing in the files is executed.
+    """The decoder in a local folder; nothing is downloaded, and nothing in the files is executed.
 
     Raises:
         ConfigError: a file is missing, or diffusers.
-        DataError: the checksum differs, or the files hold something else.
+        DataError: the checksum differs, or the files are not such a decoder.
     """
     check_decoder(config)
     with contextlib.suppress(ImportError):  # diffusers imports it where it is installed
@@ -89,10 +93,10 @@ def load_decoder(config: DecoderConfig, device: torch.device | str = "cpu") -> A
     return Autoencoder(net, digest, device)
 
 
-def showing(
+def image_converter(
     data: ImageData | LatentData, config: DecoderConfig, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor], Tensor] | None:
-    """What makes uint8 images of samples of networks that see such data; None for latents without a decoder."""
+    """The map from samples of networks trained on these data to uint8 images; None for latents without a decoder."""
     if isinstance(data, ImageData):
         return to_uint8
     return Decoding(load_decoder(config, device), data.manifest) if config.path else None
@@ -105,14 +109,14 @@ def open_images(folder: Path, config: DecoderConfig, device: torch.device | str 
 
 
 def save_decoding(images: ImageData | DecodedData, out: Path) -> None:
-    """Note beside a reference how its images came from latents, where they did."""
+    """Write decoding.json beside a reference whose images were decoded from latents."""
     if isinstance(images, DecodedData):
         described = Decoding(images.decoder, images.data.manifest).described
         (out / DECODING).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_decoding(reference: Path, config: DecoderConfig, device: torch.device | str = "cpu") -> Decoding | None:
-    """What makes images of samples in the way the reference's images were made; None where they were images.
+    """The decoding of samples that matches the reference's; None where the reference is of images.
 
     Raises:
         DataError: the decoder is not that of the reference, or `load_decoder` cannot load it.

@@ -17,11 +17,11 @@ from cmcore.evaluate.settings import InceptionConfig
 from cmcore.nets.public.foreign import load_foreign
 
 DIM = 2048
-_BATCH, _ROWS = 100, 10_000  # images and features at once
+_BATCH, _ROWS = 100, 10_000  # images, and features, at a time
 
 
 class InceptionExtractor:
-    """Pool features (B, 2048) of uint8 images, and the bias-free logits that published Inception scores use."""
+    """Pool features (B, 2048) of uint8 images, and the logits without bias of published Inception scores."""
 
     dim, fidelity = DIM, True
 
@@ -34,7 +34,7 @@ class InceptionExtractor:
     def __call__(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images: expected uint8 (B, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}")
-        # The images grow to 299x299 inside, so few of them fill the device already, and many would fill its memory.
+        # The network resizes images to 299x299, so small batches occupy the device and large ones exceed its memory.
         with _exact():
             features = [self._net(part)[0] for part in images.expand(-1, 3, -1, -1).to(self._device).split(_BATCH)]
         return torch.cat(features).cpu()
@@ -46,7 +46,7 @@ class InceptionExtractor:
 
 @contextmanager
 def _exact() -> Iterator[None]:
-    """Convolutions in full float32: by default CUDA rounds their factors to TF32, which no published FID did."""
+    """Convolutions in full float32. CUDA's default rounds their factors to TF32, unlike the published FIDs."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -56,19 +56,19 @@ def _exact() -> Iterator[None]:
 
 
 class Inception(NamedTuple):
-    """The extractor, or None and the reason, in words fit for a table's column."""
+    """The extractor, or None and the reason, as a phrase for a table's column."""
 
     extractor: InceptionExtractor | None
     reason: str
 
 
 def load_inception(config: InceptionConfig, device: torch.device | str = "cpu") -> Inception:
-    """The Inception extractor, where its weights are or may be fetched.
+    """The Inception extractor, where its weights are present or may be downloaded.
 
     Raises:
-        DataError: the file is there but holds something else.
+        DataError: the file holds something else.
     """
-    # Asked first, so that a record does not depend on which optional packages are installed.
+    # The first check, so that a record does not depend on the optional packages that are installed.
     if not config.path and not config.download:
         return Inception(None, "Inception weights absent: set eval.inception.path, or eval.inception.download: true")
     try:
@@ -88,7 +88,7 @@ def load_inception(config: InceptionConfig, device: torch.device | str = "cpu") 
 
 
 def _downloaded(url: str) -> Path | None:
-    """The weights in torch.hub's cache, fetched if need be; the hash in the name of the file is checked."""
+    """The weights in torch.hub's cache, downloaded if absent and checked against the hash in the file's name."""
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if target.is_file():
         return target
@@ -103,8 +103,7 @@ def _downloaded(url: str) -> Path | None:
 def _build(network: Any, path: Path) -> Any:
     """The network with the weights in a file.
 
-    torch-fidelity unpickles whatever the file holds, so the weights are read here, as tensors only, and handed on as a
-    clean copy.
+    torch-fidelity unpickles the file without restriction, so it is given a copy of the tensors that were read here.
     """
     try:
         clean = io.BytesIO()

@@ -1,7 +1,7 @@
 """LPIPS, the learned perceptual distance (arXiv 1801.03924), as a `Distance`.
 
-The `lpips` package brings its linear heads only. The trunk's ImageNet weights are torchvision's file of that network,
-and come from a path: nothing is fetched.
+The `lpips` package contains the linear heads only. The trunk's ImageNet weights are torchvision's file of that network,
+given by a path; nothing is downloaded.
 """
 
 import warnings

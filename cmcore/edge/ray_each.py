@@ -1,4 +1,4 @@
-"""Several jobs at once on one Ray, each with a share of the work."""
+"""Several jobs on one Ray at a time, each with its share of the work."""
 
 import queue
 import threading
@@ -16,16 +16,16 @@ def execute_each(
     shares: Sequence[tuple[Any, ...]],
     progress: Callable[[int, Any], None],
 ) -> None:
-    """Call `function(*arguments, emit)` for the arguments of every share; those that Ray has no room for wait.
+    """Call `function(*arguments, emit)` for the arguments of every share; Ray queues those beyond its resources.
 
     Args:
         compute: where, and with how many threads each.
-        function: importable by name. What it does it leaves in files.
+        function: importable by name; its results are files.
         shares: the arguments of each call.
-        progress: called here with the number of the share and every value that it emits.
+        progress: called in this process with the index of the share and every value that it emits.
 
     Raises:
-        Exception: the first that any of them raised; the others are given up.
+        Exception: the first that any call raised; the other calls are abandoned.
     """
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -39,7 +39,7 @@ def execute_each(
 
     with connection(compute):
         for index, arguments in enumerate(shares):
-            # A daemon: whoever interrupts the main thread ends the others as well.
+            # Daemons, so that an interrupt of the main thread ends them too.
             threading.Thread(target=call, args=(index, arguments), daemon=True).start()
         for _ in shares:
             if (error := ended.get()) is not None:

@@ -1,4 +1,4 @@
-"""Running a function: in this process, on a Ray of our own, or on a cluster. The result is the same, bit for bit."""
+"""Functions run in this process, on a local Ray or on a cluster, with results that are the same bit for bit."""
 
 import pickle
 import queue
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cmcore.edge.ray_session import ROOT, ComputeError, Session, connection
+from cmcore.edge.ray_session import ComputeError, Session, connection, require_folder
 from cmcore.edge.settings import ComputeConfig
 
 Emit = Callable[[Any], None]
 
 
-class _Said(NamedTuple):
-    """What comes back from a job: any number of events, then a result or an error."""
+class Message(NamedTuple):
+    """A message from a job, which sends any number of events, then a result or an error."""
 
     kind: Literal["event", "result", "error"]
     value: Any
@@ -26,13 +26,13 @@ def execute(compute: ComputeConfig, function: Callable[..., Any], *args: Any, pr
 
     Args:
         compute: where, and with how many threads.
-        function: importable by name, so that it can be found on another machine. Paths in its arguments are absolute.
+        function: importable by name, so that another machine finds it. Paths in its arguments are absolute.
         *args: its arguments.
-        progress: called here with every value that the function emits there.
+        progress: called in this process with every value that the function emits.
 
     Raises:
         ComputeError: there is no such cluster, it is too small, or the worker died.
-        Exception: what the function raised, with the traceback from the job as a note.
+        Exception: the function's own, with the traceback from the job as a note.
     """
     if compute.backend == "inline":
         return limited(compute.threads, function, *args, *([progress] if progress else []))
@@ -41,7 +41,7 @@ def execute(compute: ComputeConfig, function: Callable[..., Any], *args: Any, pr
 
 
 def limited(threads: int, function: Callable[..., Any], *args: Any) -> Any:
-    """Call the function with a fixed number of threads for torch and numpy: it decides the last bits of a sum."""
+    """Call the function with a fixed number of threads for torch and numpy, on which the last bits of sums depend."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -55,10 +55,10 @@ def limited(threads: int, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def pick_device(compute: ComputeConfig) -> str:
-    """The torch device for a job; asked inside the job, on the machine that has the device.
+    """The torch device for a job; to be called inside the job, on its machine.
 
     Raises:
-        ComputeError: cuda was asked for and is not there.
+        ComputeError: the device is cuda, and the machine has none.
     """
     import torch
 
@@ -76,20 +76,19 @@ def _on_ray(
 
     gpus = _check_resources(compute, ray.nodes())
     job = ray.remote(num_cpus=compute.threads, num_gpus=gpus, num_returns="streaming", max_retries=0)(_serve)
-    needed = None if session.own else ROOT
-    stream: Any = job.remote(function, args, progress is not None, compute.threads, needed)
+    stream: Any = job.remote(function, args, progress is not None, compute.threads, session.shared_folder)
     try:
         while True:
             # A wait without an end would not notice Ctrl-C.
             if not ray.wait([stream], timeout=1.0)[0]:
                 continue
-            for said in ray.get(next(stream)):
-                if said.kind == "result":
-                    return said.value
-                if said.kind == "error":
-                    raise said.value
+            for message in ray.get(next(stream)):
+                if message.kind == "result":
+                    return message.value
+                if message.kind == "error":
+                    raise message.value
                 if progress is not None:
-                    progress(said.value)
+                    progress(message.value)
     except (RayError, StopIteration) as error:
         if isinstance(error, RayTaskError):
             raise
@@ -104,7 +103,7 @@ def _on_ray(
 
 
 def _check_resources(compute: ComputeConfig, nodes: list[dict[str, Any]]) -> int:
-    """The number of GPUs to ask for. Ray would wait for ever for a node that the cluster does not have."""
+    """The number of GPUs of a job. For a node that the cluster does not have Ray would wait without end."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     largest = max((node.get("CPU", 0) for node in alive), default=0)
     if compute.threads > largest:
@@ -120,32 +119,29 @@ def _check_resources(compute: ComputeConfig, nodes: list[dict[str, Any]]) -> int
 
 
 def _serve(
-    function: Callable[..., Any], args: Sequence[Any], emits: bool, threads: int, needed: Path | None
-) -> Iterator[list[_Said]]:
-    """The job: the function in a thread of its own, and what it says as a stream, in bunches."""
-    said: queue.SimpleQueue[_Said] = queue.SimpleQueue()
+    function: Callable[..., Any], args: Sequence[Any], emits: bool, threads: int, folder: Path | None
+) -> Iterator[list[Message]]:
+    """The job: the function in a thread of its own, and its messages as a stream, in batches."""
+    messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def emit(value: Any) -> None:
-        said.put(_Said("event", value))
+        messages.put(Message("event", value))
 
     def work() -> None:
         try:
-            if needed is not None and not needed.is_dir():
-                raise ComputeError(
-                    f"a node of the cluster does not see {needed}: the project must lie on shared storage"
-                )
-            said.put(_Said("result", limited(threads, function, *args, *([emit] if emits else []))))
-        except BaseException as error:  # it is raised again where the result is waited for
-            said.put(_Said("error", portable(error)))
+            require_folder(folder)
+            messages.put(Message("result", limited(threads, function, *args, *([emit] if emits else []))))
+        except BaseException as error:  # `_on_ray` raises it again
+            messages.put(Message("error", portable(error)))
 
     threading.Thread(target=work, daemon=True).start()
     ended = False
     while not ended:
-        bunch = [said.get()]
-        while not said.empty():
-            bunch.append(said.get())
-        yield bunch
-        ended = bunch[-1].kind != "event"
+        batch = [messages.get()]
+        while not messages.empty():
+            batch.append(messages.get())
+        yield batch
+        ended = batch[-1].kind != "event"
 
 
 def portable(error: BaseException) -> BaseException:

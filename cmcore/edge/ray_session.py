@@ -1,7 +1,7 @@
-"""A connection to Ray: to an existing cluster, or to one of our own on this machine.
+"""A connection to Ray: to an existing cluster, or to a local Ray that is started here.
 
-Ray listens on every network interface, also when it runs on one machine only, and whoever reaches it can run code. So
-our own Ray always asks for a random token that only its children know.
+Ray listens on every network interface, even on a single machine, and anyone who reaches it can run code. So a local Ray
+requires a random token that only its child processes know.
 """
 
 import logging
@@ -21,7 +21,7 @@ from cmcore.edge.settings import ComputeConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("cmcore", "stages")
-# Address of a Ray of our own that `make repro` shares among its stages: starting one costs seconds.
+# Address of a local Ray that all stages of a pipeline run share: starting one takes seconds.
 SHARED = "CMLAB_SHARED_RAY"
 NO_START = "Ray did not start on this machine"
 OBJECT_STORE = 150 * 2**20  # bytes; only progress, paths and small results pass through it
@@ -29,15 +29,30 @@ ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZE
 
 
 class ComputeError(RuntimeError):
-    """The work could not be done where it was to be done; the message says why in one sentence."""
+    """The place of the computation failed or does not suffice; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """Where we are connected to."""
+    """A connection."""
 
     address: str
-    own: bool  # ours alone, on this machine
+    own: bool  # a local Ray, not a cluster
+
+    @property
+    def shared_folder(self) -> Path | None:
+        """The folder that every node must see: the project on a cluster, none on one machine."""
+        return None if self.own else ROOT
+
+
+def require_folder(folder: Path | None) -> None:
+    """Check on a worker that its node sees the folder.
+
+    Raises:
+        ComputeError: it does not.
+    """
+    if folder is not None and not folder.is_dir():
+        raise ComputeError(f"a node of the cluster does not see {folder}: the project must lie on shared storage")
 
 
 _current: list[Session] = []  # Ray allows one connection in a process
@@ -45,9 +60,9 @@ _current: list[Session] = []  # Ray allows one connection in a process
 
 @contextmanager
 def connection(compute: ComputeConfig, jobs: int = 1) -> Iterator[Session]:
-    """A Ray connection for the time of the block: RAY_ADDRESS, else `compute.address`, else our own for `jobs` jobs.
+    """A Ray connection for the block: RAY_ADDRESS, else `compute.address`, else a local Ray for `jobs` jobs.
 
-    A block inside another, also in another thread, shares the outer one's connection.
+    A block inside another, also in another thread, shares the outer connection.
 
     Raises:
         ComputeError: no cluster answers at the address.
@@ -80,12 +95,12 @@ def _new_connection(compute: ComputeConfig, jobs: int) -> Iterator[Session]:
 
 @contextmanager
 def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
-    """Start a Ray on this machine and stop it afterwards; its processes die with this one in any case.
+    """Start a local Ray and stop it after the block; its processes die with this one in any case.
 
-    It takes as many jobs at a time as there are cores for, and `jobs` at least: those were asked for.
+    It runs as many jobs at a time as the cores allow, and at least `jobs`.
 
     Raises:
-        ComputeError: it did not start in time, which is half a minute.
+        ComputeError: it did not start within half a minute.
     """
     # Ray reads the token once in a process, so a second Ray in the same process must have the same one.
     token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
@@ -115,7 +130,7 @@ def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
 
 
 def _remove_left_over(place: Path) -> None:
-    """Remove the folders of those who were killed before they could do it."""
+    """Remove the folders of processes that were killed."""
     for folder in place.glob("cmray-*-*"):
         if not Path("/proc", folder.name.split("-")[1]).exists() and folder.stat().st_uid == os.getuid():
             shutil.rmtree(folder, ignore_errors=True)
@@ -123,7 +138,7 @@ def _remove_left_over(place: Path) -> None:
 
 @contextmanager
 def _module_path() -> Iterator[None]:
-    """Processes started in the block find every module that this one finds."""
+    """Give the processes that are started in the block the module path of this one."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, sys.path)]))
     try:
@@ -160,7 +175,7 @@ def _connected(address: str, runtime_env: dict[str, Any]) -> Iterator[None]:
 
 
 def _answers(address: str, seconds: float = 3.0) -> bool:
-    """Whether something listens there; Ray itself would try for twenty seconds."""
+    """Whether a server listens at the address; Ray itself would try for twenty seconds."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()

@@ -1,7 +1,7 @@
-"""Running a function on several workers at once, with Ray Train: each computes its share, the lead speaks and writes.
+"""A function on several workers at once, with Ray Train: each computes its share, and rank 0 reports and writes.
 
-Ray Train places the workers, connects them (gloo between CPUs, NCCL between GPUs) and starts all of them again when one
-dies. Where a run stands, and what came of it, is read from the run's own files and never from Ray.
+Ray Train places the workers, connects them (gloo between CPUs, NCCL between GPUs) and restarts all of them when one
+dies. The state of a run is read from the run's own files and never from Ray.
 """
 
 import os
@@ -10,74 +10,67 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from cmcore.edge.ray_run import Emit, limited, portable
-from cmcore.edge.ray_session import ROOT, ComputeError, connection
+from cmcore.edge.ray_run import Emit, Message, limited, portable
+from cmcore.edge.ray_session import ComputeError, connection, require_folder
 from cmcore.edge.settings import ComputeConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RESTARTS = 5  # of all workers, after one has died
-PATIENCE = 60.0  # seconds that the cluster may be too small for the workers, after a node was lost
-POLL = 0.2  # seconds between two looks at what the lead has said
-# Ray's own default of two seconds would be the resolution of every start, end and failure.
+PATIENCE = 60.0  # seconds that the cluster may be too small for the workers, after the loss of a node
+POLL = 0.2  # seconds between two looks into the mailbox
+# Starts, ends and failures are noticed with this resolution; Ray's default is two seconds.
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 
 class PeerLostError(RuntimeError):
-    """Another worker is gone. All of them start again from the last checkpoint."""
-
-
-class Letter(NamedTuple):
-    """What a worker has to say: any number of events, then a result or an error."""
-
-    kind: Literal["event", "result", "error"]
-    value: Any
+    """Another worker was lost. All of them restart from the last checkpoint."""
 
 
 class Mailbox:
-    """An actor beside the driver that keeps what the workers say until the driver takes it; it outlives them."""
+    """An actor beside the driver that holds the workers' messages until the driver reads them; it outlives them."""
 
     def __init__(self) -> None:
-        self._letters: list[Letter] = []
+        self._messages: list[Message] = []
         self._failed = False
 
-    def put(self, letter: Letter) -> None:
-        """Keep a letter."""
-        self._failed |= letter.kind == "error"
-        self._letters.append(letter)
+    def add(self, message: Message) -> None:
+        """Add a message."""
+        self._failed |= message.kind == "error"
+        self._messages.append(message)
 
-    def take(self) -> list[Letter]:
-        """All letters since the last time."""
-        letters, self._letters = self._letters, []
-        return letters
+    def read(self) -> list[Message]:
+        """The messages since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
 
     def failed(self) -> bool:
-        """Whether the function raised an error, which it would raise again."""
+        """Whether the function raised an error, which a restart would raise again."""
         return self._failed
 
 
 def execute_together(
     compute: ComputeConfig, folder: Path, function: Callable[..., Any], *args: Any, progress: Emit
 ) -> Any:
-    """Call `function(*args, emit, worker)` on `compute.workers` workers and return what the lead returned.
+    """Call `function(*args, emit, worker)` on `compute.workers` workers and return the result of rank 0.
 
     Args:
         compute: where, with how many workers, and with how many threads each.
-        folder: of the run, on storage that all workers share. Its name holds the fingerprint and is the name that Ray
-            knows the run by: under one name Ray resumes silently, so a changed run must have another.
-        function: importable by name. Called again after a worker died, it continues from its own checkpoint.
+        folder: of the run, on storage that all workers share. Its name holds the fingerprint and is Ray's name of the
+            run: under the same name Ray resumes silently, so a changed run needs another.
+        function: importable by name. Called again after the death of a worker, it resumes from its own checkpoint.
         *args: its arguments; paths are absolute.
-        progress: called here with every value that the lead emits.
+        progress: called in this process with every value that rank 0 emits.
 
     Returns:
-        The lead's result.
+        The result of rank 0.
 
     Raises:
         ComputeError: there is no such cluster, it is too small, or workers died too often.
-        Exception: what the function raised, with the traceback from the worker as a note.
+        Exception: the function's own, with the traceback from the worker as a note.
     """
     os.environ |= ENVIRONMENT
     with connection(compute) as session:
@@ -85,14 +78,14 @@ def execute_together(
         from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        gpus = check_places(compute, ray.nodes())
+        gpus = check_capacity(compute, ray.nodes())
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0)(Mailbox)
         mailbox = actor.options(scheduling_strategy=here).remote()
-        needed = None if session.own else ROOT
+        needed = session.shared_folder
         try:
-            fit = _Fit(compute, gpus, folder, lambda: _share(mailbox, function, args, compute.threads, needed))
-            return _listen(compute, mailbox, fit, progress)
+            fit = _Fit(compute, gpus, folder, lambda: _work(mailbox, function, args, compute.threads, needed))
+            return _result(compute, mailbox, fit, progress)
         except RayError as error:
             raise _explained(error) from error
         finally:
@@ -100,21 +93,21 @@ def execute_together(
 
 
 class _Fit(threading.Thread):
-    """The fit of Ray Train, which blocks, in a thread of its own. `error` is why it ended, if not well."""
+    """Ray Train's blocking `fit` in a thread of its own; `error` is its exception, if it raised one."""
 
-    def __init__(self, compute: ComputeConfig, gpus: int, folder: Path, share: Callable[[], None]) -> None:
+    def __init__(self, compute: ComputeConfig, gpus: int, folder: Path, work: Callable[[], None]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.config import LoggingConfig
 
         super().__init__(name="ray-train", daemon=True)
         storage = folder / ".ray"
-        # What Ray remembers of an earlier fit is worth less than our own checkpoint.
+        # Runs resume from their own checkpoints, not from Ray's state of an earlier fit.
         shutil.rmtree(storage, ignore_errors=True)
         self.error: BaseException | None = None
         self._storage = storage
         self._trainer = TorchTrainer(
-            share,
+            work,
             scaling_config=ScalingConfig(
                 num_workers=compute.workers,
                 use_gpu=bool(gpus),
@@ -132,26 +125,26 @@ class _Fit(threading.Thread):
     def run(self) -> None:
         try:
             self._trainer.fit()
-        except BaseException as error:  # the driver raises it, in its own words, unless it has gone away
+        except BaseException as error:  # `_result` raises it as a ComputeError
             self.error = error
         shutil.rmtree(self._storage, ignore_errors=True)
 
 
-def _listen(compute: ComputeConfig, mailbox: Any, fit: _Fit, progress: Emit) -> Any:
-    """Pass on what the lead says until all workers have ended."""
+def _result(compute: ComputeConfig, mailbox: Any, fit: _Fit, progress: Emit) -> Any:
+    """Forward the events of rank 0 until all workers have ended, and return its result."""
     import ray
 
     ended, missing_since, result = False, 0.0, None
     while not ended:
-        ended = not fit.is_alive()  # asked before the last letters are taken
-        for letter in ray.get(mailbox.take.remote()):
-            if letter.kind == "event":
-                progress(letter.value)
-            elif letter.kind == "error":
-                raise letter.value
+        ended = not fit.is_alive()  # before the last messages are read
+        for message in ray.get(mailbox.read.remote()):
+            if message.kind == "event":
+                progress(message.value)
+            elif message.kind == "error":
+                raise message.value
             else:
-                result = letter
-        enough = places(compute, ray.nodes()) >= compute.workers
+                result = message
+        enough = capacity(compute, ray.nodes()) >= compute.workers
         missing_since = 0.0 if enough else missing_since or time.monotonic()
         if missing_since and time.monotonic() - missing_since > PATIENCE:
             raise ComputeError(
@@ -176,21 +169,25 @@ def _explained(error: BaseException | None) -> ComputeError:
     return ComputeError(f"{what}: {reason}; start again, and the run continues from its last checkpoint")
 
 
-def places(compute: ComputeConfig, nodes: Sequence[dict[str, Any]], gpus: bool = False) -> int:
-    """How many workers the nodes of the cluster have room for."""
+def capacity(compute: ComputeConfig, nodes: Sequence[dict[str, Any]], gpus: bool = False) -> int:
+    """Number of workers for which the nodes of the cluster have room."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     rooms = [int(node.get("CPU", 0)) // compute.threads for node in alive]
     return sum(min(room, int(node.get("GPU", 0))) if gpus else room for room, node in zip(rooms, alive, strict=True))
 
 
-def check_places(compute: ComputeConfig, nodes: Sequence[dict[str, Any]]) -> int:
-    """The number of GPUs a worker asks for. Too small a cluster is a ComputeError: Ray would wait for a larger one."""
+def check_capacity(compute: ComputeConfig, nodes: Sequence[dict[str, Any]]) -> int:
+    """The number of GPUs of a worker.
+
+    Raises:
+        ComputeError: the cluster is too small; Ray would wait for a larger one.
+    """
     on_gpu = compute.device != "cpu" and any(n["Alive"] and n["Resources"].get("GPU", 0) >= 1 for n in nodes)
     if compute.device == "cuda" and not on_gpu:
         raise ComputeError(
             "compute.device: expected a cluster with a GPU for cuda, got one without; set it to auto or cpu"
         )
-    room = places(compute, nodes, on_gpu)
+    room = capacity(compute, nodes, on_gpu)
     if room < compute.workers:
         of = f"{compute.threads} CPUs (compute.threads)" + (" and a GPU each" if on_gpu else " each")
         raise ComputeError(
@@ -200,41 +197,40 @@ def check_places(compute: ComputeConfig, nodes: Sequence[dict[str, Any]]) -> int
     return int(on_gpu)
 
 
-def _share(mailbox: Any, function: Callable[..., Any], args: Sequence[Any], threads: int, needed: Path | None) -> None:
-    """What every worker runs."""
+def _work(mailbox: Any, function: Callable[..., Any], args: Sequence[Any], threads: int, folder: Path | None) -> None:
+    """The function on one worker."""
     import ray
     from ray.train import get_context
 
     from cmcore.train.steps import Worker
 
-    def post(letter: Letter) -> Any:
-        return mailbox.put.remote(letter)
+    def post(message: Message) -> Any:
+        return mailbox.add.remote(message)
 
     def emit(value: Any) -> None:
         if worker.lead:
-            post(Letter("event", value))
+            post(Message("event", value))
 
     context = get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), add_up)
+    worker = Worker(context.get_world_rank(), context.get_world_size(), sum_over_workers)
     if ray.get(mailbox.failed.remote()):
         return
     try:
-        if needed is not None and not needed.is_dir():
-            raise ComputeError(f"a node of the cluster does not see {needed}: the project must lie on shared storage")
+        require_folder(folder)
         result = limited(threads, function, *args, emit, worker)
     except PeerLostError:
         raise
     except Exception as error:
-        ray.get(post(Letter("error", portable(error))))
+        ray.get(post(Message("error", portable(error))))
         raise
     if worker.lead:
-        ray.get(post(Letter("result", result)))
+        ray.get(post(Message("result", result)))
 
 
-def add_up(tensors: "Sequence[Tensor]") -> None:
+def sum_over_workers(tensors: "Sequence[Tensor]") -> None:
     """Sum tensors over all workers, in place; every worker gets the same bits.
 
-    One message for each dtype instead of one for each tensor: between machines it is the number of messages that costs.
+    There is one all-reduce for each dtype, not for each tensor: between machines the number of messages is the cost.
     """
     import torch
     import torch.distributed as dist
@@ -245,6 +241,6 @@ def add_up(tensors: "Sequence[Tensor]") -> None:
         try:
             dist.all_reduce(flat)
         except RuntimeError as error:
-            raise PeerLostError(f"another worker is gone: {error}") from error
+            raise PeerLostError(f"another worker was lost: {error}") from error
         for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
             tensor.copy_(part.view_as(tensor))

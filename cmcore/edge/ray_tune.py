@@ -1,4 +1,4 @@
-"""A search on Ray Tune: trials as plain functions of one worker each, resumable after the driver was killed."""
+"""A search on Ray Tune: each trial is a function on one worker, and a killed search resumes."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cmcore.edge.ray_run import limited, pick_device
-from cmcore.edge.ray_session import ROOT, ComputeError, connection
+from cmcore.edge.ray_session import ComputeError, connection, require_folder
 from cmcore.edge.settings import ComputeConfig
 from cmcore.edge.tune_choice import domain, scheduler_of, searcher_of
 from cmcore.search.confirm import confirm
@@ -23,62 +23,57 @@ from cmcore.train.session import CHECKPOINT
 
 FAILURES = 2  # of a trial's worker, before the trial is given up
 POSITION = "position.json"  # in Tune's checkpoint of a trial: images seen at its last report
-# Without result files and progress tables of Tune's own, as trials keep their scores themselves; and with its state
-# written every second, as a killed search goes on from there.
+# Tune's own result files and progress tables are off, as trials keep their scores themselves. Its state, from which a
+# killed search resumes, is written every second.
 QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
 
 
 def search(
     compute: ComputeConfig, job: Job, *, record: Callable[[Trial, bool], None], on_progress: Callable[[int, int], None]
 ) -> tuple[list[Trial], list[dict[str, float]]]:
-    """Run the search, or the rest of it, and train what it found on the seeds of `confirm`.
+    """Run a search, or the rest of it, and train its best trial on the seeds of `confirm`.
 
     Args:
         compute: where. A search always runs on Ray; `backend: inline` is for single runs.
         job: the search. Its folder is on storage that all workers share.
-        record: told every trial whenever it has a new score, and at its end.
-        on_progress: called with (trials that are over, trials in all).
+        record: called with (trial, whether it has ended) after every new score and at the end.
+        on_progress: called with (trials that have ended, trials in all).
 
     Returns:
         The trials, best first, and for every seed of `confirm` the scores before and after.
 
     Raises:
-        ComputeError: the cluster is too small, or no trial gave a result.
+        ComputeError: the cluster is too small, or no trial finished.
     """
     os.environ |= QUIET
     with connection(compute) as session:
         import ray
 
-        config, needed = job.config, None if session.own else ROOT
+        config, needed = job.config, session.shared_folder
         resources = _resources(compute, config.threads)
         cpus, gpus = resources["CPU"], resources.get("GPU", 0)
         start: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=FAILURES)(_call).remote
         if config.kind == "posthoc":
-            # One training serves all trials; they must not start it all at once.
+            # All trials share one training, which must not be started by each of them.
             run = posthoc_run(job, config.seed)
             _get(start(config.threads, compute, needed, train_once, job, run, "posthoc"))
         trials = _tune(compute, job, resources, needed, record, on_progress)
         best = trials[0] if trials else None
         if best is None or best.outcome != FINISHED:
             reasons = "; ".join(sorted({trial.outcome for trial in trials})) or "there is none"
-            raise ComputeError(f"tune.{job.name}: no trial came to its end: {reasons}")
+            raise ComputeError(f"tune.{job.name}: no trial finished: {reasons}")
         waiting = [start(config.threads, compute, needed, confirm, job, best.values, s) for s in config.confirm]
         return trials, [{"seed": seed, **_get(task)} for seed, task in zip(config.confirm, waiting, strict=True)]
 
 
 def _call(threads: int, compute: ComputeConfig, needed: Path | None, function: Callable[..., Any], *args: Any) -> Any:
-    """A task on a worker; `device` is asked for there."""
-    _see(needed)
+    """A task on a worker, with the device of its machine."""
+    require_folder(needed)
     return limited(threads, partial(function, device=pick_device(compute)), *args)
 
 
-def _see(needed: Path | None) -> None:
-    if needed is not None and not needed.is_dir():
-        raise ComputeError(f"a node of the cluster does not see {needed}: the project must lie on shared storage")
-
-
 def _get(task: Any) -> Any:
-    """The result of a task, with waits that Ctrl-C can end."""
+    """The result of a task, in waits short enough for Ctrl-C."""
     import ray
 
     while not ray.wait([task], timeout=1.0)[0]:
@@ -108,12 +103,12 @@ def _tune(
     import ray
     from ray import tune
 
-    from cmcore.edge.tune_watch import LISTENERS, Listener, Watcher, ending
+    from cmcore.edge.tune_watch import LISTENERS, Listener, Watcher, outcome_of
 
     config, storage = job.config, job.folder / "ray"
     scheduler, paused = scheduler_of(config), config.scheduler in ("hyperband", "pbt")
     if paused:
-        # A paused trial would hold one of the places of `max_concurrent_trials` for ever, so CPUs limit these.
+        # Paused trials count towards `max_concurrent_trials` without end, so CPUs limit the running ones instead.
         share = ray.cluster_resources().get("CPU", 1) / config.concurrency
         resources = {**resources, "CPU": max(resources["CPU"], float(int(share)))}
     trainable: Any = tune.with_resources(
@@ -149,16 +144,16 @@ def _tune(
     for result in results:
         key = (result.metrics or {}).get("trial_id") or Path(result.path).name
         trial = Trial.load(trial_folder(job, key)) or Trial(key, {}, {})
-        trial.outcome = ending(job, trial, str(result.error or ""))
+        trial.outcome = outcome_of(job, trial, str(result.error or ""))
         trials.append(trial)
     return ranked(trials)
 
 
 def _trial(tried: dict[str, Any], *, job: Job, compute: ComputeConfig, needed: Path | None) -> None:
-    """Tune's function: in the worker of a trial."""
+    """A trial on its worker, as Tune calls it."""
     from ray import tune
 
-    _see(needed)
+    require_folder(needed)
     key = tune.get_context().get_trial_id()
     given = tune.get_checkpoint()
     with contextlib.ExitStack() as stack:
@@ -175,7 +170,7 @@ def _trial(tried: dict[str, Any], *, job: Job, compute: ComputeConfig, needed: P
 
 
 def _report(job: Job, folder: Path, part: int, images: int, score: float) -> None:
-    """Tell Tune a score, with a checkpoint that says where the trial stands; only PBT copies the state itself."""
+    """Report a score to Tune, with a checkpoint of the trial's position; PBT's also holds the training state."""
     from ray import tune
 
     with tempfile.TemporaryDirectory() as place:

@@ -1,6 +1,6 @@
-"""How things run and where they are tracked: the `compute` and `tracking` sections, which may never change a result.
+"""The `compute` and `tracking` sections: place and tracking of runs, which never change a result.
 
-They appear in no stage's `params:`, so changing them re-runs nothing.
+They are in no stage's `params:`, so a change of them makes nothing stale.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from cmcore.config import require
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """Where a stage's work is done."""
+    """Place and resources of a stage's computation."""
 
     backend: Literal["ray", "inline"] = "ray"  # inline: in the stage's own process, without Ray
-    address: str = ""  # of a Ray cluster; the variable RAY_ADDRESS has precedence; empty: a local Ray of our own
+    address: str = ""  # of a Ray cluster; the variable RAY_ADDRESS has precedence; empty: a local Ray
     threads: int = 2  # of torch, in every job: the number of threads changes the last bits of a result
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     workers: int = 1  # processes of one training run, or of one evaluation, each with `threads` threads
@@ -27,7 +27,7 @@ class ComputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where runs can be looked at. The files of the pipeline do not depend on it."""
+    """Tracking of runs in MLflow. The files of the pipeline do not depend on it."""
 
     mlflow: bool = True
     uri: str = ""  # of a server; the variable MLFLOW_TRACKING_URI has precedence; empty: a database in .tracking/

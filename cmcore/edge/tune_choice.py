@@ -1,4 +1,4 @@
-"""A search's space, searcher and scheduler in the words of Ray Tune and Optuna."""
+"""The space, searcher and scheduler of a search as objects of Ray Tune and Optuna."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ from cmcore.search.space import Dimension, TuneConfig
 
 
 def domain(dimension: Dimension) -> Any:
-    """The dimension as Tune draws from it."""
+    """Tune's domain for a dimension."""
     from ray import tune
 
     low, high = dimension.low, dimension.high
@@ -24,7 +24,7 @@ def domain(dimension: Dimension) -> Any:
 
 
 def searcher_of(config: TuneConfig) -> Any:
-    """What proposes the values of the next trial."""
+    """The search algorithm, which proposes the values of each trial."""
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     if config.searcher == "random":
@@ -37,7 +37,7 @@ def searcher_of(config: TuneConfig) -> Any:
 
 
 def scheduler_of(config: TuneConfig) -> Any:
-    """What decides which trials go on from a rung; None lets all."""
+    """The scheduler, which decides the trials that continue from a rung; None continues all."""
     from ray.tune import schedulers
 
     if config.kind == "posthoc":

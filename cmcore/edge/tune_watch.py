@@ -1,4 +1,4 @@
-"""The callback of Tune, which pickles it with an experiment: it holds a name, by which a process finds its listener."""
+"""Tune's callback. Tune pickles it with the experiment, so it holds only the name of the listener of its process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,19 +12,19 @@ from cmcore.search.trial import RUNNING, Trial, trial_folder
 
 @dataclass
 class Listener:
-    """Who is told about the trials of a search."""
+    """The receiver of the events of a search."""
 
     job: Job
-    record: Callable[[Trial, bool], None]  # a trial, and whether it is over
-    on_progress: Callable[[int, int], None]  # trials that are over, and all
+    record: Callable[[Trial, bool], None]  # (trial, whether it has ended)
+    on_progress: Callable[[int, int], None]  # (trials that have ended, trials in all)
     over: set[str] = field(default_factory=set)
 
-    def tell(self, key: str, over: bool, error: str = "") -> None:
-        """Hand on what the trial's folder says of it."""
+    def update(self, key: str, over: bool, error: str = "") -> None:
+        """Forward the state of a trial, read from its folder."""
         trial = Trial.load(trial_folder(self.job, key)) or Trial(key, {}, {})
         if over:
             self.over.add(key)
-            trial.outcome = ending(self.job, trial, error)
+            trial.outcome = outcome_of(self.job, trial, error)
         self.record(trial, over)
         self.on_progress(len(self.over), self.job.config.trials)
 
@@ -32,8 +32,8 @@ class Listener:
 LISTENERS: dict[str, Listener] = {}  # by the search's folder
 
 
-def ending(job: Job, trial: Trial, error: str) -> str:
-    """Why a trial is over: what it says itself, else the error, else the scheduler."""
+def outcome_of(job: Job, trial: Trial, error: str) -> str:
+    """The outcome of a trial that has ended: its own record, else the error, else the scheduler's decision."""
     if trial.outcome != RUNNING:
         return trial.outcome
     if error:
@@ -42,7 +42,7 @@ def ending(job: Job, trial: Trial, error: str) -> str:
 
 
 class Watcher(tune.Callback):
-    """Passes what happens to trials on to the listener of this process."""
+    """Forwards Tune's events to the listener of this process."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -50,10 +50,10 @@ class Watcher(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        LISTENERS[self._name].tell(trial.trial_id, over=False)
+        LISTENERS[self._name].update(trial.trial_id, over=False)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        LISTENERS[self._name].tell(trial.trial_id, over=True)
+        LISTENERS[self._name].update(trial.trial_id, over=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        LISTENERS[self._name].tell(trial.trial_id, over=True, error=str(trial.get_error() or ""))
+        LISTENERS[self._name].update(trial.trial_id, over=True, error=str(trial.get_error() or ""))

@@ -1,1 +1,1 @@
-"""Measures of sample quality, and the records that carry them with their provenance."""
+"""Measures of sample quality, and records of their values with provenance."""

@@ -1,4 +1,4 @@
-"""The baseline that every model must beat: a Gaussian fitted to the pixels."""
+"""The baseline of every comparison: a Gaussian fitted to the pixels."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ def gaussian_pixels(images: ImageArray, count: int, seed: int) -> Tensor:
     """Samples (count, C, H, W) uint8 from the Gaussian with the mean and the covariance of uint8 images (N, C, H, W).
 
     A sample is mean + sum_i w_i (x_i - mean) / sqrt(N - 1) with standard normal w, whose covariance is exactly that of
-    the images; so nothing of the size of the covariance is ever formed, and any resolution works.
+    the images. The covariance matrix is never formed, so any resolution works.
     """
     N = len(images)
     if N < 2:

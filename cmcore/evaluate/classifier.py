@@ -15,7 +15,7 @@ from cmcore.rng import Draws, generator
 from cmcore.tensors import to_float
 
 Accuracy = dict[str, float | int]
-_JUDGED = 10_000  # images that accuracy is measured of, at most
+_JUDGED = 10_000  # most images in a measurement of accuracy
 
 
 def train_classifier(
@@ -27,13 +27,13 @@ def train_classifier(
     workload: str,
     device: torch.device | str = "cpu",
 ) -> tuple[NetworkExtractor, Accuracy]:
-    """Train on images (N, C, H, W) uint8 with labels (N,), holding some out to measure accuracy.
+    """Train on images (N, C, H, W) uint8 with labels (N,), some of them held out to measure accuracy.
 
     The same data and config (which fixes the threads) give the same bits, hence the same name:
     {workload}_cnn_{8 hex digits}.
 
     Raises:
-        ValueError: images and labels do not match, or too few are left to train on.
+        ValueError: images and labels do not match, or too few training images remain.
     """
     train, _ = _split(images, labels, classes, config)
     shape = Shape(images.shape[1], images.shape[2], classes, config.width, config.features)
@@ -86,7 +86,7 @@ def _fit(
     config: ClassifierConfig,
     device: torch.device | str,
 ) -> None:
-    """AdamW over a one-cycle schedule; each step's images and shifts are addressed by images seen."""
+    """AdamW with a one-cycle schedule; the images and shifts of a step are addressed by images seen."""
     batch = min(config.batch, len(train))
     steps = math.ceil(config.images / batch)
     optimiser = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
@@ -119,7 +119,7 @@ def _rows(position: int, batch: int, count: int, seed: int) -> np.ndarray:
 
 
 def _shift(images: Tensor, most: int, draws: Draws) -> Tensor:
-    """Translate every image by up to `most` pixels each way, repeating the border."""
+    """Translate every image by at most `most` pixels in each direction, with the border repeated."""
     if most == 0:
         return images
     R = images.shape[-1]

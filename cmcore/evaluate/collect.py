@@ -1,4 +1,4 @@
-"""What is kept of many images: moments of their features, added up shard by shard, and features, up to a number."""
+"""Streaming collection of features: their moments, shard by shard, and the first of the features themselves."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,43 +12,43 @@ from cmcore.evaluate.moments import Moments
 
 
 class Span(NamedTuple):
-    """Images `start` to `stop - 1`."""
+    """The images `start` to `stop - 1`."""
 
     start: int
     stop: int
 
 
 def spans(count: int, size: int, first: int = 0) -> list[Span]:
-    """Images `first` to `first + count - 1` in pieces of `size`, cut by number: whoever measures them cuts the same."""
+    """The images `first` to `first + count - 1` in spans of `size`, whichever process measures them."""
     return [Span(start, min(start + size, first + count)) for start in range(first, first + count, size)]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some images as an extractor sees them."""
+    """The features of some images under one extractor: their moments, and the first of them."""
 
     moments: Moments
-    features: Tensor  # (K, D) float32 on the CPU, of the first K of them
+    features: Tensor  # (K, D) float32 on the CPU, of the first K images
 
 
 def joined(parts: Sequence[Part], keep: int) -> Part:
-    """The union of parts, in order; as the moments are added up one by one, the order decides the last bits."""
+    """The union of parts in order. Moments are merged one by one, so the order decides the last bits."""
     features = torch.cat([part.features for part in parts])[:keep]
     return Part(Moments.total(part.moments for part in parts), features)
 
 
 class Collector:
-    """Takes features in batches. In memory are those of one shard, and those that are kept."""
+    """An accumulator of features. It holds those of one shard, and those to be kept."""
 
     def __init__(self, shard: int, keep: int, device: torch.device | str = "cpu") -> None:
         self._shard, self._keep, self._device = shard, keep, device
-        self._open: list[Tensor] = []  # of the shard that is not full yet
+        self._open: list[Tensor] = []  # of the current shard
         self._kept: list[Tensor] = []
         self._total: Moments | None = None
         self.count = 0
 
     def add(self, features: Tensor) -> None:
-        """Take the features (B, D) of the next images."""
+        """Add the features (B, D) of the next images."""
         for piece in self._pieces(features):
             self._open.append(piece)
             if self.count < self._keep:
@@ -58,10 +58,10 @@ class Collector:
                 self._close()
 
     def part(self) -> Part:
-        """What was taken.
+        """The moments of all features, and those that were kept.
 
         Raises:
-            ValueError: nothing was.
+            ValueError: there are none.
         """
         self._close()
         if self._total is None:
@@ -70,7 +70,7 @@ class Collector:
         return Part(self._total, features)
 
     def _pieces(self, features: Tensor) -> Iterator[Tensor]:
-        """The features, cut where a shard ends."""
+        """The features, split where a shard ends."""
         while len(features):
             room = self._shard - self.count % self._shard
             yield features[:room]
@@ -87,14 +87,14 @@ def collect(
     batches: Iterable[Tensor], extractors: Sequence[FeatureExtractor], *, shard: int, keep: int,
     device: torch.device | str = "cpu",
 ) -> list[Part]:  # fmt: skip
-    """Pass once over uint8 images, given as batches (B, C, H, W); for every extractor what is kept of them.
+    """The parts of uint8 images, given as batches (B, C, H, W), under every extractor, in one pass over the images.
 
     Args:
         batches: the images.
-        extractors: what sees them.
-        shard: images whose moments are computed at once.
-        keep: most features that are kept.
-        device: where moments are computed.
+        extractors: the extractors.
+        shard: number of images whose moments are computed together.
+        keep: most features to keep.
+        device: device of the computation of moments.
 
     Returns:
         A part for every extractor.

@@ -1,4 +1,4 @@
-"""How far one-step samples are from the teacher's own probability-flow end points."""
+"""Distance of one-step samples from the end points of the teacher's probability-flow ODE."""
 
 import math
 
@@ -9,7 +9,7 @@ from cmcore.tensors import mean_per_sample
 
 
 def squared_errors(x: Tensor, y: Tensor) -> Tensor:
-    """Mean square difference of each two images (B, C, H, W) made from the same noise: (B,) float64."""
+    """Mean square difference of paired images (B, C, H, W) from the same noise: (B,) float64."""
     if x.shape != y.shape:
         raise ValueError(f"end points: expected two equal sets of images, got {tuple(x.shape)} and {tuple(y.shape)}")
     return mean_per_sample((x.double() - y.double()).square())

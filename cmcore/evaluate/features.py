@@ -1,4 +1,4 @@
-"""Feature spaces to measure samples in: a small convolutional network, trained as a classifier or left at random."""
+"""Feature spaces for metrics: a small convolutional network, trained as a classifier or random."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ _SMALLEST = 4  # resolution at which halving stops
 
 
 class FeatureExtractor(Protocol):
-    """Maps images to features. The name is unique to the weights, so it can stand in the name of a metric."""
+    """A map from images to features. Its name is unique to the weights, so the name of a metric can contain it."""
 
     @property
     def name(self) -> str: ...
@@ -34,7 +34,7 @@ class FeatureExtractor(Protocol):
 
     @property
     def fidelity(self) -> bool:
-        """Whether random subsets and splits are those of torch-fidelity, as for features that others measure in."""
+        """Whether metrics use torch-fidelity's random subsets and splits, as published values of these features do."""
         ...
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -42,12 +42,12 @@ class FeatureExtractor(Protocol):
         ...
 
     def logits(self, features: Tensor) -> Tensor | None:
-        """Class scores (B, K) from features, or None where the extractor knows no classes."""
+        """Class scores (B, K) from features, or None for an extractor without classes."""
         ...
 
 
 class Shape(NamedTuple):
-    """What fixes the network's layout."""
+    """The hyperparameters of the network's layout."""
 
     channels: int
     resolution: int
@@ -87,7 +87,7 @@ def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
 
 
 def build_classifier(shape: Shape, seed: int) -> Classifier:
-    """The network with He initialisation (arXiv 1502.01852) from a seed; the global generator is left as it was."""
+    """The network with He initialisation (arXiv 1502.01852) from a seed; global generators keep their state."""
     with seeded(seed, "classifier"):
         net = Classifier(shape)
         for module in net.modules():
@@ -116,7 +116,7 @@ class NetworkExtractor:
         self.name, self.dim = f"{kind}_{self.digest[:8]}", net.shape.features
 
     def to(self, device: torch.device | str) -> "NetworkExtractor":
-        """Move the network; features come back to the CPU whatever the device."""
+        """Move the network to the device; features are returned on the CPU in any case."""
         self.net.to(device)
         return self
 
@@ -135,13 +135,13 @@ class NetworkExtractor:
         return None if head is None else head(features.to(head.weight)).cpu()
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file that describes itself. One metadata key, because several come in random order."""
+        """Write a self-describing safetensors file, with one metadata key: several would be in random order."""
         metadata = {"extractor": json.dumps({"kind": self.kind, **self.net.shape._asdict()}, sort_keys=True)}
         save_file({k: v.cpu().contiguous() for k, v in self.net.state_dict().items()}, path, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "NetworkExtractor":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             DataError: the file is not a feature extractor.

@@ -21,7 +21,7 @@ def frechet_distance(a: Moments, b: Moments, root: Tensor | None = None) -> floa
     The trace of the product's root is the nuclear norm of S_a^{1/2} S_b^{1/2}, exact for singular covariances too.
 
     Args:
-        root: `covariance_root(b.cov)`, where it is at hand.
+        root: `covariance_root(b.cov)` if known.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"moments: expected equal dimensions, got {len(a.mean)} and {len(b.mean)}")
@@ -32,7 +32,7 @@ def frechet_distance(a: Moments, b: Moments, root: Tensor | None = None) -> floa
 
 
 def frechet_spread(features: Tensor, reference: Moments, replicates: int, seed: int) -> float:
-    """Standard deviation of the distance when the samples (B, D) are drawn again from themselves (bootstrap)."""
+    """Standard deviation of the distance over bootstrap resamples of the features (B, D)."""
     if replicates < 2:
         return 0.0
     root, n = covariance_root(reference.cov), len(features)
@@ -45,7 +45,7 @@ def frechet_spread(features: Tensor, reference: Moments, replicates: int, seed: 
 
 
 def frechet(moments: Moments, features: Tensor, reference: Moments, replicates: int, seed: int) -> Measured:
-    """The distance of samples from the reference, with its bootstrap spread where all their features are at hand."""
+    """The distance of samples from the reference, with its bootstrap spread if all features were kept."""
     value = frechet_distance(moments, reference)
     if len(features) < moments.count:
         return Measured(value, 0.0, "bootstrap")

@@ -1,4 +1,4 @@
-"""What counts as a set of images: arrays, or what looks like them and makes every part when it is asked for."""
+"""Protocols of image sets: arrays, and array-likes that compute their rows on access."""
 
 from typing import Any, Protocol
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class ImageArray(Protocol):
-    """(N, C, R, R) uint8."""
+    """An array or array-like, (N, C, R, R) uint8."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -17,12 +17,12 @@ class ImageArray(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any, /) -> np.ndarray:
-        """An image, a slice, or the images of some indices; as an array gives them."""
+        """The images of an index, a slice or an array of indices, as numpy selects them."""
         ...
 
 
 class ImageSet(Protocol):
-    """Reference images with labels (N,), and what identifies them."""
+    """Reference images with labels (N,) and a digest."""
 
     @property
     def images(self) -> ImageArray: ...

@@ -28,14 +28,14 @@ def mmd2(x: Tensor, y: Tensor) -> float:
 
 
 def addressed_subsets(m: int, n: int, *, subsets: int, size: int, seed: int) -> Iterator[Subset]:
-    """Random rows of sets of m and n, each subset drawn without replacement from an address of its own."""
+    """Random rows of sets of m and n; each subset is drawn without replacement from its own address."""
     for index in range(subsets):
         rng = generator(seed, "kid", index)
         yield torch.randperm(m, generator=rng)[:size], torch.randperm(n, generator=rng)[:size]
 
 
 def fidelity_subsets(m: int, n: int, *, subsets: int, size: int) -> Iterator[Subset]:
-    """The rows that torch-fidelity draws by default, so that the same features give its very number."""
+    """The rows that torch-fidelity draws by default, so that the same features give its exact value."""
     rng = np.random.RandomState(FIDELITY_SEED)
     for _ in range(subsets):
         rows = rng.choice(m, size, replace=False)
@@ -51,11 +51,11 @@ def kid(
     Args:
         x: features (m, D).
         y: features (n, D).
-        subsets: how many.
+        subsets: number of subsets.
         size: rows of each.
         seed: of the subsets.
-        fidelity: take torch-fidelity's subsets instead, which have a seed of their own.
-        device: where the kernels are computed, in float64; only a subset at a time is brought there.
+        fidelity: use torch-fidelity's subsets, which have a fixed seed.
+        device: device of the kernels, computed in float64; it holds one subset at a time.
 
     Raises:
         ValueError: a sample is smaller than a subset.

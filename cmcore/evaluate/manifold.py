@@ -1,4 +1,4 @@
-"""Improved precision and recall: which samples lie on the other set's estimated manifold (arXiv 1904.06991)."""
+"""Improved precision and recall: fractions of samples on the other set's estimated manifold (arXiv 1904.06991)."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmcore.evaluate.records import Measured
 
-_ROWS, _COLUMNS = 1000, 10_000  # distances held at once, in float64: 80 MB, however many images there are
+_ROWS, _COLUMNS = 1000, 10_000  # of a block of distances: 80 MB in float64, for any number of images
 
 
 class PrecisionRecall(NamedTuple):
@@ -29,7 +29,7 @@ def neighbour_radii(x: Tensor, k: int, device: torch.device | str = "cpu") -> Te
 
 
 def covered(x: Tensor, centres: Tensor, radii: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Whether each row of x lies within the radius of any centre (arXiv 1904.06991, Eq. 1): (B,) bool on the CPU."""
+    """True for rows of x within the radius of any centre (arXiv 1904.06991, Eq. 1): (B,) bool on the CPU."""
     x, centres, limits = x.to(device), centres.to(device), radii.to(device).split(_COLUMNS)
     hits = []
     for rows in x.split(_ROWS):
@@ -43,7 +43,7 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Precision: the fraction of fake rows on the real manifold; recall: of real rows on the fake one (Eq. 2).
 
-    `real_radii` is `neighbour_radii(real, k)`, where it is at hand.
+    `real_radii` is `neighbour_radii(real, k)` if known.
     """
     real_radii = neighbour_radii(real, k, device) if real_radii is None else real_radii
     precision = covered(fake, real, real_radii, device)
@@ -52,7 +52,7 @@ def precision_recall(
 
 
 def _distances(rows: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Distances of a few rows to all of y, block by block, in float64: in float32 they lose too many digits."""
+    """Distances of some rows to all of y, block by block, in float64: float32 loses too many digits."""
     rows = rows.double()
     for columns in y.split(_COLUMNS):
         yield torch.cdist(rows, columns.double())

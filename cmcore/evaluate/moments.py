@@ -11,7 +11,7 @@ from torch import Tensor
 from cmcore.bounded import open_npz
 from cmcore.errors import DataError
 
-_ROWS = 10_000  # in float64 at once
+_ROWS = 10_000  # in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Moments:
 
     @classmethod
     def stream(cls, batches: Iterable[Tensor]) -> "Moments":
-        """Moments of all rows of an iterable of (B, D), one pass, without keeping them."""
+        """Moments of all rows of an iterable of (B, D), in one pass."""
         return cls.total(map(cls.of, batches))
 
     @classmethod
     def total(cls, parts: Iterable["Moments"]) -> "Moments":
-        """Moments of the union of some sets, added up in the order given: it decides the last bits."""
+        """Moments of the union of sets, merged in the given order, which decides the last bits."""
         total = None
         for part in parts:
             total = part if total is None else total.merge(part)
@@ -72,13 +72,13 @@ class Moments:
         return Moments(n, self.mean + delta * (other.count / n), scatter / max(1, n - 1))
 
     def save(self, path: str | Path) -> None:
-        """Write a .npz with the keys mu and sigma of the EDM repositories, and count."""
+        """Write a .npz with the EDM repositories' keys mu and sigma, and with count."""
         with Path(path).open("wb") as file:
             np.savez(file, mu=self.mean.numpy(), sigma=self.cov.numpy(), count=np.int64(self.count))
 
     @classmethod
     def load(cls, path: str | Path) -> "Moments":
-        """Read a .npz with mu and sigma: ours, or statistics published with EDM, whose count is unknown: 0.
+        """Read a .npz with mu and sigma. Statistics published with EDM have no count, which becomes 0.
 
         Raises:
             DataError: the file is damaged, or the keys or the shapes are not those of moments.

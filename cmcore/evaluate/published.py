@@ -1,4 +1,4 @@
-"""Reference moments that others have published, from a file: the FID of a paper is against exactly these."""
+"""Published reference moments, from a file: the FIDs of a paper are measured against exactly these."""
 
 import hashlib
 from pathlib import Path
@@ -19,10 +19,10 @@ def read_moments(path: Path, dim: int) -> tuple[Moments, str]:
     Args:
         path: an .npz with mu and sigma, as of the EDM repository; a .pkl with both under "fid", as of EDM2's; or a .pt
             with both, as torch-fidelity caches them.
-        dim: of the features that will be compared with them.
+        dim: dimension of the features.
 
     Raises:
-        DataError: the file is missing or holds something else; nothing in it was executed.
+        DataError: the file is missing or holds something else. Nothing in it is executed.
     """
     expected = f"{path} (eval.reference_npz): expected mu ({dim},) and sigma ({dim}, {dim}) in an .npz, .pkl or .pt"
     try:

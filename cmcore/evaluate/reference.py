@@ -1,4 +1,4 @@
-"""The real images, measured once per workload: the extractor, its features of them, and what a baseline reaches."""
+"""The reference of a workload: an extractor, its features of the real images, and the metrics of the baseline."""
 
 import json
 from collections.abc import Iterator
@@ -26,18 +26,18 @@ from cmcore.evaluate.suite import Reference, evaluate_samples
 from cmcore.rng import generator
 
 REFERENCE = "reference.json"
-_SAMPLES, _FITTED = 5000, 10_000  # most samples of the baseline, and images that it is fitted to, ...
-_NUMBERS = 2**28  # ... and most numbers in all of the samples
+_SAMPLES, _FITTED = 5000, 10_000  # most samples of the baseline, and most images of its fit
+_NUMBERS = 2**28  # most numbers in all of the samples
 
 
 def reference(
     images: ImageSet, config: EvalConfig, workload: str, out: Path, device: torch.device | str = "cpu"
 ) -> Reference:
-    """Take, train or, for unlabelled images, draw the workload's extractor and store the reference that it gives.
+    """Take, train or, for unlabelled images, draw the workload's extractor and store the reference in its features.
 
-    Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, how far two halves of
-    the images are apart, and the records of the Gaussian baseline) into the folder `out`. The extractor is trained on
-    the CPU, where the same data give the same bits.
+    Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, the distance between
+    two halves of the images, and the records of the Gaussian baseline) into the folder `out`. The extractor is trained
+    on the CPU, where the same data give the same bits.
     """
     out.mkdir(parents=True, exist_ok=True)
     extractor, accuracy = _extractor(images, config, workload)
@@ -65,10 +65,10 @@ def reference(
 def store_features(
     images: ImageSet, extractor: FeatureExtractor, config: EvalConfig, out: Path, device: torch.device | str = "cpu"
 ) -> Reference:
-    """Features and moments of the images under any extractor, written to features.npy and moments.npz in `out`.
+    """Write the features and moments of the images under any extractor to features.npy and moments.npz in `out`.
 
-    The moments are of all images; of more than `config.kept` images the features of that many are written, chosen at
-    random. Neither the images nor the features are ever in memory together.
+    The moments are of all images, the features of at most `config.kept` of them, chosen at random. Memory holds a batch
+    of images and a shard of features.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = kept_rows(len(images.images), config.kept)
@@ -87,14 +87,14 @@ def store_features(
 
 
 def kept_rows(count: int, keep: int) -> np.ndarray:
-    """Which of the images' features are kept: all, or a random choice, in ascending order."""
+    """Rows of the images whose features are kept: all, or a random subset, in ascending order."""
     if count <= keep:
         return np.arange(count)
     return torch.randperm(count, generator=generator("kept features"))[:keep].sort().values.numpy()
 
 
 def store_published(path: Path, dim: int, out: Path) -> None:
-    """Take published moments as the reference of features of that dimension: moments.npz and published.json in `out`.
+    """Write published moments of features of dimension `dim` as the reference: moments.npz and published.json in `out`.
 
     Raises:
         DataError: the file does not hold moments of features of that dimension.
@@ -114,10 +114,12 @@ def facts_of(folder: Path) -> ReferenceFacts:
 def load_reference(
     folder: Path, extractor: FeatureExtractor | None = None, digest: str = "", device: torch.device | str = "cpu"
 ) -> Reference:
-    """Read back what `reference` wrote; with an extractor, what `store_features` or `store_published` wrote.
+    """Read a reference that `reference` wrote; with an extractor, one of `store_features` or `store_published`.
 
-    Features stay on disk until they are asked for. `digest` is that of the images; an extractor that is read goes to
-    the device.
+    Features are memory-mapped. `digest` is that of the images; an extractor that is read is moved to the device.
+
+    Raises:
+        ValueError: the files are damaged, or of different references.
     """
     moments = Moments.load(folder / "moments.npz")
     if extractor is None:
@@ -129,13 +131,13 @@ def load_reference(
     elif (folder / "published.json").exists():
         published = json.loads((folder / "published.json").read_text(encoding="utf-8"))
         return Reference(extractor, moments, None, published["digest"], published["absent"])
-    # Copy on write, as torch has no tensors that cannot be written to.
+    # Copy on write, as torch has no read-only tensors.
     features = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False))
     return Reference(extractor, moments, features, digest)
 
 
 def halves(built: Reference, seed: int) -> float:
-    """Frechet distance between two random halves of the reference: what a finite number of real images is apart."""
+    """Frechet distance between two random halves of the reference, the level that finite samples alone cause."""
     assert built.features is not None
     order = torch.randperm(len(built.features), generator=generator(seed, "halves"))
     first, second = order.tensor_split(2)
@@ -161,7 +163,7 @@ def _extractor(
 def _baseline(
     images: ImageSet, built: Reference, config: EvalConfig, workload: str, device: torch.device | str
 ) -> list[MetricRecord]:
-    """A Gaussian fitted to the pixels, measured like a model; of as many images and samples as fit into memory."""
+    """Records of the Gaussian baseline, from as many images and samples as fit into memory."""
     name, pixels = "gaussian_pixels", images.images[0].size
     count = max(min(config.samples, _SAMPLES, _NUMBERS // pixels), config.least)
     few = min(_FITTED, 4 * _NUMBERS // pixels)

@@ -13,7 +13,7 @@ def classifier_score(logits: Tensor) -> float:
     """exp(E_x KL(p(y|x) || p(y)))   (arXiv 1606.03498, Sec. 4) for logits (B, K): between 1 and K."""
     log_p = logits.double().log_softmax(1)
     p = log_p.exp()
-    # xlogy: a class that is never predicted has p = 0 and a marginal of 0, and contributes nothing.
+    # xlogy: a class that is never predicted has p = 0 and marginal 0, and contributes 0.
     kl = (p * log_p.clamp(min=torch.finfo(torch.float64).min)).sum(1) - torch.xlogy(p, p.mean(0)).sum(1)
     return float(kl.mean().exp())
 

@@ -1,4 +1,4 @@
-"""What an evaluation measures. Imports no torch, so that reading parameters stays cheap."""
+"""The `eval` section of the parameters. Imports no torch, so that reading parameters stays cheap."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from cmcore.config import require
 class ClassifierConfig:
     """The small classifier whose penultimate layer is the offline feature space of a workload.
 
-    The extractor's name ends in a digest of its weights, so a change here is never taken for what was measured before.
+    The extractor's name ends in a digest of its weights, so values before and after a change here have other names.
     """
 
     width: int = 32  # channels of the first stage; they double at every halving of the resolution
@@ -39,15 +39,15 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionConfig:
-    """Where the weights of the Inception network of the published FIDs come from; by default they are absent."""
+    """Source of the weights of the Inception network of published FIDs; absent by default."""
 
     path: str = ""  # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
-    download: bool = False  # fetch them where `path` is empty
+    download: bool = False  # download them where `path` is empty
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What makes images of latents; where the data are images, there is none."""
+    """The decoder of latents; unused where the data are images."""
 
     path: str = ""  # folder of a diffusers AutoencoderKL: its config.json and diffusion_pytorch_model.safetensors
     sha256: str = ""  # of its weights, checked where given
@@ -107,5 +107,5 @@ class EvalConfig:
 
     @property
     def least(self) -> int:
-        """The fewest samples that every metric can be measured of."""
+        """The smallest number of samples that suffices for every metric."""
         return max(self.kid_size, self.neighbours + 1, self.score_splits)

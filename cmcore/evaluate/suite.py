@@ -1,4 +1,4 @@
-"""Every metric of a set of samples, from one pass over the images, as records."""
+"""Records of every metric of a set of samples, from one pass over the images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,17 +19,17 @@ from cmcore.evaluate.settings import EvalConfig
 
 @dataclass(frozen=True)
 class Reference:
-    """The real images as an extractor sees them."""
+    """The real images in the features of one extractor."""
 
     extractor: FeatureExtractor
     moments: Moments
-    features: Tensor | None  # (N, D) float32, of some of the images where they are very many; None: only moments known
+    features: Tensor | None  # (N, D) float32, of at most `eval.kept` images; None: only moments are known
     digest: str  # of the images, or of the file of their moments
-    absent: str = ""  # which metrics need the features that are not there, and why they are not, in words for a caption
+    absent: str = ""  # for a caption: the metrics that lack their features, and the reason
     _radii: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def radii(self, k: int, device: torch.device | str = "cpu") -> Tensor:
-        """`neighbour_radii` of the features, computed once."""
+        """`neighbour_radii` of the features, cached."""
         if k not in self._radii:
             assert self.features is not None
             self._radii[k] = neighbour_radii(self.features, k, device)
@@ -60,17 +60,17 @@ def measure(
     """Every metric of one or several ranges of samples.
 
     Args:
-        ranges: for every range, its part under every reference's extractor.
+        ranges: for every range, the part under each reference's extractor.
         references: the real images.
         source: of the samples.
-        config: what to measure.
+        config: the metrics' settings.
         firsts: the number of each range's first sample.
-        device: where distances between many features are computed.
+        device: device of the distances between many features.
 
     Returns:
         A record for every metric; over several ranges it holds the value of each.
     """
-    # The spread over ranges says more than a bootstrap within one of them.
+    # The spread over ranges replaces the bootstrap within one.
     config = config if len(ranges) == 1 else replace(config, bootstrap=0)
     records: list[MetricRecord] = []
     for index, reference in enumerate(references):

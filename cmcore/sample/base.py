@@ -1,4 +1,4 @@
-"""What a sampler is: it turns the noise of a few images into the images, in float64, and knows what that costs.
+"""The protocol of samplers: maps from noise to images, in float64, with a known number of function evaluations.
 
 Calling convention: `sampler(denoiser, (C, H, W), source, labels)` first draws the initial noise sigma_max z: under one
 seed every sampler starts from the same noise. Images come out unclamped, on the scale of the training data.
@@ -16,7 +16,7 @@ from cmcore.rng import NoiseSource
 
 
 class Sampler(Protocol):
-    """(denoiser, noise) -> images. A new sampler fills in the abstract members and inherits the call."""
+    """(denoiser, noise) -> images. A sampler implements the abstract members and inherits the call."""
 
     name: ClassVar[str]
     """The solver's name, as tables print it."""

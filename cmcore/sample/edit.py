@@ -1,8 +1,8 @@
 """Zero-shot editing with a consistency model (arXiv 2303.01469, Algorithm 4 and App. D). No training, no gradient.
 
-Multistep sampling runs as ever, and after each f what is known of the image is put back. The `Multistep` sampler holds
-the levels: the paper takes the 40-level Karras grid, (5.38, 2.24) for strokes; its code clamps every f (clamp=True).
-Images are (B, C, H, W) in [-1, 1]; results are float64.
+Multistep sampling, with the known part of the image restored after each f. The `Multistep` sampler holds the levels: in
+the paper the 40-level Karras grid, and (5.38, 2.24) for strokes; its code clamps every f (clamp=True). Images are
+(B, C, H, W) in [-1, 1]; results are float64.
 """
 
 import torch
@@ -17,7 +17,7 @@ from cmcore.sample.known import Known, known_grey, known_means, known_pixels
 def restore(
     sampler: Multistep, denoiser: Denoise, known: Known, source: NoiseSource, labels: Tensor | None = None
 ) -> Tensor:
-    """Algorithm 4: sample images that agree with what is known, starting from it with zeros for the unknown."""
+    """Algorithm 4: sample images that agree with the known part, starting from it with zeros for the unknown."""
     y = known.inverse(torch.where(known.unknown, torch.zeros_like(known.coefficients), known.coefficients))
     x = y + sampler.sigma_max * source.normal(y.shape[1:])
     return sampler.refine(denoiser, x, source, labels, known.project)
@@ -79,7 +79,7 @@ def interpolate(
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
-    """Spherical interpolation from a to b, by the angle between them, so that blends of noise keep noise's norm."""
+    """Spherical interpolation from a to b, by the angle between them, which preserves the norm of noise."""
     cosine = (a * b).sum() / (a.norm() * b.norm())
     angle = torch.arccos(cosine.clamp(-1, 1))
     if angle.sin() < 1e-6:  # parallel: the formula is 0/0, and its limit is the straight line

@@ -1,7 +1,7 @@
-"""What is known of an image to edit: coefficients under an invertible linear map A (arXiv 2303.01469, App. D).
+"""The known part of an image to edit: coefficients under an invertible linear map A (arXiv 2303.01469, App. D).
 
-Images are (B, C, H, W) in [-1, 1], float64 inside. A is orthogonal, so putting the known coefficients back moves an
-image no further than it must.
+Images are (B, C, H, W) in [-1, 1], float64 inside. A is orthogonal, so restoring the known coefficients is a projection
+to the nearest image that has them.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ LUMA = (0.2989, 0.5870, 0.1140)
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the images: `coefficients` under A (`forward`), wherever `unknown` (Omega) is False."""
+    """The known part of images: `coefficients` under A (`forward`), where `unknown` (Omega) is False."""
 
     forward: Callable[[Tensor], Tensor]
     inverse: Callable[[Tensor], Tensor]
@@ -24,7 +24,7 @@ class Known:
     unknown: Tensor  # bool, broadcasts against the coefficients
 
     def project(self, x: Tensor) -> Tensor:
-        """Put the known coefficients into x: A^-1[(A y)(1 - Omega) + (A x) Omega]."""
+        """x with the known coefficients: A^-1[(A y)(1 - Omega) + (A x) Omega]."""
         return self.inverse(torch.where(self.unknown, self.forward(x), self.coefficients))
 
 

@@ -1,6 +1,6 @@
 """Solvers of the probability-flow ODE, for diffusion models.
 
-A grid (N,) holds every level that is visited, descending: `with_zero(karras_grid(...))` ends on clean images.
+A grid (N,) holds the visited levels in descending order: `with_zero(karras_grid(...))` ends on clean images.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from cmcore.sample.base import Sampler, check_levels
 
 @dataclass(frozen=True, eq=False)
 class GridSampler(Sampler):
-    """A sampler that walks down a grid. One evaluation a step, unless a solver says otherwise."""
+    """A sampler on a descending grid, with one evaluation per step unless a solver overrides it."""
 
     grid: Tensor
 
@@ -26,7 +26,7 @@ class GridSampler(Sampler):
 
     @property
     def steps(self) -> int:
-        """From level to level."""
+        """Number of steps between levels."""
         return len(self.grid) - 1
 
     @property
@@ -94,7 +94,7 @@ class Heun(GridSampler):
         return x
 
     def gamma(self, sigma: float) -> float:
-        """How far the level is raised before a step, relative to itself (Algorithm 2, line 4)."""
+        """Relative increase of the level before a step (Algorithm 2, line 4)."""
         return min(self.S_churn / self.steps, 2**0.5 - 1) if self.S_min <= sigma <= self.S_max else 0.0
 
     def _churn(self, x: Tensor, sigma: Tensor, gamma: float, source: NoiseSource) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A stream of generated images: any sampler, any number, in batches that leave no trace in the result."""
+"""Streams of generated images, independent of the batch size."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,11 +26,11 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield uint8 images (B, C, H, W), B <= batch, for the image numbers `indices`, in order, on `device`.
 
-    The random numbers of an image depend on (seed, its number) alone: not on the batch, nor on which others are drawn.
+    The random numbers of an image depend on (seed, its number) alone, not on the batch or on other images.
 
     `labels` maps image numbers to labels (B,). Without it a conditional model (classes > 0) gets uniform labels, from a
-    source of their own: the noise is that of the unconditional model. A denoiser in training mode is refused: its
-    dropout is on. `to_images` makes uint8 images of what the sampler gives: decodes it, where that is latents.
+    source of their own: the noise is that of the unconditional model. A denoiser in training mode, whose dropout is on,
+    is refused. `to_images` converts samples to uint8 images; for latents it decodes them.
     """
     if batch < 1:
         raise ValueError(f"generate: expected batch >= 1, got {batch}")

@@ -146,7 +146,7 @@ def test_a_decoded_data_set_is_one_of_images_and_makes_them_as_an_array_gives_th
 
 
 def test_nothing_takes_them_for_images(tmp_path, prepared):
-    with pytest.raises(DataError, match="holds latents, and what is asked for needs images"):
+    with pytest.raises(DataError, match="expected images, got latents"):
         ImageData.open(tmp_path / "out")
 
 

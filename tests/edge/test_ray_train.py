@@ -12,7 +12,7 @@ from cmcore.assemble.training import WEIGHTS
 from cmcore.config import ConfigError, read
 from cmcore.edge.ray_run import execute
 from cmcore.edge.ray_session import ComputeError, connection
-from cmcore.edge.ray_train import check_places, execute_together
+from cmcore.edge.ray_train import check_capacity, execute_together
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.pipeline.progress import Done
@@ -41,12 +41,12 @@ def node(**resources: float) -> dict:
 )
 def test_a_cluster_that_is_too_small_is_refused_in_a_sentence(compute, nodes, message):
     with pytest.raises(ComputeError, match=message):
-        check_places(ComputeConfig(**compute), nodes)
+        check_capacity(ComputeConfig(**compute), nodes)
 
 
 def test_gpus_are_asked_for_where_there_are_any():
     nodes = [node(GPU=1.0), node(GPU=1.0)]
-    assert [check_places(ComputeConfig(workers=2, device=d), nodes) for d in ("auto", "cuda", "cpu")] == [1, 1, 0]
+    assert [check_capacity(ComputeConfig(workers=2, device=d), nodes) for d in ("auto", "cuda", "cpu")] == [1, 1, 0]
 
 
 def test_workers_need_ray():

@@ -98,7 +98,7 @@ def test_guided_diffusion_s_1d_convolutions_have_our_order():
 
 WRONG = {
     "VPPrecond": ("ddpmpp", {"class_name": "VPPrecond"}, "VPPrecond: expected one of EDMPrecond, ECMPrecond"),
-    "skip": ("ddpmpp", {"encoder_type": "skip"}, "encoder_type = skip is not built here"),
+    "skip": ("ddpmpp", {"encoder_type": "skip"}, "encoder_type: expected standard or residual, got skip"),
 }
 
 

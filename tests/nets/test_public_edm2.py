@@ -196,5 +196,5 @@ def test_what_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert public.read(stranger, ARGUMENTS).unknown == ["unet.enc.8x8_block0.extra.weight"]
     with pytest.raises(MappingError, match=r"resample_filter: expected \[1, 1\], got \[1, 3, 3, 1\]"):
         public.read(public_tensors(), {**ARGUMENTS, "resample_filter": [1, 3, 3, 1]})
-    with pytest.raises(WeightsError, match=r"there is no tensor that would be output\.weight"):
+    with pytest.raises(WeightsError, match=r"expected tensors for output\.weight, got none"):
         read_public(snapshot(tmp_path, monkeypatch, drop="unet.out_conv.weight"))

@@ -1,1 +1,1 @@
-"""Where images come from, and how they become one prepared array."""
+"""Sources of images and latents, and their conversion to one prepared array."""

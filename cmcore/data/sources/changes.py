@@ -1,7 +1,7 @@
-"""Whether the files at `data.path` are still those that were prepared.
+"""Detection of changes in the files at `data.path` since they were prepared.
 
-DVC compares parameters, and the path stays the same when the files behind it change. To give them to DVC as a
-dependency would make it read all of them. Here names, sizes and times of change are compared with a record.
+DVC compares parameters, and the path stays the same when the files behind it change. As a dependency of DVC, all of
+them would be read for every run. Here names, sizes and modification times are compared with a record.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from cmcore.data.sources.files import walk
 
 
 def state(config: DataConfig) -> str:
-    """Digest of names, sizes and times of change at and below the config's place; empty where there is nothing."""
+    """Digest of names, sizes and modification times at and below the config's place; empty where it is absent."""
     place = Path(config.place)
     if not config.place:
         return ""
@@ -32,12 +32,12 @@ def state(config: DataConfig) -> str:
 
 
 def remember(record: Path, config: DataConfig, before: str) -> None:
-    """Write down the state that the files had before they were read."""
+    """Record the state that the files had before they were read."""
     write_atomic(record, (json.dumps({"place": config.place, "state": before}) + "\n").encode())
 
 
 def changed(record: Path, config: DataConfig) -> bool:
-    """Whether the files differ from the record; not, where there is none, it is of another place, or they are gone."""
+    """Whether the files differ from the record. Without a record of this place, or without files, they do not."""
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
         place, before = known["place"], known["state"]

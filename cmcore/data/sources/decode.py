@@ -1,4 +1,4 @@
-"""One image file -> uint8 (C, H, W), with nothing that a hostile or broken file could use."""
+"""One image file -> uint8 (C, H, W), also for hostile and broken files, which are refused."""
 
 import io
 import warnings
@@ -68,7 +68,7 @@ def _too_large(limit: int) -> str:
 
 
 def _check(image: Any, name: str, pixel_limit: int) -> None:
-    """Look at the header only: no pixel has been decoded yet."""
+    """Check the header, before any pixel is decoded."""
     if image.width * image.height > pixel_limit:
         raise DataError(f"{name}: {_too_large(pixel_limit)}: {image.width} x {image.height}")
     # Pillow opens PNG, TIFF and PPM files of 16 bits a channel in modes of 8 bits, and only their tiles tell.
@@ -86,7 +86,7 @@ def _arguments(image: Any) -> tuple[Any, ...]:
 
 
 def fit(image: np.ndarray, resolution: int, resize: Resize = "lanczos") -> np.ndarray:
-    """Bring uint8 (C, H, W) to a square; what has the right size passes untouched.
+    """Resize and crop uint8 (C, H, W) to a square; an image of the right size is returned unchanged.
 
     - "lanczos": the central square is cut out, then shrunk (antialiased);
     - "adm": halved by averaging while that keeps it large enough, then shrunk bicubically, then its central square is

@@ -1,4 +1,4 @@
-"""A file from the network: continued where a download broke off, and kept only if it is the right one."""
+"""Downloads that resume after an interruption and are checked against a checksum."""
 
 import hashlib
 import http.client
@@ -14,17 +14,17 @@ Progress = Callable[[int, int], None]
 
 
 def download(url: str, path: Path, sha256: str, size: int, progress: Progress | None = None) -> None:
-    """Fetch `url` to `path`, by way of a file beside it that a later call continues.
+    """Download `url` to `path`, through a partial file beside it that a later call resumes.
 
     Args:
-        url: where it is.
-        path: where it goes; a file that is there already is left alone.
-        sha256: what it has to be.
-        size: its bytes; more are not taken.
-        progress: told (bytes here, size).
+        url: the address.
+        path: the target; an existing file is left alone.
+        sha256: the expected checksum.
+        size: the expected bytes; no more are read.
+        progress: called with (bytes so far, size).
 
     Raises:
-        DataError: there is no way there, or what came is another file; it says what to do instead.
+        DataError: the download failed or the checksum differs; the message gives the manual alternative.
     """
     if path.exists():
         return

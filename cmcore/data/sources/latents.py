@@ -1,4 +1,4 @@
-"""Latents of an autoencoder, as EDM2's dataset tool writes them: a .npy file an image, its mean above its deviation."""
+"""Latents of an autoencoder in the layout of EDM2's dataset tool: one .npy file per image, mean above deviation."""
 
 import io
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from cmcore.data.sources.source import Block, Source
 from cmcore.errors import DataError, reason
 
 SOME = 64  # files to a block
-LIMIT = 10_000  # far from what float16 cannot hold
+LIMIT = 10_000  # largest magnitude, well inside the range of float16
 
 
 def latents(config: DataConfig) -> Source:
-    """The latents below the config's place, with labels as images have them.
+    """The latents below the config's place, labelled like images.
 
     Raises:
-        DataError: a file is no array of a mean and a deviation, of that resolution.
+        DataError: a file is no array of a mean and a standard deviation of the config's resolution.
     """
     listing = list_files(Path(config.place), config.subfolder)
     shape = (2 * LATENT_CHANNELS, config.resolution, config.resolution)

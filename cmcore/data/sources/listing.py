@@ -1,6 +1,6 @@
 """The files of a folder, a zip or a tar as rows, with labels by folder or by EDM's dataset.json.
 
-Rows are in the sorted order of the names, whatever order the disk or the archive has, so a data set has one digest.
+Rows are sorted by name, not in the order of the disk or the archive, so a data set has one digest.
 """
 
 import itertools
@@ -30,7 +30,7 @@ class Listing(NamedTuple):
     row_of: dict[str, int]
     labels: np.ndarray
     class_names: tuple[str, ...]
-    held: list[Entry]  # all of them, read already; or none
+    held: list[Entry]  # the files' contents if they are in memory, else empty
 
     def files(self) -> Iterator[tuple[int, str, bytes]]:
         """Row, name and content of every file.
@@ -47,7 +47,7 @@ class Listing(NamedTuple):
 
 
 def list_files(path: Path, subfolder: str) -> Listing:
-    """The files below the sub-folder. To list a tar is to read it, so a small one is kept in memory."""
+    """The files below the sub-folder. Listing a tar reads all of it, so a small one is kept in memory."""
     names, described, held = [], None, []
     room = HELD if is_tar(path) else 0
     for entry in entries(path, subfolder):

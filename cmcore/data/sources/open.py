@@ -1,4 +1,4 @@
-"""Which kinds of source there are, and the two that come as arrays."""
+"""The sources by kind, with the readers of the two that come as arrays."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
     """List the images of a source.
 
     Args:
-        config: which.
-        progress: told (bytes, bytes in all) of a download.
+        config: the source.
+        progress: called with (bytes, bytes in all) of a download.
 
     Raises:
         DataError: the source is missing, damaged, empty, or not what its checksum says.

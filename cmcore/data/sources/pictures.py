@@ -1,4 +1,4 @@
-"""Image files as blocks of decoded images, decoded by every core of the machine."""
+"""Image files as blocks of images, decoded on all cores."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from cmcore.data.sources.pool import cores, ordered
 from cmcore.data.sources.source import Block, Source
 
 SOME, SOME_BYTES = 256, 2**22  # files that are decoded as one task
-FEW = 4096  # files that are decoded before other processes would have started
+FEW = 4096  # files below which starting processes takes longer than decoding
 
 
 def pictures(config: DataConfig) -> Source:
@@ -34,7 +34,7 @@ def pictures(config: DataConfig) -> Source:
 
 
 def _groups(listing: Listing) -> Iterator[tuple[list[int], list[tuple[str, bytes]]]]:
-    """Rows and named contents, so many at a time that handing them to another process costs little."""
+    """Rows and named contents, in groups large enough for the cost of a transfer between processes."""
     rows: list[int] = []
     files: list[tuple[str, bytes]] = []
     size = 0

@@ -1,7 +1,7 @@
 """A function applied to a stream of tasks by several processes, the results in the order of the tasks.
 
-Every process has a pipe of its own, and ends when that is closed: also when this process is killed. One task at a time
-is with each, so neither end can wait for the other while its own pipe is full.
+Every process has its own pipe and ends when that closes, also when this process is killed. Each holds one task at a
+time, so no two ends can block on full pipes.
 """
 
 import itertools
@@ -28,14 +28,14 @@ def ordered(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ite
 
     Args:
         function: can be pickled.
-        tasks: taken as they are needed: `workers` of them are in memory at a time.
-        workers: processes; with one, all happens here.
+        tasks: consumed lazily; at most `workers` of them are in memory.
+        workers: number of processes; 1 computes in this process.
 
     Yields:
         The results.
 
     Raises:
-        DataError: a process was killed, for want of memory perhaps.
+        DataError: a process was killed, for example because memory ran out.
     """
     if workers <= 1:
         yield from map(function, tasks)

@@ -1,4 +1,4 @@
-"""The work of the `prepare` stage: any source -> one array, labels.npy and manifest.json, all or nothing."""
+"""The prepare stage: any source -> one array, labels.npy and manifest.json, written atomically."""
 
 import hashlib
 import itertools
@@ -25,16 +25,16 @@ Progress = Callable[[int, int], None]
 def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Write the data set into the folder `out` and return its manifest.
 
-    images.npy is uint8 (N, C, H, W), latents.npy holds means and deviations (N, 2C, H, W), labels.npy is int64 (N,).
-    Statistics are of pixels in [-1, 1], or of normalised latents. Equal sources give equal bytes on every machine.
+    images.npy is uint8 (N, C, H, W), latents.npy holds means and standard deviations (N, 2C, H, W), labels.npy is int64
+    (N,). Statistics are of pixels in [-1, 1], or of normalised latents. Equal sources give equal bytes everywhere.
 
     Args:
-        config: which images.
+        config: the source.
         out: a folder that is replaced as a whole, at the end.
-        progress: told (images done, images in all), and first (bytes done, bytes in all) of a download.
+        progress: called with (images done, images in all), before that with (bytes done, bytes in all) of a download.
 
     Raises:
-        DataError: the first image that is wrong, by its name; `out` is then as it was.
+        DataError: an image is wrong; the message names the first. `out` is then unchanged.
     """
     source, shape = open_source(config, progress), (config.channels, config.resolution, config.resolution)
     latent = source.kind == "latents"
@@ -70,7 +70,7 @@ def _manifest(source: Source, shape: tuple[int, int, int], seen: dict[str, Any],
 def _write(
     path: Path, source: Source, shape: tuple[int, ...], dtype: np.dtype, seen: Statistics, progress: Progress
 ) -> None:
-    """Write the rows as they come, not through a memory map: a full disk kills a process that does."""
+    """Write the rows in the order of the source. A full disk would kill a process that writes to a memory map."""
     count, size, done = len(source.labels), int(np.prod(shape)) * dtype.itemsize, 0
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, *shape)}
@@ -93,7 +93,7 @@ def _write(
 
 
 def _runs(block: Block) -> list[tuple[int, np.ndarray]]:
-    """The images of neighbouring rows as one array each, which is one write."""
+    """The images of consecutive rows as one array each, for one write."""
     rows = np.asarray(block.rows)
     cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     return [(int(rows[low]), block.images[low:high]) for low, high in itertools.pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""What every kind of source comes down to: a listed, not yet decoded data set."""
+"""The common form of all sources: a listed data set that is not decoded yet."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -7,14 +7,14 @@ import numpy as np
 
 
 class Block(NamedTuple):
-    """Some rows of a data set, and what is stored in them: images (n, C, H, W), or means and deviations."""
+    """Rows of a data set with their contents: images (n, C, H, W), or means and standard deviations (n, 2C, H, W)."""
 
     rows: Sequence[int]
     images: np.ndarray
 
 
 class Source(NamedTuple):
-    """A data set that has been listed. Images come in blocks, so that it is never whole in memory."""
+    """A listed data set. Images come in blocks, so that memory holds a part of them."""
 
     labels: np.ndarray  # (count,) int64; zeros where there are no classes
     class_names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a manifest says of the numbers in a data set, gathered block by block."""
+"""Means and standard deviations of a data set for its manifest, accumulated block by block."""
 
 from typing import Any, Protocol
 
@@ -8,7 +8,7 @@ from cmcore.data.latent_space import FINAL_STD, RAW_MEAN, RAW_STD
 
 
 class Statistics(Protocol):
-    """Sees every block once."""
+    """An accumulator, given every block once."""
 
     def add(self, block: np.ndarray) -> None: ...
 
@@ -16,7 +16,7 @@ class Statistics(Protocol):
 
 
 class Pixels:
-    """How often each channel has each value, int64 (C, 256), hence exact means and deviations."""
+    """Histograms of the values of each channel, int64 (C, 256), which give exact moments."""
 
     def __init__(self, channels: int) -> None:
         self.counts = np.zeros((channels, 256), np.int64)

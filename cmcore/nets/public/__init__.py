@@ -1,1 +1,1 @@
-"""Networks that others have published: one file per family says which of ours they are, and renames their tensors."""
+"""Published networks: one file per family maps them to networks of this project and renames their tensors."""

@@ -1,12 +1,12 @@
-"""What a mapping of public weights gives, and the renaming that mappings share.
+"""The interface of mappings of public weights, and the renaming that they share.
 
 A mapping module has two functions:
 
-- `recognise(named, attributes) -> bool`: whether these tensors are of its family;
-- `read(named, attributes) -> PublicNet`: which of our networks it is, with the tensors under our names.
+- `recognise(named, attributes) -> bool`: whether the tensors are of its family;
+- `read(named, attributes) -> PublicNet`: the corresponding network of this project, with the tensors under its names.
 
-`named` are the tensors by their public names. `attributes` are what the file says of its network, if anything:
-`class_name` and the arguments it was made with; and hints for what a file may not say: `resolution`, `head_channels`.
+`named` are the tensors by their public names. `attributes` describe the network, as far as the file does:
+`class_name` and the arguments of its constructor; and hints for the rest: `resolution`, `head_channels`.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,21 +17,21 @@ from torch import Tensor
 
 
 class MappingError(ValueError):
-    """The file holds a network that none of ours is; the message has one line for each reason."""
+    """No network of this project corresponds to the file's; the message has one line for each reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicNet:
-    """A public network as one of ours."""
+    """A public network as a network of this project."""
 
     family: str  # for people to read
     kind: str  # a module of cmcore/nets
-    options: dict[str, Any]  # fields of its Config, where they differ from the defaults or tell the network apart
+    options: dict[str, Any]  # fields of its Config that differ from the defaults or identify the network
     channels: int
     resolution: int
     classes: int  # 0 for an unconditional network
-    tensors: dict[str, Tensor]  # under the names of our state dict
-    unknown: list[str] = field(default_factory=list)  # public names that the mapping has no place for
+    tensors: dict[str, Tensor]  # under the names of the state dict
+    unknown: list[str] = field(default_factory=list)  # public names outside the mapping
     sigma_data: float = 0.5
     boundary: bool | None = None  # whether it was trained with eps-shifted scalings; None: the file does not say
 
@@ -39,7 +39,7 @@ class PublicNet:
 def renamed(
     named: Mapping[str, Tensor], rename: Callable[[str], str | None], drop: Callable[[str], bool]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under new names, in float32, and the names that `rename` has no answer for; some are dropped."""
+    """The tensors under new names, in float32, without those of `drop`; and the names for which `rename` gave None."""
     tensors, unknown = {}, []
     for name, tensor in named.items():
         if drop(name):
@@ -53,9 +53,9 @@ def renamed(
 
 
 def heads_first(tensor: Tensor, heads: int, order: str) -> Tensor:
-    """Rows of a joint projection to q, k and v, brought into our order: heads, then q, k, v, then channels.
+    """Rows of a joint projection to q, k and v, reordered to heads, then q, k, v, then channels.
 
-    `order` is theirs: "hcq" (heads, channels, qkv) or "qhc" (qkv, heads, channels).
+    `order` is that of the file: "hcq" (heads, channels, qkv) or "qhc" (qkv, heads, channels).
     """
     rows = tensor.shape[0] // (3 * heads)
     shape = {"hcq": (heads, rows, 3), "qhc": (3, heads, rows)}[order]

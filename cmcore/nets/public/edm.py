@@ -13,7 +13,7 @@ from cmcore.nets.public.base import MappingError, PublicNet, heads_first, rename
 
 _CLASSES = {"EDMPrecond": None, "ECMPrecond": False}  # -> PublicNet.boundary
 _KINDS = {"SongUNet": "unet", "DhariwalUNet": "adm"}
-# The arguments that their classes default to (arXiv 2206.00364, App. F.2), by our names.
+# Default arguments of EDM's classes (arXiv 2206.00364, App. F.2), by the names of Config.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "unet": {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]},
     "adm": {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]},
@@ -31,7 +31,7 @@ _SIDE = re.compile(r"(enc|dec)\.(\d+x\d+)_(conv|aux_residual|aux_norm|aux_conv)"
 
 
 def recognise(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> bool:
-    """Whether the file's network is an `EDMPrecond` or a relative of it around one of EDM's two classes."""
+    """Whether the network is one of EDM's two classes inside a preconditioning such as `EDMPrecond`."""
     del named
     return attributes.get("model_type", "DhariwalUNet") in _KINDS and "Precond" in attributes.get("class_name", "")
 
@@ -40,14 +40,14 @@ def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNe
     """The network and its tensors.
 
     Raises:
-        MappingError: another preconditioning, or an encoder or decoder that is not built here.
+        MappingError: another preconditioning, or an encoder or decoder that is not implemented.
     """
     given, name = dict(attributes), attributes["class_name"]
     if name not in _CLASSES:
-        raise MappingError(f"{name}: expected one of {', '.join(_CLASSES)}; its network speaks of noise otherwise")
+        raise MappingError(f"{name}: expected one of {', '.join(_CLASSES)}; others have another noise input")
     for key in ("encoder_type", "decoder_type"):
         if given.get(key, "standard") == "skip":
-            raise MappingError(f"{key} = skip is not built here")
+            raise MappingError(f"{key}: expected standard or residual, got skip")
     kind = _KINDS[given.get("model_type", "DhariwalUNet")]
     given = {**_DEFAULTS[kind], **given}
     options = _options(kind, given)
@@ -72,7 +72,7 @@ def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNe
 
 
 def _options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Their arguments as fields of our Config."""
+    """EDM's constructor arguments as fields of Config."""
     options: dict[str, Any] = {
         "c_noise": "log",
         "model_channels": given["model_channels"],

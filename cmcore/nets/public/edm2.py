@@ -1,6 +1,6 @@
 """Networks of EDM2 (arXiv 2312.02696), and consistency models fine-tuned from them, by the shapes of their tensors.
 
-Only what no shape tells is asked of the file: the width of a head, the balances and the dropout.
+The width of a head, the balances and the dropout, which no shape determines, come from the file's attributes.
 """
 
 import math
@@ -24,7 +24,7 @@ _OUTER = {
 }  # fmt: skip
 _BLOCK = re.compile(r"unet\.(enc|dec)\.(\d+x\d+_(?:block\d+|in\d|down|up))\.(\w+)(\.weight)?")
 _INPUT = re.compile(r"unet\.enc\.(\d+)x\1_conv\.weight")
-# Their arguments under our names, with their defaults; all are those of Config.
+# EDM2's arguments -> fields of Config and EDM2's defaults.
 _NUMBERS = {
     "label_balance": ("label_balance", 0.5),
     "concat_balance": ("concat_balance", 0.5),
@@ -36,13 +36,13 @@ _NUMBERS = {
 
 
 def recognise(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> bool:
-    """Whether there are the two tensors that only this family has under these names."""
+    """Whether the two tensors are present whose names only this family has."""
     del attributes
     return {"unet.emb_fourier.phases", "unet.out_gain"} <= named.keys()
 
 
 def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNet:
-    """The network and its tensors; what EDM2 learned of the uncertainty is left out, as it belongs to the training.
+    """The network and its tensors, without EDM2's learned uncertainty, which only training uses.
 
     Raises:
         MappingError: the network is not of config G.
@@ -51,7 +51,7 @@ def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNe
     resolution = next((int(match[1]) for match in map(_INPUT.fullmatch, named) if match), 0)
     needed = {"input.weight", "output.weight", "embedding.noise.weight", "embedding.features.freqs"}
     if missing := sorted(needed - tensors.keys()):
-        raise MappingError(f"EDM2: there is no tensor that would be {', '.join(missing)}")
+        raise MappingError(f"EDM2: expected tensors for {', '.join(missing)}, got none")
     if list(attributes.get("resample_filter", [1, 1])) != [1, 1]:
         raise MappingError(f"resample_filter: expected [1, 1], got {attributes['resample_filter']}")
     label = tensors.get("embedding.label.weight")
@@ -71,7 +71,7 @@ def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNe
 
 
 def _options(tensors: Mapping[str, Tensor], resolution: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of Config: shape from the tensors, the rest from what the file says."""
+    """The fields of Config: shapes from the tensors, the rest from the file's attributes."""
     sizes = [resolution >> level for level in range(32)]
     levels = [size for size in sizes if f"encoder.{_place(size)}_block0.gain" in tensors]
     wide = [tensors[f"encoder.{_place(size)}_block0.conv0.weight"].shape[0] for size in levels]

@@ -1,8 +1,8 @@
 """ADM as OpenAI publishes it: state dicts of consistency models (arXiv 2303.01469) and of their EDM teachers.
 
-Such a file holds tensors only. The shape of the network is in their names and sizes, but for the resolution, of which
-the lowest level has 8 x 8 in every published network, and the 64 channels of a head. Guided diffusion (arXiv
-2105.05233) names its tensors alike, but its networks predict the noise and a variance, at discrete steps.
+Such a file holds tensors only. Their names and sizes give the shape of the network except for two constants of every
+published network: a resolution of 8 x 8 at the lowest level, and 64 channels per head. Guided diffusion (arXiv
+2105.05233) has the same names, but its networks predict the noise and a variance, at discrete steps.
 """
 
 import re
@@ -26,7 +26,7 @@ _MODULE = re.compile(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d)\.(.+
 
 
 def recognise(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> bool:
-    """Whether the tensors are named like those of guided diffusion."""
+    """Whether the tensors have the names of guided diffusion."""
     del attributes
     return {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.weight", "out.2.weight"} <= set(named)
 
@@ -35,7 +35,7 @@ def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNe
     """The network and its tensors.
 
     Raises:
-        MappingError: a network of another make.
+        MappingError: the network has another structure.
     """
     outputs, channels = named["out.2.weight"].shape[0], named["input_blocks.0.0.weight"].shape[1]
     if outputs != channels:
@@ -83,7 +83,7 @@ def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNe
 
 
 def _levels(named: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Numbers of levels and of blocks per level. On the way up, a level ends with two residual blocks in one place."""
+    """Numbers of levels and of blocks per level. In the decoder a level ends with two residual blocks in one module."""
     count = 1 + max(int(name.split(".")[1]) for name in named if name.startswith("input_blocks."))
     ends = {name.split(".")[1] for name in named if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", name)}
     levels = len(ends) + 1
@@ -93,7 +93,7 @@ def _levels(named: Mapping[str, Tensor]) -> tuple[int, int]:
 
 
 def _places(named: Mapping[str, Tensor], levels: int, blocks: int, resolution: int) -> dict[str, str]:
-    """Their modules -> our blocks. An attention belongs to the residual block before it."""
+    """OpenAI's modules -> blocks of this project. An attention belongs to the residual block before it."""
     places: dict[str, str] = {}
 
     def place(prefix: str, index: int, name: str) -> None:
@@ -130,7 +130,7 @@ def _rename(name: str, places: Mapping[str, str]) -> str | None:
 
 
 def _qkv(tensor: Tensor, ndim: int, head: int) -> Tensor:
-    """Consistency models keep q, k and v apart; guided diffusion, of 1-d convolutions, has our order."""
+    """Consistency models separate q, k and v; guided diffusion, with 1-d convolutions, has this project's order."""
     heads = tensor.shape[0] // (3 * head)
     ordered = heads_first(tensor, heads, "qhc") if ndim == 4 else tensor
     return ordered if tensor.ndim == 1 else ordered.reshape(*ordered.shape[:2], 1, 1)
