@@ -77,8 +77,9 @@ def is_ray(process: psutil.Process) -> bool:
 
 
 def is_stage(process: psutil.Process) -> bool:
-    """The process that DVC started, or that trains several runs."""
-    return "python" in process.name() and any(word.startswith("stages") for word in process.cmdline()[:4])
+    """A process that DVC started, or the driver, which computes several stages."""
+    words = process.cmdline()[:4]
+    return "python" in process.name() and any(word.startswith(("stages", "cmcore.commands")) for word in words)
 
 
 def is_dvc(process: psutil.Process) -> bool:
@@ -134,7 +135,7 @@ def trained(folder: Path) -> dict[str, str]:
     return digests((folder / ".work").glob("*/*/final"), folder)
 
 
-def sealed(folder: Path) -> dict[str, str]:
+def recorded(folder: Path) -> dict[str, str]:
     """The results that DVC has, and what was measured of them."""
     places = [(folder / "outputs").glob("*/runs/[!.]*"), (folder / "reports").glob("*/metrics")]
     return digests(itertools.chain(*places), folder)
@@ -177,7 +178,7 @@ class Killer:
         start = time.monotonic()
         self._run(*self.command)
         self.window = time.monotonic() - start
-        self.expected, self.outputs = trained(self.space.folder), sealed(self.space.folder)
+        self.expected, self.outputs = trained(self.space.folder), recorded(self.space.folder)
         if not self.expected:
             raise RuntimeError(f"{' '.join(self.command)} left no results")
         self._start_over()
@@ -254,7 +255,7 @@ class Killer:
             if self._was_late():
                 return
             raise RuntimeError(f"{' '.join(self.command)} ended with {code}:\n{self._log()}")
-        if (trained(self.space.folder), sealed(self.space.folder)) != (self.expected, self.outputs):
+        if (trained(self.space.folder), recorded(self.space.folder)) != (self.expected, self.outputs):
             raise RuntimeError("the results differ from those of the undisturbed training")
         self.finished += 1
         self._start_over()

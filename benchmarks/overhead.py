@@ -3,7 +3,7 @@
     python -m benchmarks.overhead [--workload digits] [--scale 0.25] [--threads 1] [--kills 50] [--tune NAME]
 
 The same stages run in a copy of the project: in one bare process that calls them one after the other, without DVC,
-Ray and MLflow; as `make repro JOBS=1`, with as many threads; as `make repro JOBS=2`; and both again on a cluster of two
+Ray and MLflow; as `cmlab repro -j 1`, with as many threads; as `cmlab repro -j 2`; and both again on a cluster of two
 nodes. Training is scaled, so the seconds that stages cost weigh more than in the whole graph; the table gives them as
 seconds as well. On a machine that others use, too, the processor time says more than the clock.
 """
@@ -105,23 +105,23 @@ def pipeline_rows(space: Workspace, params: Mapping[str, Any]) -> Iterator[tuple
     space.forget()
     space.write(params)
     full = space.call("cmcore.commands", "repro", "--jobs", "1")
-    same("make repro")
-    yield "make repro JOBS=1: DVC + Ray + MLflow", shown(full)
+    same("cmlab repro")
+    yield "cmlab repro -j 1: DVC + Ray + MLflow", shown(full)
     yield "overhead by the clock", overhead(bare.wall, full.wall, len(stages))
     yield "overhead in processor time", overhead(bare.cpu, full.cpu, len(stages))
     yield "dvc repro with nothing changed", shown(min(space.call("dvc", "repro") for _ in range(3)))
     space.forget()
     two = space.call("cmcore.commands", "repro", "--jobs", "2")
-    same("make repro JOBS=2")
-    yield "make repro JOBS=2", f"{shown(two)}, saves {1 - two.wall / full.wall:.0%}"
+    same("cmlab repro -j 2")
+    yield "cmlab repro -j 2", f"{shown(two)}, saves {1 - two.wall / full.wall:.0%}"
     with two_nodes(space, params["compute"]["threads"]):
         spread = []
         for jobs in ("1", "2"):
             space.forget()
             spread.append(space.call("cmcore.commands", "repro", "--jobs", jobs).wall)
-            same(f"make repro JOBS={jobs} on two nodes")
-    yield "make repro JOBS=1 on a cluster of two nodes", f"{spread[0]:.1f} s"
-    yield "make repro JOBS=2 on it", f"{spread[1]:.1f} s, saves {1 - spread[1] / spread[0]:.0%}"
+            same(f"cmlab repro -j {jobs} on two nodes")
+    yield "cmlab repro -j 1 on a cluster of two nodes", f"{spread[0]:.1f} s"
+    yield "cmlab repro -j 2 on it", f"{spread[1]:.1f} s, saves {1 - spread[1] / spread[0]:.0%}"
     yield "results of all these", "the same bits"
 
 
