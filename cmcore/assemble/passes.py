@@ -67,8 +67,8 @@ def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, jud
     if teacher is not None and method.traits.few_step:
         found.append(Pass(ENDPOINTS, final, rows[0], config.endpoints, shown=SHOWN, teacher=teacher))
     found += [
-        Pass(f"scan_{level:g}", final, sampler, config.scan_samples, "scan")
-        for level, sampler in zip(config.scan, method.scan(sampling, config.scan), strict=False)
+        Pass(f"scan_{sampler.noise_levels[1]:g}", final, sampler, config.scan_samples, "scan")
+        for sampler in method.scan(sampling, config.scan)
     ]
     quickest = rows[0]
     snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))

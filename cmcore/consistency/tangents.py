@@ -71,3 +71,13 @@ def consistency_tangent(x_t: Tensor, t: Tensor, dx_dt: Tensor, tangent: Tangent,
 def normalise(g: Tensor, c: float) -> Tensor:
     """g / (||g|| + c) with the plain L2 norm of a whole image (arXiv 2410.11081, sec. 4.2, Alg. 1)."""
     return g / expand_like(norm_per_sample(g) + c, g)
+
+
+def total_derivative(
+    denoiser: Denoiser, x: Tensor, t: Tensor, dx_dt: Tensor, labels: Labels = None
+) -> tuple[Tensor, Tensor]:
+    """f(x, t) and its derivative df/dt along a trajectory in VE time, in one pass, both with their graphs."""
+    # In full precision under any train.precision, as in `scaled_jvp`.
+    with full_precision(x.device):
+        outputs = torch.func.jvp(lambda x, t: denoiser(x, t, labels), (x, t), (dx_dt, torch.ones_like(t)))
+    return outputs[0], outputs[1]

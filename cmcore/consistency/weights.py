@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.tensors import full_precision
 
 
@@ -16,6 +17,12 @@ def edm(sigma: Tensor, sigma_data: float) -> Tensor:
 def inverse_gap(t: Tensor, r: Tensor) -> Tensor:
     """1 / (t - r), for iCT (arXiv 2310.14189, Eq. 8) and ECT (arXiv 2406.14548)."""
     return 1 / (t - r)
+
+
+def grid_gap(t: Tensor, diffusion: DiffusionConfig) -> Tensor:
+    """dt/du of t = (lo + u (hi - lo))^rho: N - 1 times the gap of the Karras grid at t, for a large N."""
+    power = 1 / diffusion.rho
+    return diffusion.rho * (diffusion.sigma_max**power - diffusion.sigma_min**power) * t ** (1 - power)
 
 
 class AdaptiveWeight(nn.Module):

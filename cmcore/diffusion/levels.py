@@ -73,6 +73,46 @@ class TruncatedLogNormal:
 
 
 @dataclass(frozen=True)
+class TruncatedStudentT:
+    """ln sigma ~ scale t_df, conditioned on lo <= sigma <= hi (TCM, arXiv 2410.14895). Heavy tails for small df.
+
+    With ln sigma = scale sqrt(df) sinh(v) the density of v is cosh(v)^-df, smooth whatever df is, so that a table of
+    its integral has about 9 digits.
+    """
+
+    df: float
+    scale: float
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        _positive("df", self.df)
+        _positive("scale", self.scale)
+        _ordered(self.lo, self.hi)
+
+    def _v(self, sigma: Tensor) -> Tensor:
+        return torch.asinh(_double(sigma).log() / (self.scale * self.df**0.5))
+
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Some v from the lower end to the upper, and the probability below them."""
+        first, last = self._v(torch.tensor([self.lo, self.hi], dtype=torch.float64)).tolist()
+        v = torch.linspace(first, last, 8193, dtype=torch.float64, device=device)
+        p = torch.cumulative_trapezoid(torch.cosh(v) ** -self.df, v)
+        p = torch.cat([p.new_zeros(1), p])
+        return v, p / p[-1]
+
+    def sample(self, u: Tensor) -> Tensor:
+        """The u-quantile."""
+        v, p = self._table(u.device)
+        return (self.scale * self.df**0.5 * torch.sinh(_interpolated(_double(u), p, v))).exp().clamp(self.lo, self.hi)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        """P(level <= sigma)."""
+        v, p = self._table(sigma.device)
+        return _interpolated(self._v(sigma).clamp(v[0], v[-1]), v, p)
+
+
+@dataclass(frozen=True)
 class KarrasUniform:
     """sigma^(1/rho) is uniform: the Karras grid's continuous limit (arXiv 2303.01469, continuous losses)."""
 
@@ -114,6 +154,13 @@ def sample_index(p: Tensor, u: Tensor) -> Tensor:
     edges = p.cumsum(0)
     # Scaled by its own rounded end, the last edge is exactly 1, above every u: no index of probability 0 is drawn.
     return torch.searchsorted(edges / edges[-1], _double(u), right=True).clamp(max=len(p) - 1)
+
+
+def _interpolated(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """The line through the points (xs, ys), xs ascending, at x (B,)."""
+    i = torch.searchsorted(xs, x, right=True).clamp(1, len(xs) - 1)
+    share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
+    return torch.lerp(ys[i - 1], ys[i], share)
 
 
 def _double(v: Tensor) -> Tensor:

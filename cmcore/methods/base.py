@@ -197,7 +197,7 @@ class Method(ABC):
         return [self.guided(few_step_sampler(d, *levels), sampling) for levels in ((), (sampling.two_step,))]
 
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
-        """Samplers that try the level of a second step, one for each; none for a diffusion model.
+        """Samplers that try the level of a second step, one for each that suits; none for a diffusion model.
 
         Their `noise_levels` are sigma_max and the level.
         """

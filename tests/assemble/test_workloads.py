@@ -74,6 +74,8 @@ SCHEDULES = {
     ("cifar10", "ect_100k"): (100_000, 128, 1e-4, "radam", 0.2),
     ("cifar10", "ect_200k"): (200_000, 128, 1e-4, "radam", 0.2),
     ("cifar10", "ect"): (400_000, 128, 1e-4, "radam", 0.2),
+    ("cifar10", "tcm_first"): (350_000, 512, 1e-4, "radam", 0.2),
+    ("cifar10", "tcm"): (300_000, 1024, 5e-5, "radam", 0.2),
     ("cifar10", "edm_trig"): (400_000, 512, 1e-3, "adam", 0.13),
     ("cifar10", "sct"): (400_000, 512, 1e-4, "radam", 0.2),
     ("cifar10", "scd"): (400_000, 512, 1e-4, "radam", 0),
@@ -119,6 +121,8 @@ RATES = {
     ("cifar10", "ect_1h", "ema"): 0.9993,
     ("cifar10", "ect_200k", "ema"): 0.9999,
     ("cifar10", "ect", "ema"): 0.9999,
+    ("cifar10", "tcm_first", "ema"): 0.9999,
+    ("cifar10", "tcm", "ema"): 0.9999,
     ("imagenet64", "cd", "short"): 0.999,
     ("imagenet64", "cd", "middle"): 0.9999,
     ("imagenet64", "cd", "ema"): 0.9999432,
@@ -257,7 +261,7 @@ def test_the_small_run_fits_a_quarter_of_an_hour_a_run(projects):
 
 
 # Runs whose like was published without a number that we know of.
-UNPUBLISHED = {"edm2_s", "edm2_m", "edm2_l", "edm2_xl", "edm2_xxl"}
+UNPUBLISHED = {"edm2_s", "edm2_m", "edm2_l", "edm2_xl", "edm2_xxl", "tcm_first"}
 
 
 @pytest.mark.parametrize("name", PAPERS)

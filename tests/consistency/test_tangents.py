@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore import plugins
-from cmcore.consistency.tangents import Tangent, consistency_tangent, normalise, scaled_jvp, trig_net
+from cmcore.consistency.tangents import Tangent, consistency_tangent, normalise, scaled_jvp, total_derivative, trig_net
 from cmcore.consistency.trigflow import TrigConfig, continuous_loss, sample_point
 from cmcore.consistency.weights import AdaptiveWeight
 from cmcore.diffusion.precond import Denoiser, NoiseCoordinate
@@ -203,3 +203,13 @@ def test_dropout_is_the_same_in_f_and_its_derivative():
     tangent = scaled_jvp(trig_net(denoiser, None), normal(15), TIMES, normal(16), SD)
     assert 0 < (tangent.F == 0).float().mean() < 1
     assert math.isclose(((tangent.F == 0) == (tangent.scaled_dF == 0)).float().mean(), 1)
+
+
+@pytest.mark.parametrize("coordinate", ["log", "trig"])
+def test_the_total_derivative_is_that_along_a_trajectory_in_ve_time(coordinate: NoiseCoordinate):
+    denoiser, x, z = perturbed("mlp", coordinate), SD * normal(1), normal(2)
+    t = torch.tensor([0.05, 0.8, 15.0], dtype=torch.float64)
+    f, df_dt = total_derivative(denoiser, x + expand_like(t, z) * z, t, z)
+    torch.testing.assert_close(f, denoiser(x + expand_like(t, z) * z, t), rtol=0, atol=1e-14)
+    expected = central_difference(lambda s: denoiser(x + expand_like(t * (1 + s), z) * z, t * (1 + s)))
+    torch.testing.assert_close(expand_like(t, z) * df_dt, expected, rtol=1e-8, atol=1e-9)

@@ -12,11 +12,17 @@ from cmcore.diffusion.levels import (
     Levels,
     LogNormal,
     TruncatedLogNormal,
+    TruncatedStudentT,
     discretised_lognormal,
     sample_index,
 )
 
-DENSITIES = [LogNormal(-1.2, 1.2), TruncatedLogNormal(-1.1, 2.0, 0.002, 20.0), KarrasUniform(0.002, 80.0)]
+DENSITIES = [
+    LogNormal(-1.2, 1.2),
+    TruncatedLogNormal(-1.1, 2.0, 0.002, 20.0),
+    KarrasUniform(0.002, 80.0),
+    TruncatedStudentT(0.01, 0.2, 1.0, 80.0),
+]
 
 
 @pytest.mark.parametrize("levels", DENSITIES, ids=lambda d: type(d).__name__)
@@ -43,8 +49,10 @@ def test_every_number_that_rand_can_draw_gives_a_positive_finite_level(levels: L
 
 
 @pytest.mark.parametrize("levels", DENSITIES[1:], ids=lambda d: type(d).__name__)
-def test_bounded_densities_reach_their_ends_and_no_further(levels: TruncatedLogNormal | KarrasUniform):
-    lo, hi = (levels.lo, levels.hi) if isinstance(levels, TruncatedLogNormal) else (levels.sigma_min, levels.sigma_max)
+def test_bounded_densities_reach_their_ends_and_no_further(
+    levels: TruncatedLogNormal | KarrasUniform | TruncatedStudentT,
+):
+    lo, hi = (levels.sigma_min, levels.sigma_max) if isinstance(levels, KarrasUniform) else (levels.lo, levels.hi)
     ends = levels.sample(torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64))
     torch.testing.assert_close(ends, torch.tensor([lo, hi], dtype=torch.float64), rtol=1e-9, atol=0)
     assert lo <= ends[0]
@@ -110,3 +118,14 @@ def test_impossible_densities_are_refused():
         discretised_lognormal(karras_grid(5, 0.1, 1.0))
     with pytest.raises(ValueError, match="got none"):
         discretised_lognormal(karras_grid(5, 0.1, 1.0).flip(0), P_mean=100.0, P_std=0.1)
+
+
+def test_student_t_quantiles():
+    """TCM's proposal for CIFAR-10, and a wide density over both signs of ln sigma, against SciPy."""
+    u = torch.tensor([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95], dtype=torch.float64)
+    known = torch.tensor([1.006, 1.0127, 1.043, 1.2211, 2.5235, 10.44, 24.65], dtype=torch.float64)
+    torch.testing.assert_close(TruncatedStudentT(0.01, 0.2, 1.0, 80.0).sample(u), known, rtol=5e-4, atol=0)
+    stats = pytest.importorskip("scipy.stats")
+    below, upto = stats.t.cdf([math.log(0.01) / 0.7, math.log(50.0) / 0.7], 3.0)
+    expected = torch.from_numpy(0.7 * stats.t.ppf(below + (upto - below) * u.numpy(), 3.0)).exp()
+    torch.testing.assert_close(TruncatedStudentT(3.0, 0.7, 0.01, 50.0).sample(u), expected, rtol=1e-6, atol=0)

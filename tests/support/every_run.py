@@ -17,7 +17,7 @@ from cmcore.tracking.base import Null
 def run_of(name: str) -> dict[str, Any]:
     """The entry of `runs` for a method; one that needs no weights that do not come with the project."""
     known = entry(name)
-    teacher = "edm" if known.teacher else "none"
+    teacher = known.start if known.teacher else "none"
     return {"method": name, "init": known.start, "teacher": teacher, "options": weightless(name)}
 
 
@@ -32,13 +32,19 @@ def every_run(**train: Any) -> Project:
 
 
 def make_inputs(folder: Path) -> dict[str, Inputs]:
-    """Prepared digits, the empty weight file and a teacher: the inputs of every run by name."""
+    """Prepared digits, the empty weight file and the runs that others start from: the inputs of every run by name."""
     project = every_run()
     prepare(project.sections.data, folder / "data")
     empty = folder / "random.safetensors"
     save_empty(empty, "random")
-    random = Inputs(folder / "data", empty, empty)
-    final = train_run(project.run("edm"), random, folder / "edm", tracker=Null(), on_progress=lambda *_: None)
-    files = {"random": empty, "none": empty, "edm": final / "weights.safetensors"}
-    runs = {name: project.run(name) for name in METHODS}
-    return {name: Inputs(folder / "data", files[run.init], files[run.teacher]) for name, run in runs.items()}
+    files = {"random": empty, "none": empty}
+
+    def inputs(name: str) -> Inputs:
+        run = project.run(name)
+        for parent in run.parents:
+            if parent not in files:
+                own, quiet = project.run(parent), {"tracker": Null(), "on_progress": lambda *_: None}
+                files[parent] = train_run(own, inputs(parent), folder / parent, **quiet) / "weights.safetensors"
+        return Inputs(folder / "data", files[run.init], files[run.teacher])
+
+    return {name: inputs(name) for name in METHODS}

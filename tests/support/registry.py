@@ -16,11 +16,12 @@ class Entry:
     paper: Options  # the fields of its Config in the paper's setting for CIFAR-10
     other: tuple[str, ...] = ()  # fields without a part in that setting
     boundary: bool = False  # f(x, sigma_min) = x exactly
-    teacher: bool = False
+    teacher: bool = False  # which is the run it starts from
     start: str = "random"  # the run whose weights a small run starts from
     variants: tuple[Options, ...] = ()  # further options under which other networks take part
     wrong: tuple[tuple[Options, str], ...]  # impossible options, and the field that is named
     close: Options | None = None  # options under which both of its points almost coincide; None for one point
+    coarse: Options = field(default_factory=dict)  # under which rounding in float32 does not decide the gradient
     short: Options = field(default_factory=dict)  # options for a run of a few hundred steps
     steps: int = 150  # of that run, at the learning rate `lr`
     lr: float
@@ -102,6 +103,40 @@ ENTRIES: dict[str, Entry] = {
         wrong=(({"P_std": -1.0}, "P_std"), ({"guidance": [-1.0, 1.0]}, "guidance"), ({"guidance": [1.0]}, "guidance")),
         short={"warmup_images": 5000}, steps=120, lr=2e-3, distance=0.15,
         passes={("student", "jvp+backward"): 1, ("teacher", "forward"): 1},
+    ),
+    # arXiv 2303.01469, App. B, and the authors' repository for CIFAR-10, jcm/losses.py
+    "ccd": Entry(
+        paper={"stop_gradient": True, "weighting": "none"},
+        boundary=True, teacher=True, start="edm",
+        variants=({"stop_gradient": False},),
+        wrong=(({"weighting": "gap"}, "weighting"), ({"stop_gradient": "x"}, "stop_gradient")),
+        short={"weighting": "grid"}, lr=5e-3, distance=0.2,
+        passes={("student", "jvp+backward"): 1, ("teacher", "forward"): 1},
+    ),
+    "cct": Entry(
+        paper={"weighting": "none"},
+        boundary=True, start="edm",
+        wrong=(({"weighting": "gap"}, "weighting"),),
+        short={"weighting": "grid"}, lr=5e-3, distance=0.35,
+        passes={("student", "jvp+backward"): 1},
+    ),
+    # arXiv 2410.14895 and its repository's README
+    "tcm": Entry(
+        paper={
+            "transition": 1.0, "df": 0.01, "scale": 0.2, "ratio": 0.999, "boundary_share": 0.25, "boundary_weight": 0.1,
+            "huber_c": 1e-8, "weighting": "gap",
+        },
+        teacher=True, start="ect",
+        wrong=(
+            ({"transition": 0.0}, "transition"), ({"df": 0.0}, "df"), ({"scale": 0.0}, "scale"),
+            ({"ratio": 1.0}, "ratio"),
+            ({"boundary_share": 1.0}, "boundary_share"), ({"boundary_weight": 0.0}, "boundary_weight"),
+            ({"huber_c": 0.0}, "huber_c"), ({"weighting": "x"}, "weighting"),
+        ),
+        close={"ratio": 1 - 1e-7, "boundary_share": 1e-6},
+        coarse={"ratio": 0.8, "huber_c": 0.1},
+        short={"ratio": 0.9}, lr=2e-3, distance=0.15,
+        passes=TWO_POINTS | {("teacher", "forward"): 1},
     ),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from faulty import Overflows, copied, gate
+from registry import entry
 from tiny import METHODS, batches, make_method, make_state, make_train
 
 from cmcore.consistency import tangents
@@ -20,7 +21,7 @@ from cmcore.train.state import load_state_tensors
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("half", ["bf16", "fp16"])
 def test_every_method_trains_in_half_precision_near_the_full_one(name: str, half: str):
-    method, losses = make_method(name), []
+    method, losses = make_method(name, **entry(name).coarse), []
     for wanted in ("fp32", half):
         config = make_train(images=96, precision=wanted)
         state = make_state(method, config, noise=0.3)
@@ -29,7 +30,8 @@ def test_every_method_trains_in_half_precision_near_the_full_one(name: str, half
         everything = [*state.parameters, *state.ema["ema"], *losses[-1]]
         assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in everything)
     torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.02)
-    assert name in ("sct", "scd") or not torch.equal(losses[1], losses[0])
+    # All that a forward-mode derivative needs is in full precision anyway.
+    assert ("student", "jvp+backward") in entry(name).passes or not torch.equal(losses[1], losses[0])
 
 
 @pytest.mark.parametrize("name", ["sct", "scd"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from registry import entry
 from tiny import METHODS, batches, flat, make_method, make_state, make_train
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def test_slices_of_all_workers_cover_the_batch_once(batch: int, micro: int, worl
 
 
 def one_step(name: str, **options: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    method, config = make_method(name), make_train(images=32, **options)
+    method, config = make_method(name, **entry(name).coarse), make_train(images=32, **options)
     state = make_state(method, config, noise=0.3)
     (record,) = steps(state, method, batches, config)
     gradient = flat(p.grad for player in state.players.values() for p in player.parameters if p.grad is not None)

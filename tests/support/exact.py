@@ -1,0 +1,64 @@
+"""Oracles in the place of networks, and small wrong networks, for the tests of the objectives."""
+
+import torch
+from torch import Tensor, nn
+
+from cmcore.diffusion.precond import Denoiser
+from cmcore.methods.base import STUDENT, TARGET, TEACHER, Batch, Nets, Progress
+from cmcore.oracles import Gaussian
+from cmcore.rng import Draws
+from cmcore.tensors import expand_like
+
+SD = 0.5
+START = Progress(images=0, total=1000, batch=100)
+
+
+class Exact(nn.Module):
+    """The raw network with which a denoiser is exact on a Gaussian: inverts the preconditioning around the oracle.
+
+    With `end` it is the consistency function to that level, else the denoiser.
+    """
+
+    def __init__(self, oracle: Gaussian, end: float | None = None) -> None:
+        super().__init__()
+        self.oracle, self.end = oracle, end
+        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.outer: tuple[Denoiser, ...] = ()
+
+    def forward(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        del labels
+        sigma = (4 * c_noise).exp()
+        s = self.outer[0].scalings(sigma)
+        x = u / expand_like(s.c_in, u)
+        D = self.oracle.denoise(x, sigma) if self.end is None else self.oracle.consistency(x, sigma, self.end)
+        c_out = torch.where(s.c_out.abs() < 1e-9, torch.ones_like(s.c_out), s.c_out)  # the boundary: any F will do
+        return self.gain * (D - expand_like(s.c_skip, x) * x) / expand_like(c_out, x)
+
+
+def exact(oracle: Gaussian, *, end: float | None = None, epsilon: float = 0.0) -> Denoiser:
+    """An exact diffusion or consistency model as a `Denoiser` in float64."""
+    net = Exact(oracle, end)
+    denoiser = Denoiser(net, sigma_data=SD, epsilon=epsilon)
+    net.outer = (denoiser,)  # in a tuple, so that it is not registered as a part of its own part
+    return denoiser
+
+
+def data(oracle: Gaussian, draws: Draws, shape: tuple[int, ...] = (1, 2, 2)) -> Batch:
+    return Batch(oracle.sample(draws.normal(shape, stream="data", dtype=torch.float64)), None)
+
+
+def nets_of(student: Denoiser, teacher: Denoiser | None = None, target: Denoiser | None = None) -> Nets:
+    named = {STUDENT: student, TEACHER: teacher, TARGET: target}
+    return Nets({name: net for name, net in named.items() if net is not None})
+
+
+class TwoNumbers(nn.Module):
+    """F = a tanh(u) + b u c_noise: a consistency function that is wrong, with two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ab = nn.Parameter(torch.tensor([0.4, -0.3], dtype=torch.float64))
+
+    def forward(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        del labels
+        return self.ab[0] * torch.tanh(u) + self.ab[1] * u * expand_like(c_noise, u)
