@@ -24,7 +24,8 @@ def check(words: list[str]) -> None:
     program, *rest = words
     checks = {
         "cmlab": check_cmlab, "cp": check_cp, "docker": check_docker, "dvc": check_dvc, "export": check_export,
-        "make": check_make, "pytest": check_pytest, "python": check_python, "ray": check_ray, "source": check_source,
+        "git": check_git, "make": check_make, "pytest": check_pytest, "python": check_python, "ray": check_ray,
+        "source": check_source,
     }  # fmt: skip
     assert program in checks, f"a page shows {program!r}, which this test does not know"
     checks[program](rest)
@@ -120,6 +121,13 @@ def check_cp(words: list[str]) -> None:
     assert (ROOT / words[0]).is_file(), words[0]
 
 
+def check_git(words: list[str]) -> None:
+    """A command of git, about files that are there."""
+    assert words[0] in ("add", "checkout", "clone", "commit", "status"), words[0]
+    paths = words[words.index("--") + 1 :] if "--" in words else []
+    assert all((ROOT / path).exists() for path in paths), paths
+
+
 def check_export(words: list[str]) -> None:
     """Variables with values."""
     assert all(re.fullmatch(r"[A-Z_]+=.+", word) for word in words)
@@ -143,6 +151,7 @@ def test_a_command_names_what_exists(page, words):
         "ray start --heads", "python -m stages.nothing", "python -m benchmarks.speed --colour", "cp a b", "frobnicate",
         "dvc reproduce", "dvc repro trains@ect", "dvc exp run --sett a=1", "docker build --build-arg GPU=1 .",
         "docker run cmlab make reproduce", "pytest tests/nothing",
+        "git chekcout a", "git checkout -- nothing.yaml",
     ],
 )  # fmt: skip
 def test_a_wrong_command_would_be_found(command):
