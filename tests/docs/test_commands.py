@@ -151,7 +151,7 @@ def test_a_command_names_what_exists(page, words):
         "ray start --heads", "python -m stages.nothing", "python -m benchmarks.speed --colour", "cp a b", "frobnicate",
         "dvc reproduce", "dvc repro trains@ect", "dvc exp run --sett a=1", "docker build --build-arg GPU=1 .",
         "docker run cmlab make reproduce", "pytest tests/nothing",
-        "git chekcout a", "git checkout -- nothing.yaml",
+        "git reproduce a", "git checkout -- nothing.yaml",
     ],
 )  # fmt: skip
 def test_a_wrong_command_would_be_found(command):
