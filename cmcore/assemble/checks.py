@@ -79,6 +79,19 @@ def check_links(runs: Mapping[str, Run], run: Run) -> None:
     check_guidance(run, runs)
 
 
+def check_moments(run: Run) -> None:
+    """Snapshots are taken at the moments whose weights the rows of the tables sample."""
+    method, count = run.objective, run.train.snapshots
+    for sampler in method.samplers(run.sampling(steps=2)):
+        share = method.moment(sampler)
+        if share < 1 and (share * count < 0.5 or abs(share * count - round(share * count)) > 1e-9):
+            raise ConfigError(
+                join(join("runs", run.name), "train.snapshots"),
+                f"expected a number with a snapshot after the share {share:.4g} of the run, for the row of "
+                f"{sampler.nfe} evaluations, got {count}",
+            )
+
+
 def check_solvers(run: Run) -> None:
     """Solvers are of diffusion models."""
     if run.sample.solvers and run.objective.traits.few_step:

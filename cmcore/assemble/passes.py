@@ -27,6 +27,7 @@ from cmcore.sample.presets import ode_sampler
 from cmcore.sample.stream import generate, uniform_labels
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
+from cmcore.train.session import snapshot_images
 
 SHOWN = 64  # images of every sampler that are kept for the figures
 ENDPOINTS = "endpoints"
@@ -61,7 +62,7 @@ def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, jud
     # The solvers of one diffusion model differ in numbers; to the eye the first is enough.
     shown = [SHOWN if method.traits.few_step or index == 0 else 0 for index in range(len(rows))]
     found = [
-        Pass(name, final, s, config.samples, ranges=config.seed_ranges, judges=judges, shown=kept)
+        Pass(name, weights_at(run, folder, s), s, config.samples, ranges=config.seed_ranges, judges=judges, shown=kept)
         for name, s, kept in zip(row_names(rows), rows, shown, strict=True)
     ]
     if teacher is not None and method.traits.few_step:
@@ -75,6 +76,14 @@ def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, jud
     return found + [
         Pass(f"snapshot_{path.stem}", path, quickest, config.snapshot_samples, "snapshots") for path in snapshots
     ]
+
+
+def weights_at(run: Run, folder: Path, sampler: Sampler) -> Path:
+    """The weight file that a row samples: the final one, or the snapshot of its moment."""
+    share = run.objective.moment(sampler)
+    if share == 1:
+        return folder / WEIGHTS
+    return folder / SNAPSHOTS / f"{snapshot_images(run.train, round(share * run.train.snapshots)):09d}.safetensors"
 
 
 def row_names(samplers: Sequence[Sampler]) -> list[str]:

@@ -11,6 +11,7 @@ from cmcore.assemble.checks import (
     check_latents,
     check_level,
     check_links,
+    check_moments,
     check_rows,
     check_services,
     check_solvers,
@@ -147,6 +148,7 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     check_augment(train, net, path)
     check_rows(run)
     check_solvers(run)
+    check_moments(run)
     return run
 
 

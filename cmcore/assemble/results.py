@@ -88,6 +88,7 @@ def open_run(name: str, root: str | Path = ".", *, profile: str = "", device: st
     weights = Path(root) / "outputs" / project.workload / "runs" / name / WEIGHTS
     if not weights.exists():
         raise DataError(f"{weights} is not there; first run `dvc repro train@{name}`")
-    samplers = tuple(run.objective.samplers(run.sampling(project.sections.eval.teacher_steps)))
+    rows = run.objective.samplers(run.sampling(project.sections.eval.teacher_steps))
+    samplers = tuple(row for row in rows if run.objective.moment(row) == 1)  # those of the final weights
     latent = project.sections.data.source == "latents"
     return TrainedRun(run, load_model(weights, profile, device=device), samplers, latent, device)

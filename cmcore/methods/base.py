@@ -196,6 +196,14 @@ class Method(ABC):
             return [self.guided(sampler, sampling) for sampler in diffusion_samplers(sampling)]
         return [self.guided(few_step_sampler(d, *levels), sampling) for levels in ((), (sampling.two_step,))]
 
+    def moment(self, sampler: Sampler) -> float:
+        """The share of the run after which the weights of a row were there; 1 for the final ones.
+
+        Every other moment has to be one of the run's snapshots.
+        """
+        del sampler
+        return 1.0
+
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
         """Samplers that try the level of a second step, one for each that suits; none for a diffusion model.
 

@@ -50,7 +50,13 @@ def _check(project: Project, config: TuneConfig, path: str) -> None:
 
 def _check_evaluations(base: Run, config: TuneConfig, path: str) -> None:
     """Trials are ranked by one of the samplers of the run's rows."""
-    there = sorted({sampler.nfe for sampler in base.objective.samplers(base.sampling(steps=2))})
+    there = sorted(
+        {
+            sampler.nfe
+            for sampler in base.objective.samplers(base.sampling(steps=2))
+            if base.objective.moment(sampler) == 1
+        }
+    )
     if config.nfe not in there:
         raise ConfigError(join(path, "nfe"), f"expected one of {', '.join(map(str, there))}, got {config.nfe}")
 

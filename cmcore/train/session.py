@@ -166,6 +166,11 @@ def _save(state: State, folder: Path, fingerprint: str) -> None:
     checkpoint.save(folder / CHECKPOINT, state_tensors(state), {"fingerprint": fingerprint, "images": state.images})
 
 
+def snapshot_images(config: TrainConfig, number: int) -> int:
+    """Images seen at a snapshot: the first step at or after its mark, counted from 1."""
+    return -(-number * config.steps // config.snapshots) * config.batch
+
+
 def _crossed(images: int, batch: int, total: int, parts: int) -> bool:
     """Whether the step that ends at `images` passed one of `parts` equidistant marks, the last at `total`."""
     return images * parts // total > (images - batch) * parts // total

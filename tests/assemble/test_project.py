@@ -30,6 +30,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"runs": {"edm": {"sample": {"two_step": 20.0}}}}, "runs.edm.sample.two_step", "sigma_max = 20.0, got 20.0"),
     ({"runs": {"edm": {"sample": {"two_step": 0.002}}}}, "runs.edm.sample.two_step", "sigma_min = 0.002"),
     ({"runs": {"edm": {"sample": {"two_step": 0}}}}, "runs.edm.sample.two_step", "expected a positive noise level"),
+    (
+        {"runs": {"pd": {"method": "pd", "init": "edm", "teacher": "edm", "options": {"steps": 4, "long": 0}}}},
+        "runs.pd.train.snapshots",
+        "expected a number with a snapshot after the share 0.6667 of the run, for the row of 2 evaluations, got 2",
+    ),
     ({"runs": {"edm": {"sample": {"solvers": ["euler"]}}}}, "runs.edm.sample.nfe", "a list, beside a list of solvers"),
     ({"runs": {"edm": {"sample": {"solvers": ["euler"], "nfe": [2]}}}}, "runs.edm.sample.nfe[0]", "at least 3"),
     (

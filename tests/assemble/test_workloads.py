@@ -66,6 +66,7 @@ def test_what_a_run_says_is_what_it_gets(name, projects):
 SCHEDULES = {
     ("cifar10", "edm"): (390_625, 512, 1e-3, "adam", 0.13),
     ("cifar10", "edm_ncsnpp"): (400_000, 512, 1e-3, "adam", 0.13),
+    ("cifar10", "pd"): (750_000, 512, 5e-5, "adam", 0),
     ("cifar10", "cd"): (800_000, 512, 4e-4, "radam", 0),
     ("cifar10", "ct"): (800_000, 512, 4e-4, "radam", 0),
     ("cifar10", "ict"): (400_000, 1024, 1e-4, "radam", 0.3),

@@ -18,7 +18,8 @@ def run_of(name: str) -> dict[str, Any]:
     """The entry of `runs` for a method; one that needs no weights that do not come with the project."""
     known = entry(name)
     teacher = known.start if known.teacher else "none"
-    return {"method": name, "init": known.start, "teacher": teacher, "options": weightless(name)}
+    options = weightless(name) | known.coarse
+    return {"method": name, "init": known.start, "teacher": teacher, "options": options, "train": known.train}
 
 
 def every_run(**train: Any) -> Project:

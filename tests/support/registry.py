@@ -21,7 +21,8 @@ class Entry:
     variants: tuple[Options, ...] = ()  # further options under which other networks take part
     wrong: tuple[tuple[Options, str], ...]  # impossible options, and the field that is named
     close: Options | None = None  # options under which both of its points almost coincide; None for one point
-    coarse: Options = field(default_factory=dict)  # under which rounding in float32 does not decide the gradient
+    coarse: Options = field(default_factory=dict)  # options for a few steps: float32 does not decide the gradient
+    train: Options = field(default_factory=dict)  # settings that the run of a test needs
     short: Options = field(default_factory=dict)  # options for a run of a few hundred steps
     steps: int = 150  # of that run, at the learning rate `lr`
     lr: float
@@ -119,6 +120,15 @@ ENTRIES: dict[str, Entry] = {
         wrong=(({"weighting": "gap"}, "weighting"),),
         short={"weighting": "grid"}, lr=5e-3, distance=0.35,
         passes={("student", "jvp+backward"): 1},
+    ),
+    # arXiv 2303.01469's comparison: openai/consistency_models_cifar10, cifar10_ve_progressive_distillation.py
+    "pd": Entry(
+        paper={"steps": 4096, "long": 2},
+        teacher=True, start="edm",
+        wrong=(({"steps": 0}, "steps"), ({"steps": 6}, "steps"), ({"steps": 2, "long": 3}, "long")),
+        coarse={"steps": 4, "long": 0}, train={"snapshots": 3},
+        short={"steps": 4, "long": 0}, steps=240, lr=2e-3, distance=0.15,
+        passes=WITH_GRADIENT | {("teacher", "forward"): 2},
     ),
     # arXiv 2410.14895 and its repository's README
     "tcm": Entry(
