@@ -31,8 +31,9 @@ class SampleConfig:
         require(self.guidance >= 0, "guidance", "at least 0", self.guidance)
         require(self.two_step > 0, "two_step", "a positive noise level", self.two_step)
         require(bool(self.solvers) == bool(self.nfe), "nfe", "a list, beside a list of solvers", self.nfe)
+        least, why = (1, "") if {*self.solvers} == {"euler_linear"} else (3, ", for two steps of Heun's")
         for index, nfe in enumerate(self.nfe):
-            require(nfe >= 3, f"nfe[{index}]", "at least 3, for two steps of Heun's", nfe)
+            require(nfe >= least, f"nfe[{index}]", f"at least {least}{why}", nfe)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,12 @@
 
 from itertools import product
 
-from cmcore.diffusion.grids import karras_grid, with_zero
+from cmcore.diffusion.grids import karras_grid, linear_grid, with_zero
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.sample.base import Sampler
 from cmcore.sample.fewstep import Multistep
 from cmcore.sample.settings import Sampling, SolverName
-from cmcore.sample.solvers import DPMSolverPP2M, DPMSolverPP2S, Euler, Heun
+from cmcore.sample.solvers import DPMSolverPP2M, DPMSolverPP2S, Euler, Heun, LinearEuler
 
 CHURN = {"S_churn": 40.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
 """EDM's stochastic setting for ImageNet 64 (arXiv 2206.00364, Table 5)."""
@@ -22,8 +22,10 @@ def ode_sampler(diffusion: DiffusionConfig, steps: int) -> Heun:
 def solver(diffusion: DiffusionConfig, name: SolverName, nfe: int) -> Sampler:
     """A solver with as many steps as `nfe` evaluations (at least 3) allow, the last one, of order 1, to clean images.
 
-    Solvers with two evaluations a step take an odd number in all.
+    Solvers with two evaluations a step take an odd number in all. "euler_linear" takes any number from 1 on.
     """
+    if name == "euler_linear":
+        return LinearEuler(linear_grid(nfe, 0.0, diffusion.sigma_max))
     d, twice = diffusion, name not in ("euler", "dpmpp_2m")
     grid = with_zero(karras_grid((nfe + 1) // 2 if twice else nfe, d.sigma_min, d.sigma_max, d.rho))
     if name == "heun_churn":

@@ -5,7 +5,7 @@ from typing import Literal
 
 from cmcore.diffusion.settings import DiffusionConfig
 
-SolverName = Literal["euler", "heun", "heun_churn", "dpmpp_2m", "dpmpp_2s"]
+SolverName = Literal["euler", "euler_linear", "heun", "heun_churn", "dpmpp_2m", "dpmpp_2s"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,15 @@ class Euler(GridSampler):
         return x
 
 
+class LinearEuler(Euler):
+    """Euler's steps in the time of the linear path (rectified flow, arXiv 2209.03003), on a grid that suits it.
+
+    x_t - (t - r) v is the same point as Euler's step in VE time, so that only the grid, see `linear_grid`, differs.
+    """
+
+    name: ClassVar[str] = "euler_linear"
+
+
 @dataclass(frozen=True, eq=False)
 class Heun(GridSampler):
     """Order 2: EDM's Algorithm 1, or with S_churn > 0 its stochastic Algorithm 2 (arXiv 2206.00364).

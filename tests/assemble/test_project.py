@@ -38,6 +38,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"runs": {"edm": {"sample": {"solvers": ["euler"]}}}}, "runs.edm.sample.nfe", "a list, beside a list of solvers"),
     ({"runs": {"edm": {"sample": {"solvers": ["euler"], "nfe": [2]}}}}, "runs.edm.sample.nfe[0]", "at least 3"),
     (
+        {"runs": {"edm": {"sample": {"solvers": ["euler_linear"], "nfe": [0]}}}},
+        "runs.edm.sample.nfe[0]",
+        "at least 1, got 0",
+    ),
+    (
         {"runs": {"ect": {"sample": {"solvers": ["euler"], "nfe": [5]}}}},
         "runs.ect.sample.solvers",
         "expected none, as ect is no diffusion model, got ['euler']",

@@ -42,6 +42,14 @@ ENTRIES: dict[str, Entry] = {
         steps=300, lr=3e-3, distance=0.03,
         passes=WITH_GRADIENT,
     ),
+    # arXiv 2209.03003, Eq. 1; logit-normal times of arXiv 2403.03206
+    "rf": Entry(
+        paper={"times": "uniform", "label_dropout": 0.0},
+        other=("P_mean", "P_std"),
+        wrong=(({"P_std": 0.0}, "P_std"), ({"times": "x"}, "times"), ({"label_dropout": -0.1}, "label_dropout")),
+        steps=300, lr=3e-3, distance=0.03,
+        passes=WITH_GRADIENT,
+    ),
     # arXiv 2303.01469, Table 3
     "cd": Entry(
         paper={"N": 18, "solver": "heun", "distance": "lpips", "mu": 0.0, "guidance": None},
