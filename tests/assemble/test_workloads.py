@@ -69,6 +69,9 @@ SCHEDULES = {
     ("cifar10", "pd"): (750_000, 512, 5e-5, "adam", 0),
     ("cifar10", "cd"): (800_000, 512, 4e-4, "radam", 0),
     ("cifar10", "ct"): (800_000, 512, 4e-4, "radam", 0),
+    ("cifar10", "ccd"): (800_000, 512, 5e-6, "radam", 0),
+    ("cifar10", "ccd_norm"): (800_000, 512, 1e-3, "radam", 0.3),
+    ("cifar10", "cct"): (800_000, 512, 5e-6, "radam", 0),
     ("cifar10", "ict"): (400_000, 1024, 1e-4, "radam", 0.3),
     ("cifar10", "ict_deep"): (400_000, 1024, 1e-4, "radam", 0.3),
     ("cifar10", "ect_1h"): (8_000, 128, 1e-4, "radam", 0.2),
@@ -118,6 +121,7 @@ RATES = {
     ("cifar10", "edm", "ema"): 0.99929,
     ("cifar10", "cd", "ema"): 0.9999,
     ("cifar10", "ct", "ema"): 0.9999,
+    ("cifar10", "ccd_norm", "ema"): 0.9999,
     ("cifar10", "ict", "ema"): 0.99993,
     ("cifar10", "ict_deep", "ema"): 0.99993,
     ("cifar10", "ect_1h", "ema"): 0.9993,
@@ -264,7 +268,7 @@ def test_the_small_run_fits_a_quarter_of_an_hour_a_run(projects):
 
 
 # Runs whose like was published without a number that we know of.
-UNPUBLISHED = {"edm2_s", "edm2_m", "edm2_l", "edm2_xl", "edm2_xxl", "tcm_first"}
+UNPUBLISHED = {"edm2_s", "edm2_m", "edm2_l", "edm2_xl", "edm2_xxl", "tcm_first", "ccd", "ccd_norm", "cct"}
 
 
 @pytest.mark.parametrize("name", PAPERS)
