@@ -1,42 +1,55 @@
 """The weights of a run -> reports/<workload>/metrics/<run>.json, a grid of samples, and the samples for the figures."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cmcore.assemble.evaluation import endpoint_run
+from cmcore.assemble.evaluation import Outcome, endpoint_run
 from cmcore.assemble.training import SUMMARY
 from cmcore.atomic import write_atomic
 from cmcore.data.png import to_png
+from cmcore.evaluate.records import Replicate
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.files import write_arrays, write_json
 from cmcore.pipeline.progress import listener
+from cmcore.pipeline.replicates import job_name, produce
 from cmcore.pipeline.tidy import remove
 from cmcore.pipeline.track import track
 from stages.evaluate_job import EvaluationFiles, evaluate
 
 
-def produce(setup: Setup, name: str) -> list[Path]:
-    """Evaluate the run and write its outputs; the result is the work files that recorded outputs make superfluous."""
-    run, folders, config = setup.project.run(name), setup.folders, setup.project.sections.eval
-    folders.require([folders.reference, folders.runs / name, folders.weights(run.init), folders.weights(run.teacher)])
+def compute(setup: Setup, name: str, replicate: int) -> Outcome:
+    """Evaluate a replicate of the run; all but the first without scans and snapshots."""
+    run, folders, config = setup.project.replicate(name, replicate), setup.folders, setup.project.sections.eval
+    results = folders.run(name, replicate)
+    folders.require([folders.reference, results, *(setup.weights(one, replicate) for one in (run.init, run.teacher))])
     source = endpoint_run(setup.project.runs, run)
-    teacher = folders.weights(source) if source else None
+    teacher = setup.weights(source, replicate) if source else None
     work = folders.work / folders.workload / "shards"
-    inputs = EvaluationFiles(folders.reference, folders.runs / name, teacher, work)
-    fingerprint = json.loads((inputs.results / SUMMARY).read_text(encoding="utf-8"))["fingerprint"]
-    grid, metrics = folders.reports / "grids" / f"{name}.png", folders.reports / "metrics" / f"{name}.json"
+    files = EvaluationFiles(folders.reference, results, teacher, work, final_only=replicate > 0)
+    fingerprint = json.loads((results / SUMMARY).read_text(encoding="utf-8"))["fingerprint"]
     with setup.tracker(run, fingerprint) as tracker:
-        with listener(f"evaluate {name}", "img") as listen:
-            outcome = evaluate(setup.compute, run, folders.workload, config, inputs, listen)
-        write_arrays(folders.samples / f"{name}.npz", outcome.samples)
-        write_atomic(grid, to_png(next(iter(outcome.samples.values())), columns=8))
-        write_json(metrics, outcome.metrics.to_json())
+        with listener(job_name(f"evaluate {name}", replicate), "img") as listen:
+            outcome = evaluate(setup.compute, run, folders.workload, config, files, listen)
         track(outcome.metrics, tracker)
+    return outcome
+
+
+def write(setup: Setup, name: str, outcomes: Sequence[Outcome]) -> list[Path]:
+    """Write the outputs of all replicates; the result is the work files that recorded outputs make superfluous."""
+    folders, (first, *others) = setup.folders, outcomes
+    grid, metrics = folders.reports / "grids" / f"{name}.png", folders.reports / "metrics" / f"{name}.json"
+    replicates = tuple(Replicate(seed=o.metrics.facts.seed, records=o.metrics.records) for o in others)
+    write_arrays(folders.samples / f"{name}.npz", first.samples)
+    write_atomic(grid, to_png(next(iter(first.samples.values())), columns=8))
+    write_json(metrics, replace(first.metrics, replicates=replicates).to_json())
+    with setup.tracker(setup.project.run(name), first.metrics.records[0].provenance.fingerprint) as tracker:
         tracker.artifact(grid, "grids")
         tracker.artifact(metrics, "records")
-    return [outcome.store]
+    return [path for outcome in outcomes for path in outcome.superfluous]
 
 
 def main(name: str) -> None:
-    """Evaluate the run and write its outputs."""
-    remove(produce(load(), name))
+    """Evaluate all replicates of the run and write its outputs."""
+    remove(produce(load(), "evaluate", name))

@@ -1,17 +1,21 @@
 """The jobs of an evaluation: each worker samples a share of the images, then one measures them all."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from cmcore.assemble.evaluation import Evaluation, Outcome, Share, draw, evaluate_run
 from cmcore.assemble.project import Run
+from cmcore.config import digest
 from cmcore.edge.autoencoder import load_decoding
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_each import execute_each
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
+from cmcore.evaluate.records import RunMetrics
 from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import EvalConfig
+from cmcore.pipeline.files import write_json
 from cmcore.pipeline.progress import Emit, added, reporter
 from stages.reference import INCEPTION
 
@@ -24,6 +28,7 @@ class EvaluationFiles:
     results: Path  # folder of the run
     teacher: Path | None  # weight file of the run that it starts from
     work: Path  # for the shards
+    final_only: bool = False  # without scans, snapshots and images, as of all replicates but the first
 
 
 def job(
@@ -42,10 +47,25 @@ def job(
     if inception is not None:
         references.append(load_reference(files.reference / INCEPTION, inception, references[0].digest))
     decoding = load_decoding(files.reference, config.decoder, device)
-    whole = Evaluation(run, workload, config, references, files.results, files.teacher, files.work, device, decoding)
+    whole = Evaluation(
+        run, workload, config, references, files.results, files.teacher, files.work, device, decoding, files.final_only
+    )
+    kept = kept_records(whole, why_not)
+    if files.final_only and kept.exists():
+        return Outcome(RunMetrics.from_json(json.loads(kept.read_text(encoding="utf-8"))), {}, whole.store)
     if share is not None:
         return draw(whole, share, reporter(emit))
-    return evaluate_run(whole, fid_absent=why_not, on_progress=reporter(emit))
+    outcome = evaluate_run(whole, fid_absent=why_not, on_progress=reporter(emit))
+    if files.final_only:
+        write_json(kept, outcome.metrics.to_json())
+    return outcome
+
+
+def kept_records(whole: Evaluation, why_not: str) -> Path:
+    """Where the records of another replicate stay when its shards go: more seeds later do not measure it again."""
+    run, seen = whole.run, [(reference.digest, reference.absent) for reference in whole.references]
+    mark = digest([whole.workload, run.method, run.init, run.conditional, seen, why_not])
+    return whole.store / f"records-{mark}.json"
 
 
 def evaluate(

@@ -9,6 +9,7 @@ from cmcore.data.sources.changes import remember, state
 from cmcore.data.sources.prepare import prepare
 from cmcore.edge.ray_run import execute
 from cmcore.pipeline.common import load
+from cmcore.pipeline.files import write_seeds
 from cmcore.pipeline.progress import Emit, listener, reporter
 
 
@@ -27,3 +28,4 @@ def main() -> None:
     remember(setup.folders.source, config, before or state(config))  # it may have been downloaded
     for name in (RANDOM, NONE):
         save_empty(setup.folders.weights(name), name)
+        write_seeds(setup.folders.seeds(name), [])

@@ -1,5 +1,6 @@
 """data -> outputs/<workload>/reference: the feature extractor, and the real images as it sees them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cmcore.atomic import replacing
@@ -30,15 +31,21 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
             store_features(images, inception, config, folder / INCEPTION, device)
 
 
-def produce(setup: Setup) -> list[Path]:
-    """Write the reference of the workload; no work file becomes superfluous when it is recorded."""
+def compute(setup: Setup, replicate: int = 0) -> None:
+    """Write the reference of the workload, of which there is one."""
+    assert replicate == 0
     config, folders, compute = setup.project.sections.eval, setup.folders, setup.compute
     folders.require([folders.manifest])
     with listener("reference", "img") as listen:
         execute(compute, job, compute, config, folders.workload, folders.data, folders.reference, progress=listen)
+
+
+def write(setup: Setup, made: Sequence[None]) -> list[Path]:
+    """Nothing is left to write, and no work file becomes superfluous."""
+    del setup, made
     return []
 
 
 def main() -> None:
     """Write the reference of the workload."""
-    produce(load())
+    compute(load())

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +29,13 @@ class Outcome:
 
     metrics: RunMetrics
     samples: dict[str, np.ndarray]
-    store: Path  # the shards, of no use once the outcome is stored
+    store: Path  # the shards
+
+    @property
+    def superfluous(self) -> list[Path]:
+        """The shards, of no use once the outcome is stored; records beside them stay."""
+        kept = any(path.is_file() for path in self.store.glob("*"))
+        return [path for path in self.store.glob("*") if path.is_dir()] if kept else [self.store]
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,13 @@ class Evaluation:
     work: Path  # where finished shards lie, in folders named by their fingerprint
     device: str = "cpu"
     decoding: Decoding | None = None  # what makes images of samples that are latents
+    final_only: bool = False  # without scans, snapshots and images
 
     @cached_property
     def passes(self) -> list[Pass]:
         """All that is sampled."""
-        return passes(self.run, self.config, self.folder, self.teacher, len(self.references))
+        found = passes(self.run, self.config, self.folder, self.teacher, len(self.references))
+        return [replace(one, shown=0) for one in found if one.place == "records"] if self.final_only else found
 
     @cached_property
     def store(self) -> Path:
@@ -124,7 +132,8 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
         left_out="; ".join(absent),
         decoder=evaluation.decoding.digest if evaluation.decoding else "",
     )
-    metrics = RunMetrics(facts=facts, **{place: tuple(found) for place, found in lists.items()})
+    records, scan, snapshots = (tuple(lists[place]) for place in ("records", "scan", "snapshots"))
+    metrics = RunMetrics(facts=facts, records=records, scan=scan, snapshots=snapshots)
     shown = {one.name: evaluation.shards.shown(one) for one in evaluation.passes if one.shown}
     return Outcome(metrics, shown, evaluation.store)
 

@@ -43,6 +43,7 @@ class Sections:
     """The parameter file."""
 
     workload: str
+    replicates: int = 1  # training seeds of every run, from its `train.seed` on
     data: DataConfig
     diffusion: DiffusionConfig
     conditional: bool = False  # whether the networks see the labels
@@ -57,6 +58,7 @@ class Sections:
     def __post_init__(self) -> None:
         named = self.workload.replace("-", "").replace("_", "").isalnum()
         require(named, "workload", "a name of letters, digits, '_' and '-'", self.workload)
+        require(1 <= self.replicates <= 1000, "replicates", "1 to 1000", self.replicates)
         require(len(self.runs) > 0, "runs", "at least one run", self.runs)
 
 
@@ -77,6 +79,15 @@ class Project:
         if name not in self.runs:
             raise ConfigError(join("runs", name), f"expected one of {', '.join(self.runs)}")
         return self.runs[name]
+
+    def replicates(self, name: str) -> int:
+        """The number of training seeds of a run: one where its weights are public, or where it stands for no run."""
+        return 1 if name not in self.runs or self.runs[name].weights else self.sections.replicates
+
+    def replicate(self, name: str, index: int) -> Run:
+        """The run with the seed of a replicate, counted from 0."""
+        run = self.run(name)
+        return replace(run, train=replace(run.train, seed=run.train.seed + index))
 
 
 def load_project(path: str | Path = "params.yaml") -> Project:

@@ -112,6 +112,9 @@ def repro(
             autocompletion=complete.parameters,
         ),
     ] = None,
+    replicates: Annotated[
+        int | None, typer.Option(metavar="N", help="Training seeds of every run; the same as --set replicates=N.")
+    ] = None,
 ) -> None:
     """Run the pipeline: prepare data, train, evaluate, tabulate.
 
@@ -123,12 +126,14 @@ def repro(
       cmlab repro
       cmlab repro -j 4
       cmlab repro --set runs.ect.options.q=8 --set train.seed=2
+      cmlab repro --replicates 5
 
     With --set, params.yaml has the values while the pipeline runs and is put back afterwards.
     """
     from cmcore.commands import repro as pipeline
 
     require_own_code(Path.cwd())
+    assignments = [*(assignments or ()), *([f"replicates={replicates}"] if replicates is not None else ())]
     if not assignments:
         raise typer.Exit(pipeline.main(jobs))
     with overriding(Path.cwd(), assignments):

@@ -46,19 +46,26 @@ class Kept:
         def starts(name: str) -> list[Path]:
             """All weights of a run that are there: those that DVC knows, and those that wait for it."""
             if name not in weights:
-                waiting = [] if name in (RANDOM, NONE) else [folder / FINAL / WEIGHTS for folder in runs(name)]
-                weights[name] = [path for path in (folders.weights(name), *waiting) if path.exists()]
+                none = name in (RANDOM, NONE)
+                waiting = [] if none else [folder / FINAL / WEIGHTS for folder in runs(name)]
+                known = [folders.weights(name, index) for index in range(1 if none else replicates(name))]
+                weights[name] = [path for path in (*known, *waiting) if path.exists()]
             return weights[name]
 
         def runs(name: str) -> list[Path]:
-            """The work folders of a run, one for each of the weights that it may start from."""
-            run = project.run(name)
+            """The work folders of a run's replicates, one for each of the weights that they may start from."""
+            ours = [project.replicate(name, index) for index in range(replicates(name))]
+            run = ours[0]
             pairs = itertools.product(starts(run.init), starts(run.teacher))
             found = [Inputs(folders.data, *pair) for pair in pairs if folders.manifest.exists()]
             if not found:
                 self.names.add(place / name)
                 return [path for path in place.glob(f"{name}-*") if FOLDER.fullmatch(path.name)]
-            return [work_folder(folders.work, folders.workload, run, inputs) for inputs in found]
+            return [work_folder(folders.work, folders.workload, one, inputs) for one in ours for inputs in found]
+
+        def replicates(name: str) -> int:
+            """How many there are, or were when the outputs were made."""
+            return max(project.replicates(name), 1 + len(list(folders.seeds(name).glob("*/"))))
 
         for name in project.runs:
             self.paths |= set(runs(name))

@@ -107,7 +107,11 @@ def jobs_at_once(wanted: str, setup: Setup, ours: bool) -> int:
     if wanted == "auto":
         if setup.compute.backend != "ray":
             return 1
-        return max(1, (os.cpu_count() or 1) // setup.compute.threads) if ours else len(setup.project.runs)
+        return (
+            max(1, (os.cpu_count() or 1) // setup.compute.threads)
+            if ours
+            else len(setup.project.runs) * setup.project.sections.replicates
+        )
     if not (wanted.isdecimal() and int(wanted) >= 1):
         raise ConfigError("JOBS", f"expected auto or a whole number of at least 1, got {wanted!r}")
     return int(wanted)

@@ -163,6 +163,14 @@ class RunFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replicate:
+    """The records of the run trained from another seed."""
+
+    seed: int
+    records: tuple[MetricRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunMetrics:
     """The content of metrics/<run>.json."""
 
@@ -170,12 +178,15 @@ class RunMetrics:
     records: tuple[MetricRecord, ...]  # of the final weights, per number of function evaluations
     scan: tuple[MetricRecord, ...] = ()  # two-step sampling at other levels
     snapshots: tuple[MetricRecord, ...] = ()  # of the weights on the way
+    replicates: tuple[Replicate, ...] = ()  # the same as `records`, of the other training seeds
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data: the facts beside lists of records. The last two facts stand there if they say something."""
+        """Plain JSON data: the facts beside lists of records. Replicates and the last two facts stand there if any."""
         facts = {key: value for key, value in asdict(self.facts).items() if value or key not in ("left_out", "decoder")}
+        others = [{"seed": one.seed, "records": [r.to_json() for r in one.records]} for one in self.replicates]
         lists = {key: [record.to_json() for record in getattr(self, key)] for key in _LISTS}
-        return {**facts, SCORES: {score_name(record): record.value for record in self.records}, **lists}
+        scores = {score_name(record): record.value for record in self.records}
+        return {**facts, SCORES: scores, **lists, **({"replicates": others} if others else {})}
 
     @classmethod
     def from_json(cls, data: Any) -> "RunMetrics":
@@ -184,11 +195,12 @@ class RunMetrics:
         Raises:
             ValueError: a field is missing, unknown or of the wrong type, or there is no record.
         """
-        facts = read(RunFacts, {key: value for key, value in _mapping(data).items() if key not in (*_LISTS, SCORES)})
+        other = (*_LISTS, SCORES, "replicates")
+        facts = read(RunFacts, {key: value for key, value in _mapping(data).items() if key not in other})
         lists = {key: _records(data, key) for key in _LISTS}
         if not lists["records"]:
             raise ValueError("expected at least one record, got none")
-        return cls(facts=facts, **lists)
+        return cls(facts=facts, **lists, replicates=_replicates(data, facts.seed))
 
 
 _LISTS = ("records", "scan", "snapshots")
@@ -244,6 +256,23 @@ class ReferenceFacts:
         """
         facts = read(cls, {**_mapping(data), "baseline": []})
         return replace(facts, baseline=_records(data, "baseline"))
+
+
+def _replicates(data: Mapping[str, Any], first: int) -> tuple[Replicate, ...]:
+    found = data.get("replicates", [])
+    if not isinstance(found, list):
+        raise ValueError(f"replicates: expected a list, got {found!r}")
+    read_ones = []
+    for place, one in enumerate(found):
+        where = f"replicates[{place}]"
+        seed, extra = _mapping(one, where).get("seed"), set(one) - {"seed", "records"}
+        known = [first, *(other.seed for other in read_ones)]
+        if type(seed) is not int or seed in known or extra:
+            raise ValueError(
+                f"{where}: expected records and a seed that is none of {known}, got {sorted(one)}, {seed!r}"
+            )
+        read_ones.append(Replicate(seed=seed, records=_records(one, "records")))
+    return tuple(read_ones)
 
 
 def _records(data: Mapping[str, Any], key: str) -> tuple[MetricRecord, ...]:

@@ -76,8 +76,16 @@ class Folders:
         """Sizes and times of the files at `data.path` when they were prepared."""
         return self.work / self.workload / "source.json"
 
-    def weights(self, run: str) -> Path:
-        return self.runs / run / "weights.safetensors"
+    def run(self, name: str, replicate: int = 0) -> Path:
+        """The results of a replicate of a run."""
+        return self.seeds(name) / str(replicate) if replicate else self.runs / name
+
+    def seeds(self, name: str) -> Path:
+        """The results of the other replicates of a run, and the list of all training seeds."""
+        return self.runs / name / "seeds"
+
+    def weights(self, run: str, replicate: int = 0) -> Path:
+        return self.run(run, replicate) / "weights.safetensors"
 
     def maker(self, path: Path) -> str:
         """The stage with this path among its outputs."""
@@ -106,6 +114,14 @@ class Setup:
     tracking: TrackingConfig
     folders: Folders
 
+    def weights(self, name: str, replicate: int) -> Path:
+        """The weight file from another run for a replicate: that of the same replicate, or of the only one."""
+        return self.folders.weights(name, replicate if self.project.replicates(name) > 1 else 0)
+
+    def replicate_of(self, run: Run) -> int:
+        """Which replicate a run is, by its training seed."""
+        return run.train.seed - self.project.run(run.name).train.seed
+
     @contextmanager
     def tracker(self, run: Run, fingerprint: str) -> Iterator[Tracker]:
         """The tracker of a run for the time of the block; training and evaluation continue the same one."""
@@ -120,6 +136,8 @@ class Setup:
             "init": run.init,
             "teacher": run.teacher,
             "ema": run.train.eval_ema,
+            "seed": str(run.train.seed),
+            "replicate": str(self.replicate_of(run)),
         }
         with self.tracking_as(tags) as tracker:
             yield tracker

@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ from cmcore.atomic import write_atomic
 def write_json(path: Path, data: Any) -> None:
     """Sorted keys and no times, so that equal results are equal bytes."""
     write_atomic(path, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def write_seeds(folder: Path, seeds: Sequence[int]) -> None:
+    """The list of all training seeds of a run, beside the results of all but the first."""
+    write_json(folder / "seeds.json", list(seeds))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from cmcore import plugins
 from cmcore.assemble.project import Project
 from cmcore.edge.ray_session import ComputeError, connection
 from cmcore.pipeline.common import Setup
 from cmcore.pipeline.process import expected
+from cmcore.pipeline.replicates import jobs_of, split
 from cmcore.pipeline.speeds import Speeds
 from cmcore.pipeline.tidy import remove
 
@@ -112,7 +114,7 @@ def compute_stages(
     record: Callable[[str], None],
     say: Callable[[str, float], None] = lambda stage, left: None,
 ) -> None:
-    """Compute some stages, up to `jobs` at a time, each after those that it reads from.
+    """Compute some stages, up to `jobs` replicates at a time, each after the stages that it reads from.
 
     Args:
         setup: the parameters. The data must be prepared.
@@ -127,29 +129,41 @@ def compute_stages(
     ray = setup.compute.backend == "ray"
     if jobs > 1 and not ray:
         raise ComputeError("compute.backend: expected ray for JOBS above 1, got inline")
-    needs = {stage: before for stage, before in stage_needs(setup.project).items() if stage in set(stages)}
+    parts = {stage: jobs_of(setup, stage) for stage in stage_needs(setup.project) if stage in set(stages)}
+    needs = stage_needs(setup.project)
+    inner = {
+        job: [other for before in needs[stage] for other in parts.get(before, ())]
+        for stage, own in parts.items()
+        for job in own
+    }
     speeds = Speeds.read(setup.folders.work / "speeds.json")
-    costs = {stage: speeds.work(stage, setup.project) for stage in needs}
-    inner = {stage: [other for other in before if other in needs] for stage, before in needs.items()}
-    left, lock, folder = list(needs), threading.Lock(), setup.folders.work / setup.folders.workload
+    costs = {job: speeds.work(split(job)[0], setup.project) for job in inner}
+    made: dict[str, Any] = {}
+    left, lock, folder = list(inner), threading.Lock(), setup.folders.work / setup.folders.workload
 
     def rest() -> float:
-        """Seconds for the stages that are left; more speeds are known with every stage that is done."""
-        each = {stage: speeds.work(stage, setup.project) for stage in left}
+        """Seconds for the jobs that are left; more speeds are known with every job that is done."""
+        each = {job: speeds.work(split(job)[0], setup.project) for job in left}
         return max(sum(each.values()) / jobs, *chains(each, inner).values(), 0.0)
 
-    def work(stage: str) -> None:
+    def work(job: str) -> None:
+        stage, replicate = split(job)
         kind, *names = stage.split("@")
-        folders = "-".join([*names, "*"])
+        module, folders = plugins.load("stages", kind), f"{'-'.join([*names, '*'])}"
         begun, start = set(folder.glob(folders)), time.monotonic()
-        superfluous = plugins.load("stages", kind).produce(setup, *names)
+        result = module.compute(setup, *names, replicate)
         seconds = time.monotonic() - start
-        record(stage)
-        remove(superfluous)
         with lock:
             if kind != "train" or set(folder.glob(folders)) > begun:  # else it went on from a checkpoint
                 speeds.learn(stage, setup.project, seconds)
-            left.remove(stage)
+            left.remove(job)
+            made[job] = result
+            if not made.keys() >= set(parts[stage]):
+                return  # whichever of its jobs ends last writes and records the stage
+        superfluous = module.write(setup, *names, [made[one] for one in parts[stage]])
+        record(stage)
+        remove(superfluous)
+        with lock:
             say(stage, rest())
 
     with connection(setup.compute) if ray else contextlib.nullcontext():

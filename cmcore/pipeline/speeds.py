@@ -49,13 +49,13 @@ class Speeds:
         write_atomic(self.path, json.dumps(self.seconds, indent=1, sort_keys=True).encode())
 
     def work(self, stage: str, project: Project) -> float:
-        """How long the work of a stage will take."""
+        """How long the work of a stage will take, or that of one of its replicates."""
         known = (self.seconds[kind] for kind in kinds(stage, project) if kind in self.seconds)
         return next(known, GUESS[stage.partition("@")[0]]) * units(stage, project)
 
     def expected(self, stage: str, project: Project) -> float:
         """How long a stage will take in a process of its own."""
-        return STARTING + self.work(stage, project)
+        return STARTING + self.work(stage, project) * project.replicates(stage.partition("@")[2])
 
 
 def changed_stages(status: Mapping[str, object], parents: Mapping[str, Sequence[str]]) -> list[str]:

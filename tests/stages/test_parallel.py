@@ -134,8 +134,9 @@ def nothing(stage: str) -> None:
 
 
 def stage(monkeypatch: pytest.MonkeyPatch, run: Callable[..., list[Path]]) -> None:
-    """Let this function stand for every stage."""
-    monkeypatch.setattr(parallel.plugins, "load", lambda *_: SimpleNamespace(produce=run))
+    """Let this function stand for the work of every stage; its result is what becomes superfluous."""
+    fake = SimpleNamespace(compute=run, write=lambda setup, name, results: results[0])
+    monkeypatch.setattr(parallel.plugins, "load", lambda *_: fake)
     monkeypatch.setattr(parallel, "connection", lambda _: nullcontext())
 
 
@@ -143,7 +144,7 @@ def test_estimates_improve_with_every_stage(tmp_path, monkeypatch):
     """Of a workload that never ran nothing is known: the first run says how long the others of its kind may take."""
     setup, said = project(tmp_path / "p"), {}
 
-    def run(_: Setup, name: str) -> list[Path]:
+    def run(_: Setup, name: str, replicate: int) -> list[Path]:
         time.sleep(0.5)
         (setup.folders.work / "tiny" / f"{name}-0123456789abcdef").mkdir(parents=True)
         return []

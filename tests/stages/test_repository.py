@@ -9,6 +9,7 @@ from cmcore.closure import ROOT
 from cmcore.edge.ray_session import ComputeError
 from cmcore.pipeline import repository
 from cmcore.pipeline.common import Folders, load
+from cmcore.pipeline.files import write_seeds
 from cmcore.pipeline.repository import Repository
 from stages import code
 
@@ -40,6 +41,7 @@ def prepare(folders: Folders) -> None:
     for name in ("random", "none"):
         folders.weights(name).parent.mkdir(parents=True)
         folders.weights(name).write_text("weights")
+        write_seeds(folders.seeds(name), [])
 
 
 def test_recorded_results_are_up_to_date_and_come_back_from_the_cache(folders):
