@@ -51,12 +51,13 @@ def denoiser(method: Method, fields: dict[str, Any], seed: int = 0) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = edm2.Config(**{**NET, "dropout": 0.2, "dropout_resolution": 4, **fields})
-        net = edm2.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=CLASSES)
+        known = method.traits.inputs
+        net = edm2.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=CLASSES, inputs=known)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(0.0 if parameter.ndim else 0.3)  # the gains, which start at zero
     epsilon = DIFFUSION.sigma_min if method.traits.boundary else 0.0
-    return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=epsilon, coordinate=config.c_noise)
+    return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=epsilon, coordinate=config.c_noise, inputs=known)
 
 
 def start(run: str, **train: Any) -> tuple[Method, State, TrainConfig]:

@@ -8,7 +8,9 @@ from registry import entry
 from tiny import DIFFUSION, METHODS, SHAPE, batches, make_denoiser, make_method, make_train
 from torch import Tensor
 
+from cmcore.assemble.models import start_from
 from cmcore.diffusion.grids import karras_grid, with_zero
+from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser
 from cmcore.rng import Draws, NoiseSource
 from cmcore.sample.fewstep import Multistep
@@ -27,26 +29,27 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).sum() / n - torch.cdist(b, b).sum() / n)
 
 
-def judge(denoiser: Denoiser, few_step: bool) -> float:
+def judge(denoiser: Denoise, few_step: bool) -> float:
     d = DIFFUSION
     solver = Heun(with_zero(karras_grid(10, d.sigma_min, d.sigma_max, d.rho)))
     sampler = Multistep((d.sigma_max,), d.sigma_min) if few_step else solver
-    images = sampler(denoiser.eval(), SHAPE, NoiseSource(5, range(1000)), None)
+    images = sampler(denoiser, SHAPE, NoiseSource(5, range(1000)), None)
     return energy_distance(images, batches(Draws(99, 0, 1000)).x)
 
 
 def train(name: str, init: Denoiser | None) -> tuple[Denoiser, float]:
     known = entry(name)
     method = make_method(name, **known.short)
-    student, teacher = (make_denoiser(boundary=b, hidden=64) for b in (method.traits.boundary, False))
+    student = make_denoiser(boundary=method.traits.boundary, hidden=64, inputs=method.traits.inputs)
+    teacher = make_denoiser(hidden=64)
     if init is not None:
-        student.net.load_state_dict(init.net.state_dict())
+        start_from(student.net, init.net.state_dict())
         teacher.net.load_state_dict(init.net.state_dict())
     config = make_train(images=128 * known.steps, batch=128, lr=known.lr)
     state = new_state(method, student, config, init=teacher, teacher=teacher)
     for _ in steps(state, method, batches, config):
         pass
-    return student, judge(student, method.traits.few_step)
+    return student, judge(method.model(student.eval()), method.traits.few_step)
 
 
 @cache
@@ -63,6 +66,6 @@ def test_a_short_run_beats_its_threshold(name: str):
 
 def test_the_threshold_is_out_of_reach_without_training():
     edm = trained("edm")
-    assert judge(make_denoiser(hidden=64), few_step=False) > 0.2
+    assert judge(make_denoiser(hidden=64).eval(), few_step=False) > 0.2
     assert judge(edm[0], few_step=True) > 0.4
-    assert judge(make_denoiser(boundary=True, hidden=64), few_step=True) > 0.6
+    assert judge(make_denoiser(boundary=True, hidden=64).eval(), few_step=True) > 0.6

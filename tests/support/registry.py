@@ -156,6 +156,14 @@ ENTRIES: dict[str, Entry] = {
         short={"ratio": 0.9}, lr=2e-3, distance=0.15,
         passes=TWO_POINTS | {("teacher", "forward"): 1},
     ),
+    # arXiv 2503.07565; the training code is unreleased
+    "imm": Entry(
+        paper={"M": 4, "g": 15.0, "a": 1, "b": 5.0},
+        wrong=(({"M": 0}, "M"), ({"g": 0.0}, "g"), ({"a": -1}, "a")),
+        coarse={"g": 4.0},
+        short={"g": 8.0}, lr=3e-3, distance=0.15,
+        passes=TWO_POINTS,
+    ),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cmcore import plugins
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, Method
@@ -43,17 +44,19 @@ def make_denoiser(
     dropout: float = 0.0,
     hidden: int = 16,
     blocks: int = 1,
+    inputs: tuple[Input, ...] = (),
 ) -> Denoiser:
     """A tiny MLP; with `noise` no parameter keeps its, partly zero, initial value."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fields = {"embedding_width": hidden, "features": 8, "residual_gain": 1.0}
         config = mlp.Config(hidden=hidden, blocks=1, dropout=dropout, **fields)
-        net = mlp.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=0)
+        net = mlp.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=0, inputs=inputs)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter += noise * torch.randn_like(parameter)
-    return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=DIFFUSION.sigma_min if boundary else 0.0)
+    epsilon = DIFFUSION.sigma_min if boundary else 0.0
+    return Denoiser(net, sigma_data=DIFFUSION.sigma_data, epsilon=epsilon, inputs=inputs)
 
 
 def make_train(**options: Any) -> TrainConfig:
@@ -63,7 +66,7 @@ def make_train(**options: Any) -> TrainConfig:
 
 def make_state(method: Method, config: TrainConfig | None = None, *, device: str = "cpu", **options: Any) -> State:
     """A student, a teacher where the method needs one, and the rest."""
-    student = make_denoiser(boundary=method.traits.boundary, **options).to(device)
+    student = make_denoiser(boundary=method.traits.boundary, inputs=method.traits.inputs, **options).to(device)
     other = make_denoiser(**{**options, "seed": 7}).to(device)
     return new_state(method, student, config or make_train(), init=other, teacher=other)
 

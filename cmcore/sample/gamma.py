@@ -1,0 +1,69 @@
+"""Sampling with maps between any two noise levels."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cmcore.diffusion.ode import Denoise
+from cmcore.diffusion.precond import with_inputs
+from cmcore.rng import NoiseSource
+from cmcore.sample.base import Sampler
+
+
+@dataclass(frozen=True)
+class GammaSampling(Sampler):
+    """Jumps below the next level, noise back up to it (CTM, arXiv 2310.02279, Alg. 3).
+
+    With exact maps every gamma keeps the distribution: gamma = 0 is deterministic, gamma = 1 is the multistep sampling
+    of consistency models. The denoiser takes the level where a jump ends as the input "s".
+
+    Args:
+        levels: descending from sigma_max; the last jump ends at sigma_min.
+        sigma_min: the lowest level.
+        gamma: share of noise that is drawn anew, in [0, 1].
+    """
+
+    levels: tuple[float, ...]
+    sigma_min: float
+    gamma: float = 0.0
+    name: ClassVar[str] = "gamma"
+
+    def __post_init__(self) -> None:
+        bounds = (float("inf"), *self.levels, self.sigma_min)
+        if not self.levels or self.sigma_min < 0 or not all(a > b for a, b in pairwise(bounds)):
+            raise ValueError(
+                "GammaSampling: expected one or more strictly descending levels above sigma_min >= 0, got levels "
+                f"{self.levels} and sigma_min {self.sigma_min}"
+            )
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"GammaSampling: expected gamma in [0, 1], got {self.gamma}")
+
+    @property
+    def nfe(self) -> int:
+        return len(self.levels)
+
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        return self.levels
+
+    @property
+    def sigma_max(self) -> float:
+        return self.levels[0]
+
+    def landing(self, level: float) -> float:
+        """The level s <= `level` where a jump ends before noise brings it to `level`."""
+        return (1 - self.gamma**2) ** 0.5 * (level - self.sigma_min) + self.sigma_min
+
+    @torch.no_grad()
+    def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
+        x = x_T.double()
+        for level, after in pairwise((*self.levels, self.sigma_min)):
+            end = self.landing(after)
+            t, s = (torch.full((len(x),), v, dtype=torch.float64, device=x.device) for v in (level, end))
+            x = denoiser(x, t, with_inputs(labels, s=s))
+            if end < after:
+                x = x + (after**2 - end**2) ** 0.5 * source.normal(x.shape[1:])
+        return x
