@@ -10,7 +10,8 @@ from tiny import METHODS
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(file for folder in ("cmcore", "stages") for file in (ROOT / folder).rglob("*.py"))
 
-OTHERWISE = {"cmcore/methods/ect.py": ["edm"]}  # EDM's weighting of the levels, and not the method
+# EDM's weighting of the levels, and not the method
+OTHERWISE = {f"cmcore/methods/{name}.py": ["edm"] for name in ("ect", "tcm")}
 
 
 def strings(tree: ast.Module) -> Iterator[ast.Constant]:

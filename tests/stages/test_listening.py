@@ -1,46 +1,48 @@
-"""The MLflow that `make ui` starts listens to this machine alone."""
+"""The MLflow that `cmlab ui` starts listens to this machine alone."""
 
 import os
-import re
-import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from sockets import LOCAL, listening
 
 from cmcore.closure import ROOT
+from cmcore.commands import ui
 
 pytest.importorskip("mlflow")
 
 
-def server_command(port: int) -> str:
-    """The line with which `make ui` starts the server."""
-    done = subprocess.run(["make", "-n", "ui", f"PORT={port}"], cwd=ROOT, capture_output=True, text=True, check=True)
-    (command,) = re.findall(r"exec (\S+/mlflow server .*)", done.stdout.replace("\\\n", " "))
-    return command
+def project(folder: Path) -> Path:
+    """A folder with nothing but the parameters."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_make_ui_names_the_address():
-    words = shlex.split(server_command(5000))
+def test_the_server_is_given_the_loopback_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda program, words, environment: started.append(words))
+    ui.serve(project(tmp_path), 5000)
+    (words,) = started
     assert words[words.index("--host") + 1] == "127.0.0.1"
+    assert words[words.index("--port") + 1] == "5000"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_the_server_listens_on_the_loopback_interface_only(tmp_path):
+def test_the_server_listens_on_the_loopback_interface_only(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = shlex.split(server_command(port).replace(str(ROOT), str(tmp_path)))
-    (tmp_path / ".tracking").mkdir()
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "cmcore.commands", "ui", "--port", str(port)]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([str(ROOT / words[0]), *words[1:]], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=project(tmp_path), env=environment, stdout=log, stderr=log)
     family, there = list[psutil.Process](), set[tuple[str, int]]()
     try:
         deadline = time.monotonic() + 240
