@@ -70,7 +70,7 @@ class Case:
 
 def training(case: Case, name: str) -> Job:
     """One step of a method, with optimiser and average."""
-    choose_matrix_units(case.config.precision)
+    choose_matrix_units(case.config.precision, case.config.jvp_precision)
     module = plugins.load("cmcore.methods", name)
     chooses = "distance" in module.Config.__dataclass_fields__
     method = module.build(module.Config(**({"distance": "pseudo_huber"} if chooses else {})), DIFFUSION)

@@ -107,7 +107,7 @@ def train_run(
     mark = fingerprint(run, inputs)
     data, method = open_data(inputs.data), run.objective
     shape = ModelShape.of(data, run.conditional)
-    choose_matrix_units(run.train.precision)
+    choose_matrix_units(run.train.precision, run.train.jvp_precision)
     student, init, teacher = _networks(run, inputs, shape, device)
     state = new_state(method, student, run.train, init=init, teacher=teacher)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The cost of passes through a network, in operations and memory, counted on the meta device without any compute.
 
-The network is the real one and so are the passes, forward-mode derivative included, so what a method wastes is counted
+The network is the real one and so are the passes, tangents included, so what a method wastes is counted
 too. A convolution or a matrix product counts 2 operations per multiply-add; everything else counts none.
 """
 
@@ -56,7 +56,7 @@ class Meter(TorchDispatchMode):
             dtype = next(leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
             self.flops[dtype] += int(count(*args, **(kwargs or {}), out_val=out))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and not tensor._is_zerotensor():
+            if isinstance(tensor, Tensor):
                 self._follow(tensor.untyped_storage())
         return out
 
@@ -124,7 +124,7 @@ def pass_cost(
 
     Args:
         denoiser: the network with its preconditioning.
-        kind: what is passed through it; "jvp" is sCM's forward-mode derivative beside the value.
+        kind: what is passed through it; "jvp" is sCM's derivative by time beside the value, under `jvp_precision`.
         shape: (C, H, W) of an image.
         labelled: whether the network sees labels.
         dtype: of automatic mixed precision, or None for full precision.

@@ -4,13 +4,13 @@ from collections import Counter
 from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import nn
 
 from cmcore.assemble.run import Run
 from cmcore.budget.cost import PassKind
 from cmcore.consistency.distances import l2, provided
 from cmcore.diffusion.precond import Denoiser
+from cmcore.dual import Dual, Value, each
 from cmcore.methods.base import STUDENT, Batch, Nets, Progress
 from cmcore.rng import Draws
 from cmcore.train.steps import turns_of
@@ -26,13 +26,14 @@ class Probe(nn.Module):
         super().__init__()
         self.gain, self.name, self.rows, self.seen = nn.Parameter(torch.ones(())), name, rows, seen
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: object = None) -> Tensor:
+    def forward(self, x: Value, c_noise: Value, labels: object = None) -> Value:
         del labels
-        derivative = forward_ad.unpack_dual(c_noise).tangent is not None
-        value = "jvp" if derivative else "forward"
+        value = "jvp" if isinstance(c_noise, Dual) else "forward"
         kind = cast("PassKind", f"{value}+backward" if torch.is_grad_enabled() else value)
-        self.seen += [(self.name, kind)] * max(1, len(x) // self.rows)  # guidance asks for all images twice in one pass
-        return x * self.gain + 0 * c_noise.reshape(-1, 1, 1, 1)
+        self.seen += [(self.name, kind)] * max(
+            1, x.shape[0] // self.rows
+        )  # guidance asks for all images twice in one pass
+        return each(lambda x: x * self.gain, x)
 
 
 def passes(run: Run) -> Passes:

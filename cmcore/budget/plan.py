@@ -16,6 +16,7 @@ from cmcore.budget.cost import PassCost, PassKind, lpips_cost, on_meta, paramete
 from cmcore.budget.machines import Machine
 from cmcore.budget.passes import Passes, head_count, passes
 from cmcore.config import ConfigError, digest
+from cmcore.consistency.tangents import jvp_precision
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.train.precision import HALF
@@ -92,7 +93,7 @@ class Costs:
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
         self._denoiser = functools.cache(self._build)
-        self._known: dict[tuple[str, PassKind, torch.dtype | None], PassCost] = {}
+        self._known: dict[tuple[str, PassKind, torch.dtype | None, str], PassCost] = {}
         self.lpips = functools.cache(lpips_cost)
 
     def _build(self, net: "Net") -> Denoiser:
@@ -105,11 +106,12 @@ class Costs:
     def of(self, run: Run, kind: PassKind) -> PassCost:
         """Of one pass through the run's network at the run's precision."""
         net, dtype = Net(run.net, run.diffusion), HALF.get(run.train.precision)
-        key = (net.digest, kind, dtype)
+        key = (net.digest, kind, dtype, run.train.jvp_precision)
         if key not in self._known:
             size = (self.shape.channels, self.shape.resolution, self.shape.resolution)
             denoiser = self._denoiser(net)
-            self._known[key] = pass_cost(denoiser, kind, size, labelled=self.shape.classes > 0, dtype=dtype)
+            with jvp_precision(run.train.jvp_precision):
+                self._known[key] = pass_cost(denoiser, kind, size, labelled=self.shape.classes > 0, dtype=dtype)
         return self._known[key]
 
 
@@ -163,9 +165,9 @@ def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
         return max(0.0, most - kept) + (lpips.per_image * rows if lpips else 0)
 
     free = setting.machine.memory - sum(memory.values())
+    units = "tf32" if run.train.jvp_precision == "tf32" else run.train.precision
     seconds = sum(
-        flops / (setting.machine.rate(dtype, run.train.precision) * setting.efficiency)
-        for dtype, flops in training.items()
+        flops / (setting.machine.rate(dtype, units) * setting.efficiency) for dtype, flops in training.items()
     )
     seconds *= run.train.total * (share * setting.count / run.train.batch) / setting.count if count else 0
     return RunPlan(

@@ -1,22 +1,42 @@
-"""TrigFlow and the continuous-time tangent of sCM (arXiv 2410.11081), by forward-mode differentiation.
+"""TrigFlow and the continuous-time tangent of sCM (arXiv 2410.11081), carried through the network.
 
 TrigFlow: x_t = cos t x_0 + sin t z with z ~ N(0, sigma_data^2 I), t in [0, pi/2], and
 f(x_t, t) = cos t x_t - sin t sigma_data F(x_t/sigma_data, t). The denoiser's network is F up to its sign (see
 diffusion/precond.py), so a diffusion model of this project is a TrigFlow model as it is.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cmcore.diffusion.guidance import Model
 from cmcore.diffusion.path import TrigFlow
 from cmcore.diffusion.precond import Denoiser, Labels, noise_coordinate
+from cmcore.dual import Dual, Value, each, entrywise
 from cmcore.tensors import expand_like, full_precision, norm_per_sample
 
-TrigNet = Callable[[Tensor, Tensor], Tensor]
+TrigNet = Callable[[Any, Any], Any]
+"""F_trig(x/sigma_data (B, ...), t (B,)) -> (B, ...), of tensors or of Duals."""
+
+_precision: ContextVar[str] = ContextVar("jvp_precision", default="fp32")
+
+
+@contextmanager
+def jvp_precision(name: str) -> Iterator[None]:
+    """A block whose derivatives are computed as `train.jvp_precision` says: see train/precision.py."""
+    before = _precision.set(name)
+    try:
+        yield
+    finally:
+        _precision.reset(before)
+
+
+def derivative_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A block of what a derivative is taken of and along: the run's autocast holds beside tangents in bf16 alone."""
+    return nullcontext() if _precision.get() == "bf16" else full_precision(device)
 
 
 class Tangent(NamedTuple):
@@ -26,13 +46,15 @@ class Tangent(NamedTuple):
     scaled_dF: Tensor  # noqa: N815 (the paper's symbol)
 
 
-def conditional_trig_net(denoiser: Denoiser) -> Model:
+def conditional_trig_net(denoiser: Denoiser) -> Callable[[Any, Any, Labels], Any]:
     """F_trig(x/sigma_data, t, labels), for x/sigma_data (B, ...), t (B,): minus the network at sigma_data tan t."""
     path = TrigFlow(denoiser.sigma_data)
 
-    def minus_net(u: Tensor, t: Tensor, labels: Labels) -> Tensor:
-        c_noise = noise_coordinate(path.level(t), denoiser.sigma_data, denoiser.coordinate)
-        return -denoiser.raw(u, c_noise, labels)
+    def coordinate(t: Tensor) -> Tensor:
+        return noise_coordinate(path.level(t), denoiser.sigma_data, denoiser.coordinate)
+
+    def minus_net(u: Value, t: Value, labels: Labels) -> Value:
+        return each(torch.neg, denoiser.raw(u, entrywise(coordinate, t), labels))
 
     return minus_net
 
@@ -50,12 +72,11 @@ def scaled_jvp(F: TrigNet, x_t: Tensor, t: Tensor, dx_dt: Tensor, sigma_data: fl
     near t = pi/2 the derivative of c_noise = ln(tan t)/4 alone would be 1/(4 cos t sin t).
     """
     scale = torch.cos(t) * torch.sin(t)
-    primals = (x_t / sigma_data, t)
-    tangents = (expand_like(scale, x_t) * dx_dt, scale * sigma_data)
-    # A derivative in bf16 would be mostly rounding, so this stays in full precision under any train.precision.
-    with full_precision(x_t.device):
-        outputs = torch.func.jvp(F, primals, tangents)
-    return Tangent(F=outputs[0], scaled_dF=outputs[1].detach())
+    half = torch.bfloat16 if _precision.get() == "bf16" else None
+    u = Dual(x_t / sigma_data, expand_like(scale, x_t) * dx_dt, half)
+    with derivative_precision(x_t.device):
+        out = F(u, Dual(t, scale * sigma_data))
+    return Tangent(F=out.value.to(x_t.dtype), scaled_dF=out.tangent.to(x_t.dtype))
 
 
 def consistency_tangent(x_t: Tensor, t: Tensor, dx_dt: Tensor, tangent: Tangent, sigma_data: float, r: float) -> Tensor:

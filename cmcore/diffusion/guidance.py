@@ -7,6 +7,7 @@ training on labels of which some were dropped.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from cmcore.config import require
 from cmcore.diffusion.inputs import GUIDANCE, Input, InputError
 from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition, with_inputs
+from cmcore.dual import Value, each
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
@@ -91,5 +93,5 @@ def _with_and_without(labels: Labels) -> Condition:
     )
 
 
-def _twice(x: Tensor) -> Tensor:
-    return torch.cat([x, x])
+def _twice(x: Value) -> Any:
+    return each(lambda x: torch.cat([x, x]), x)

@@ -9,12 +9,13 @@ sigma = sigma_data tan t, x_t = cos t x, and F_trig = -F. So one denoiser serves
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from cmcore.diffusion.inputs import Input, declared
 from cmcore.diffusion.path import TrigFlow
+from cmcore.dual import Value, entrywise
 from cmcore.tensors import expand_like
 
 NoiseCoordinate = Literal["log", "trig", "log1000"]
@@ -31,7 +32,7 @@ class Condition(NamedTuple):
 
     labels: Tensor | None
     augment: Tensor | None = None
-    inputs: Mapping[str, Tensor] = MappingProxyType({})
+    inputs: Mapping[str, Value] = MappingProxyType({})
 
 
 Labels = Tensor | Condition | None
@@ -42,7 +43,7 @@ def as_condition(labels: Labels) -> Condition:
     return labels if isinstance(labels, Condition) else Condition(labels)
 
 
-def with_inputs(labels: Labels, **inputs: Tensor) -> Condition:
+def with_inputs(labels: Labels, **inputs: Value) -> Condition:
     """Labels with values (B,) of further inputs by name."""
     condition = as_condition(labels)
     return condition._replace(inputs={**condition.inputs, **inputs})
@@ -133,14 +134,19 @@ class Denoiser(nn.Module):
         F = self.raw((expand_like(s.c_in, x) * x).to(dtype), s.c_noise, labels)
         return expand_like(s.c_skip, x) * x + expand_like(s.c_out, x) * F.to(x.dtype)
 
-    def raw(self, u: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
-        """F at u = c_in x (B, C, H, W) and c_noise (B,), with second noise levels brought to the same coordinate."""
+    def raw(self, u: Value, c_noise: Value, labels: Labels = None) -> Any:
+        """F at u = c_in x (B, C, H, W) and c_noise (B,), with second noise levels brought to the same coordinate.
+
+        Of Duals it is a Dual; a further input may be one as well.
+        """
         return self.net(u, c_noise.to(u.dtype), self._seen(labels))
 
     def _seen(self, labels: Labels) -> Labels:
         condition = as_condition(labels)
         kinds = {name: declared(name, value, self.inputs).kind for name, value in condition.inputs.items()}
-        levels = {name: self._coordinate(condition.inputs[name]) for name, kind in kinds.items() if kind == "time"}
+        levels = {
+            name: entrywise(self._coordinate, condition.inputs[name]) for name, kind in kinds.items() if kind == "time"
+        }
         return with_inputs(condition, **levels) if levels else labels
 
     def _coordinate(self, level: Tensor) -> Tensor:

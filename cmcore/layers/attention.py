@@ -1,20 +1,33 @@
-"""Softmax attention: by a fused kernel, or written out where a forward-mode derivative is asked for."""
+"""Softmax attention: its value by a fused kernel, its tangent written out, as fused kernels have none."""
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cmcore.layers.dual import has_tangent
+from cmcore.dual import Dual, Value, half_of
+from cmcore.tensors import full_precision
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v, for q, k, v (B, heads, positions, C).
+def attend(q: Value, k: Value, v: Value) -> Any:
+    """softmax(q k^T / sqrt(C)) v, for q, k, v (B, heads, positions, C): all tensors or all Duals.
 
-    Fused kernels have no forward-mode derivative. The written-out form takes the softmax in float32 at least, as they
-    do inside.
+    The tangent, with S = q k^T / sqrt(C) and P = softmax(S), is dP v + P dv, where dP = P (dS - <P, dS>) with the inner
+    product over the positions that are attended to. P and dP are in float32 at least.
     """
-    if not any(has_tangent(part) for part in (q, k, v)):
-        return nn.functional.scaled_dot_product_attention(q, k, v)
-    scores = (q @ (k / math.sqrt(q.shape[-1])).mT).to(torch.promote_types(q.dtype, torch.float32))
-    return scores.softmax(-1).to(v.dtype) @ v
+    if not (isinstance(q, Dual) and isinstance(k, Dual) and isinstance(v, Dual)):
+        return nn.functional.scaled_dot_product_attention(q, k, v)  # pyright: ignore[reportArgumentType]
+    value = nn.functional.scaled_dot_product_attention(q.value, k.value, v.value)
+    half = half_of(q, k, v)
+    with torch.no_grad(), full_precision(value.device):
+        product = half or q.tangent.dtype
+        wide = torch.promote_types(product, torch.float32)
+        values, tangents = zip(*((x.value.to(product), x.tangent.to(product)) for x in (q, k, v)), strict=True)
+        root = math.sqrt(q.shape[-1])
+        keys, d_keys = (values[1] / root).mT, (tangents[1] / root).mT
+        P = (values[0] @ keys).to(wide).softmax(-1)
+        dS = (tangents[0] @ keys + values[0] @ d_keys).to(wide)
+        dP = P * (dS - (P * dS).sum(-1, keepdim=True))
+        tangent = dP.to(product) @ values[2] + P.to(product) @ tangents[2]
+    return Dual(value, tangent, half)

@@ -1,19 +1,21 @@
 """Parts of the EDM2 network (Karras et al., arXiv 2312.02696, config G) that are not in layers/magnitude.py.
 
-Every part keeps the magnitude of what goes through it, works out of place and has a forward-mode derivative.
+Every part keeps the magnitude of what goes through it, works out of place and takes Duals.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels
+from cmcore.dual import Value, each
 from cmcore.layers.attention import attend
 from cmcore.layers.embeddings import EmbeddingKind, InputEmbedding, PositionalFeatures, condition_vectors
+from cmcore.layers.functions import add, cat, clamp, dropout, mul, silu
 from cmcore.layers.magnitude import MPConv, MPFourier, unit_magnitude
 from cmcore.layers.norms import pixel_norm
 from cmcore.layers.resample import Resample
@@ -22,20 +24,20 @@ SILU_MAGNITUDE = 0.596  # root mean square of silu(z) for z ~ N(0, 1)
 ModulationKind = Literal["gain", "double"]
 
 
-def mp_silu(x: Tensor) -> Tensor:
+def mp_silu(x: Value) -> Any:
     """silu(x) / 0.596 (Eq. 81)."""
-    return nn.functional.silu(x) / SILU_MAGNITUDE
+    return each(lambda y: y / SILU_MAGNITUDE, silu(x))
 
 
-def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
+def mp_sum(a: Value, b: Value, t: float) -> Any:
     """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2) (Eq. 88)."""
-    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+    return each(lambda a, b: torch.lerp(a, b, t) / math.hypot(1 - t, t), a, b)
 
 
-def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
+def mp_cat(a: Value, b: Value, t: float) -> Any:
     """Channels of a, then those of b, in which b has the share t of the whole, however many they are (Eq. 103)."""
     whole = math.sqrt(a.shape[1] + b.shape[1]) / math.hypot(1 - t, t)
-    return torch.cat([a * (whole * (1 - t) / math.sqrt(a.shape[1])), b * (whole * t / math.sqrt(b.shape[1]))], dim=1)
+    return cat([mul(a, whole * (1 - t) / math.sqrt(a.shape[1])), mul(b, whole * t / math.sqrt(b.shape[1]))])
 
 
 class Positional(nn.Module):
@@ -45,8 +47,8 @@ class Positional(nn.Module):
         super().__init__()
         self.features = PositionalFeatures(channels)
 
-    def forward(self, c_noise: Tensor) -> Tensor:
-        return self.features(c_noise) * math.sqrt(2)
+    def forward(self, c_noise: Value) -> Value:
+        return mul(self.features(c_noise), math.sqrt(2))
 
 
 class MPZeroEmbedding(nn.Module):
@@ -58,7 +60,7 @@ class MPZeroEmbedding(nn.Module):
         self.layer = MPConv(features, width, 0)
         self.gain = nn.Parameter(torch.zeros(()))
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Value) -> Value:
         return self.layer(self.features(value), self.gain)
 
 
@@ -83,7 +85,7 @@ class Embedding(nn.Module):
         self.label = MPConv(classes, width, 0) if classes else None
         self.inputs = InputEmbedding(inputs, lambda: MPZeroEmbedding(features, width))
 
-    def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
+    def forward(self, c_noise: Value, labels: Labels) -> Value:
         hot, _ = condition_vectors(c_noise, labels, classes=self.classes)
         e = self.inputs(self.noise(self.features(c_noise)), c_noise, labels)
         if self.label is not None and hot is not None:
@@ -100,7 +102,7 @@ class CosineAttention(nn.Module):
         self.qkv = MPConv(channels, 3 * channels, 1)
         self.out = MPConv(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Value) -> Value:
         batch, channels, height, width = x.shape
         qkv = self.qkv(x).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         q, k, v = (part.mT for part in unit_magnitude(qkv, (2,)).unbind(3))
@@ -157,19 +159,19 @@ class Block(nn.Module):
             CosineAttention(outputs, head_channels=attention, balance=attention_balance) if attention else None
         )
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: Value, e: Value) -> Value:
         if self.resample is not None:
             x = self.resample(x)
         if self.down:
             x = unit_magnitude(x if self.skip is None else self.skip(x), (1,))
-        c = 1 + self.modulation(e, self.gain)
+        c = add(self.modulation(e, self.gain), 1)
         c = pixel_norm(c) if self.bounded else c
         y = self.conv0(mp_silu(x))
-        y = mp_silu(y * c.to(y.dtype)[:, :, None, None])
+        y = mp_silu(mul(y, c.to(y.dtype).reshape(*c.shape, 1, 1)))
         if self.training and self.dropout:
-            y = nn.functional.dropout(y, self.dropout)
+            y = dropout(y, self.dropout)
         if not self.down and self.skip is not None:
             x = self.skip(x)
         x = mp_sum(x, self.conv1(y), self.balance)
         x = x if self.attention is None else self.attention(x)
-        return x.clamp(-self.clip, self.clip)
+        return clamp(x, self.clip)

@@ -1,4 +1,4 @@
-"""Embeddings of the noise level, of labels and of further inputs; with forward-mode derivatives for all but the labels.
+"""Embeddings of the noise level, of labels and of further inputs.
 
 c_noise and further inputs are (B,), labels are (B,) int64, modulation vectors e are (B, E).
 """
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from cmcore.diffusion.inputs import Input, InputError, declared
 from cmcore.diffusion.precond import NO_LABEL, Labels, as_condition
+from cmcore.dual import Value, each, value_of
+from cmcore.layers.functions import add, cat, cos, silu, sin
 from cmcore.layers.linear import InitKind, linear
 
 EmbeddingKind = Literal["positional", "fourier"]
@@ -31,9 +33,9 @@ class PositionalFeatures(nn.Module):
         exponents = torch.arange(half, dtype=torch.float64) / max(1, half - 1)
         self.register_buffer("freqs", (max_positions**-exponents).to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, c_noise: Tensor) -> Tensor:
-        angles = torch.outer(c_noise, self.freqs)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+    def forward(self, c_noise: Value) -> Value:
+        angles = each(lambda c: torch.outer(c, self.freqs), c_noise)
+        return cat([sin(angles), cos(angles)])
 
 
 class FourierFeatures(nn.Module):
@@ -45,13 +47,13 @@ class FourierFeatures(nn.Module):
         super().__init__()
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 
-    def forward(self, c_noise: Tensor) -> Tensor:
-        angles = torch.outer(c_noise, 2 * math.pi * self.freqs)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+    def forward(self, c_noise: Value) -> Value:
+        angles = each(lambda c: torch.outer(c, 2 * math.pi * self.freqs), c_noise)
+        return cat([sin(angles), cos(angles)])
 
 
 def condition_vectors(
-    c_noise: Tensor, labels: Labels, *, classes: int, augment_dim: int = 0
+    c_noise: Value, labels: Labels, *, classes: int, augment_dim: int = 0
 ) -> tuple[Tensor | None, Tensor | None]:
     """One-hot labels (B, classes), zero for NO_LABEL, and the augmentation vector (B, augment_dim), in c_noise's dtype.
 
@@ -85,7 +87,7 @@ class ZeroEmbedding(nn.Module):
         self.features = PositionalFeatures(features)
         self.layer = linear(features, width, gain=0.0, bias=False, init=init)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Value) -> Value:
         return self.layer(self.features(value))
 
 
@@ -107,15 +109,15 @@ class InputEmbedding(nn.ModuleDict):
         super().__init__({name: embedding() for name in names})
         self.declared = tuple(inputs)
 
-    def forward(self, e: Tensor, c_noise: Tensor, labels: Labels) -> Tensor:
+    def forward(self, e: Value, c_noise: Value, labels: Labels) -> Value:
         given = as_condition(labels).inputs
         for name, value in given.items():
             declared(name, value, self.declared)
             if value.shape != c_noise.shape:
                 raise InputError(name, f"shape {tuple(c_noise.shape)}", value, "the method that gives it")
         for known in self.declared:
-            absent = c_noise if known.kind == "time" else torch.full_like(c_noise, known.neutral)
-            e = e + self[known.name](given.get(known.name, absent).to(c_noise.dtype))
+            absent = c_noise if known.kind == "time" else torch.full_like(value_of(c_noise), known.neutral)
+            e = add(e, self[known.name](given.get(known.name, absent).to(c_noise.dtype)))
         return e
 
 
@@ -142,13 +144,13 @@ class NoiseEmbedding(nn.Module):
         self.layer0, self.layer1 = linear(features, width), linear(width, width)
         self.inputs = InputEmbedding(inputs, lambda: ZeroEmbedding(features, features))
 
-    def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
+    def forward(self, c_noise: Value, labels: Labels) -> Value:
         hot, augment = condition_vectors(c_noise, labels, classes=self.classes, augment_dim=self.augment_dim)
         e = self.features(c_noise)
         if self.label is not None and hot is not None:
             # EDM scales the one-hot vector to unit variance per entry, sqrt(K).
-            e = e + self.label(hot * math.sqrt(self.classes))
+            e = add(e, self.label(hot * math.sqrt(self.classes)))
         if self.augment is not None and augment is not None:
-            e = e + self.augment(augment)
+            e = add(e, self.augment(augment))
         e = self.inputs(e, c_noise, labels)
-        return nn.functional.silu(self.layer1(nn.functional.silu(self.layer0(e))))
+        return silu(self.layer1(silu(self.layer0(e))))

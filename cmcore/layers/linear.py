@@ -1,14 +1,30 @@
 """Linear layers and convolutions with their initial weights: by default those of EDM's DDPM++ (arXiv 2206.00364)."""
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from cmcore.layers.dual import Conv2d, Linear
+from cmcore.dual import Value
+from cmcore.layers import functions
 
 InitKind = Literal["xavier", "uniform"]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, of Duals too."""
+
+    def forward(self, input: Value) -> Any:  # the base class's name
+        return functions.linear(input, self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d`, of Duals too."""
+
+    def forward(self, input: Value) -> Any:  # the base class's name
+        options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return functions.conv2d(input, self.weight, self.bias, **options)
 
 
 def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True, init: InitKind = "xavier") -> nn.Linear:

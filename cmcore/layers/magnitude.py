@@ -7,24 +7,40 @@ during a forward pass: it can be differentiated forwards, repeated and compiled.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cmcore.layers.dual import conv2d, linear
+from cmcore.dual import Dual, Value, each
+from cmcore.layers.functions import add, conv2d, cos, linear, mul
 from cmcore.tensors import full_precision
 
 NORM_EPS = 1e-4
 
 
-def unit_magnitude(x: Tensor, dims: Sequence[int], eps: float = NORM_EPS) -> Tensor:
+def unit_magnitude(x: Value, dims: Sequence[int], eps: float = NORM_EPS) -> Any:
     """x over its root mean square along `dims`. Along the channels this is pixel normalisation.
 
     The square sum is taken in float32 at least, so that it does not overflow in float16.
     """
+    if isinstance(x, Dual):
+        return _unit_dual(x, tuple(dims), eps)
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=tuple(dims), keepdim=True, dtype=wide)
     return x / (eps + norm / math.sqrt(x.numel() / norm.numel())).to(x.dtype)
+
+
+def _unit_dual(x: Dual, dims: tuple[int, ...], eps: float) -> Dual:
+    with torch.no_grad(), full_precision(x.device):
+        v = x.value.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
+        root = math.sqrt(v.numel() / norm.numel())
+        r = eps + norm / root
+        dr = (v * x.tangent).sum(dims, keepdim=True) / (root * norm)
+        dr = torch.where(norm > 0, dr, 0.0)
+        tangent = (x.tangent - v * (dr / r)) / r
+    return Dual(unit_magnitude(x.value, dims, eps), tangent, x.half)
 
 
 class MPConv(nn.Module):
@@ -39,7 +55,7 @@ class MPConv(nn.Module):
         size = (kernel, kernel) if kernel else ()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, *size, generator=generator))
 
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+    def forward(self, x: Value, gain: Tensor | float = 1.0) -> Value:
         """The layer times `gain`, a number or a scalar tensor."""
         w = self._unit() * (gain / math.sqrt(self.weight[0].numel()))
         if w.ndim == 2:
@@ -86,5 +102,6 @@ class MPFourier(nn.Module):
         self.register_buffer("freqs", 2 * math.pi * bandwidth * torch.randn(channels, generator=generator))
         self.register_buffer("phases", 2 * math.pi * torch.rand(channels, generator=generator))
 
-    def forward(self, c_noise: Tensor) -> Tensor:
-        return (torch.outer(c_noise, self.freqs) + self.phases).cos() * math.sqrt(2)
+    def forward(self, c_noise: Value) -> Value:
+        angles = each(lambda c: torch.outer(c, self.freqs), c_noise)
+        return mul(cos(add(angles, self.phases)), math.sqrt(2))

@@ -1,12 +1,15 @@
-"""Normalisations, plain and modulated. Out of place, with a forward-mode derivative, as all parts of networks."""
+"""Normalisations, plain and modulated. Out of place, of tensors and of Duals, as all parts of networks."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cmcore.layers.dual import has_tangent
+from cmcore.dual import Dual, Value
+from cmcore.layers.functions import add, scale_shift
 from cmcore.layers.linear import InitKind, linear
+from cmcore.tensors import full_precision
 
 NormKind = Literal["group", "adaptive", "double"]
 
@@ -26,19 +29,46 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if has_tangent(x):
-            x = x.contiguous()  # its forward-mode derivative knows no other memory format
-        return nn.functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+    def forward(self, x: Value) -> Value:
+        if not isinstance(x, Dual):
+            return nn.functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        value = nn.functional.group_norm(x.value, self.groups, self.weight, self.bias, self.eps)
+        with torch.no_grad(), full_precision(value.device):
+            tangent = normalised_tangent(x.value, x.tangent, self.groups, self.eps)
+            if self.weight is not None:
+                tangent = tangent * self.weight.reshape(-1, *[1] * (x.ndim - 2))
+        return Dual(value, tangent, x.half)
 
 
-def pixel_norm(v: Tensor, eps: float = 1e-8) -> Tensor:
+def normalised_tangent(x: Tensor, tangent: Tensor, groups: int, eps: float) -> Tensor:
+    """The tangent of x (B, C, ...) normalised in groups of channels, in float32 at least.
+
+    The derivative of the normalised x, rstd (1 - mean - y <y, .>/n), is a symmetric matrix. So the kernel of the
+    backward pass, which multiplies by its transpose, serves here.
+    """
+    wide = torch.promote_types(torch.promote_types(x.dtype, tangent.dtype), torch.float32)
+    turned = x.is_cpu and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if turned else torch.contiguous_format  # all that the kernels know
+    x, tangent = (part.to(wide).contiguous(memory_format=layout) for part in (x, tangent))
+    shape = (x.shape[0], x.shape[1], math.prod(x.shape[2:]), groups)
+    _, mean, rstd = torch.native_group_norm(x, None, None, *shape, eps)
+    wanted = [True, False, False]  # the gradient of the input alone
+    return torch.ops.aten.native_group_norm_backward(tangent, x, mean, rstd, None, *shape, wanted)[0]
+
+
+def pixel_norm(v: Value, eps: float = 1e-8) -> Any:
     """v (B, C) over its root mean square across the channels (arXiv 1710.10196, sec. 4.2).
 
     The mean square is taken in float32 at least: in float16 it overflows from 256 on, and eps is 0.
     """
-    wide = v.to(torch.promote_types(v.dtype, torch.float32))
-    return v * torch.rsqrt(wide.square().mean(1, keepdim=True) + eps).to(v.dtype)
+    if not isinstance(v, Dual):
+        wide = v.to(torch.promote_types(v.dtype, torch.float32))
+        return v * torch.rsqrt(wide.square().mean(1, keepdim=True) + eps).to(v.dtype)
+    with torch.no_grad(), full_precision(v.device):
+        wide = v.value.to(torch.promote_types(v.dtype, torch.float32))
+        r = torch.rsqrt(wide.square().mean(1, keepdim=True) + eps)
+        tangent = r * v.tangent - wide * r**3 * (wide * v.tangent).mean(1, keepdim=True)
+    return Dual(pixel_norm(v.value, eps), tangent, v.half)
 
 
 class ModulatedNorm(nn.Module):
@@ -68,10 +98,10 @@ class ModulatedNorm(nn.Module):
             with torch.no_grad():
                 self.affine.bias[:channels].fill_(1)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: Value, e: Value) -> Value:
         shape = (x.shape[0], -1, *[1] * (x.ndim - 2))
         if self.kind == "group":
-            return self.norm(x + self.affine(e).reshape(shape))
+            return self.norm(add(x, self.affine(e).reshape(shape)))
         s, b = self.affine(e).chunk(2, dim=1)
-        s, b = (1 + s, b) if self.kind == "adaptive" else (pixel_norm(s), pixel_norm(b))
-        return torch.addcmul(b.reshape(shape), self.norm(x), s.reshape(shape))
+        s, b = (add(s, 1), b) if self.kind == "adaptive" else (pixel_norm(s), pixel_norm(b))
+        return scale_shift(self.norm(x), s.reshape(shape), b.reshape(shape))

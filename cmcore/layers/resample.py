@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cmcore.layers.dual import conv2d
+from cmcore.dual import Value, each
 
 
 class Resample(nn.Module):
@@ -24,7 +24,10 @@ class Resample(nn.Module):
         self.box = len(taps) == 2 and taps[0] == taps[1]
         self.register_buffer("kernel", torch.outer(f, f)[None, None] * (4 if up else 1), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Value) -> Value:
+        return each(self._resized, x)
+
+    def _resized(self, x: Tensor) -> Tensor:
         if self.box:
             return (
                 nn.functional.interpolate(x, scale_factor=2, mode="nearest")
@@ -32,5 +35,5 @@ class Resample(nn.Module):
                 else nn.functional.avg_pool2d(x, 2)
             )
         kernel = self.kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1)
-        resize = nn.functional.conv_transpose2d if self.up else conv2d
+        resize = nn.functional.conv_transpose2d if self.up else nn.functional.conv2d
         return resize(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])

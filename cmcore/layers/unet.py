@@ -7,10 +7,11 @@ A `Plan` says where the blocks of a network are, a `Style` what those of the thr
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from cmcore.dual import Value, each
 from cmcore.layers.attention import attend
+from cmcore.layers.functions import add, cat, dropout, mul, silu
 from cmcore.layers.linear import InitKind, conv
 from cmcore.layers.norms import GroupNorm, ModulatedNorm, NormKind, group_count
 from cmcore.layers.resample import Resample
@@ -50,12 +51,16 @@ class Attention(nn.Module):
         self.qkv = conv(channels, 3 * channels, 1, gain=style.attention_gain, init=style.init)
         self.out = conv(channels, channels, 1, gain=style.residual_gain, init=style.init)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Value) -> Value:
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, self.heads, 3, channels // self.heads, height * width)
-        # Fused kernels want the channels of a position side by side, as they are in channels_last.
-        q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in qkv.mT.unbind(2))
-        return (x + self.out(attend(q, k, v).mT.reshape(x.shape))) * self.skip_scale
+        q, k, v = (each(_side_by_side, part) for part in qkv.mT.unbind(2))
+        return mul(add(x, self.out(attend(q, k, v).mT.reshape(x.shape))), self.skip_scale)
+
+
+def _side_by_side(part: Tensor) -> Tensor:
+    """With the channels of a position side by side, as they are in channels_last: fused kernels want it."""
+    return part if part.stride(-1) == 1 else part.contiguous()
 
 
 class Block(nn.Module):
@@ -77,14 +82,14 @@ class Block(nn.Module):
         self.skip = conv(inputs, outputs, 1, init=s.init) if project else None
         self.attention = Attention(outputs, style) if attention else None
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        h = nn.functional.silu(self.norm0(x))
+    def forward(self, x: Value, e: Value) -> Value:
+        h = silu(self.norm0(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = nn.functional.silu(self.norm1(self.conv0(h), e))
+        h = silu(self.norm1(self.conv0(h), e))
         if self.training and self.dropout:
-            h = nn.functional.dropout(h, self.dropout)
-        x = ((x if self.skip is None else self.skip(x)) + self.conv1(h)) * self.skip_scale
+            h = dropout(h, self.dropout)
+        x = mul(add(x if self.skip is None else self.skip(x), self.conv1(h)), self.skip_scale)
         return x if self.attention is None else self.attention(x)
 
 
@@ -139,14 +144,14 @@ def way_up(plan: Plan, block: MakeBlock, skips: list[int]) -> tuple[nn.ModuleDic
     return layers, now
 
 
-def climb(layers: nn.ModuleDict, h: Tensor, skips: list[Tensor], e: Tensor) -> Tensor:
+def climb(layers: nn.ModuleDict, h: Value, skips: list[Value], e: Value) -> Value:
     """Walk the way up with what the way down has left."""
     for name, layer in layers.items():
-        h = layer(torch.cat([h, skips.pop()], dim=1) if "_block" in name else h, e)
+        h = layer(cat([h, skips.pop()]) if "_block" in name else h, e)
     return h
 
 
-def check_images(x: Tensor, channels: int, resolution: int) -> None:
+def check_images(x: Value, channels: int, resolution: int) -> None:
     """A ValueError where x is not (B, channels, resolution, resolution)."""
     if x.shape[1:] != (channels, resolution, resolution):
         expected = f"(B, {channels}, {resolution}, {resolution})"

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from cmcore.consistency.tangents import conditional_trig_net
+from cmcore.consistency.tangents import conditional_trig_net, derivative_precision
 from cmcore.consistency.trigflow import WEIGHT, TrigConfig, continuous_loss, sample_point
 from cmcore.consistency.weights import AdaptiveWeight
 from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, with_scale
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
-from cmcore.tensors import full_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,8 @@ class SCD(Method):
         if self.config.guidance is not None:
             s = draw_scales(self.config.guidance, draws)
             labels, teacher = with_scale(labels, s), Guided(teacher, s)
-        # In full precision: it is the direction of a derivative, and cancels in the difference g at the optimum.
-        with torch.no_grad(), full_precision(point.x_t.device):
+        # In the precision of the derivative: it is its direction, and cancels in the difference g at the optimum.
+        with torch.no_grad(), derivative_precision(point.x_t.device):
             dx_dt = sd * teacher(point.x_t / sd, point.t, batch.labels)
         r = self.config.warmup(progress.images)
         with draws.dropout():

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
+from cmcore.dual import Value, each
 from cmcore.layers.embeddings import InputEmbedding, ZeroEmbedding, condition_vectors
+from cmcore.layers.functions import add, cat, cos, silu, sin
 from cmcore.layers.linear import conv, linear
 from cmcore.layers.norms import GroupNorm, NormKind
 from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
@@ -70,9 +72,9 @@ class Features(nn.Module):
         freqs = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("freqs", freqs.to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, c_noise: Tensor) -> Tensor:
-        angles = torch.outer(c_noise, self.freqs)
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+    def forward(self, c_noise: Value) -> Value:
+        angles = each(lambda c: torch.outer(c, self.freqs), c_noise)
+        return cat([cos(angles), sin(angles)])
 
 
 class Embedding(nn.Module):
@@ -89,16 +91,16 @@ class Embedding(nn.Module):
             nn.init.normal_(self.label.weight)
         self.inputs = InputEmbedding(inputs, lambda: ZeroEmbedding(features, features, init="uniform"))
 
-    def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
+    def forward(self, c_noise: Value, labels: Labels) -> Value:
         hot, augment = condition_vectors(c_noise, labels, classes=self.classes, augment_dim=self.augment_dim)
         e = self.features(c_noise)
         if self.augment is not None and augment is not None:
-            e = e + self.augment(augment)
+            e = add(e, self.augment(augment))
         e = self.inputs(e, c_noise, labels)
-        e = self.layer1(nn.functional.silu(self.layer0(e)))
+        e = self.layer1(silu(self.layer0(e)))
         if self.label is not None and hot is not None:
-            e = e + self.label(hot)
-        return nn.functional.silu(e)
+            e = add(e, self.label(hot))
+        return silu(e)
 
 
 class ADM(nn.Module):
@@ -136,7 +138,7 @@ class ADM(nn.Module):
         self.norm = GroupNorm(wide, groups=style.groups(wide), eps=c.norm_eps)
         self.output = conv(wide, channels, 3, gain=0.0, init="uniform")
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
+    def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
         check_images(x, self.channels, self.resolution)
         e = self.embedding(c_noise, labels)
         h = self.input(x)
@@ -144,7 +146,7 @@ class ADM(nn.Module):
         for layer in self.encoder.values():
             h = layer(h, e)
             skips.append(h)
-        return self.output(nn.functional.silu(self.norm(climb(self.decoder, h, skips, e))))
+        return self.output(silu(self.norm(climb(self.decoder, h, skips, e))))
 
 
 def build(config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()) -> ADM:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
+from cmcore.dual import Value, value_of
 from cmcore.layers.edm2 import Block, Embedding, ModulationKind, mp_cat
 from cmcore.layers.embeddings import EmbeddingKind
+from cmcore.layers.functions import cat
 from cmcore.layers.magnitude import MPConv
 from cmcore.layers.unet import Plan, check_halvings, check_images, way_down, way_up
 
@@ -122,11 +124,11 @@ class UNet(nn.Module):
         self.output = MPConv(wide, channels, 3)
         self.gain = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
+    def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
         check_images(x, self.channels, self.resolution)
         e = self.embedding(c_noise, labels)
         # The constant channel does what biases would.
-        h = self.input(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+        h = self.input(cat([x, torch.ones_like(value_of(x)[:, :1])]))
         skips = [h]
         for block in self.encoder.values():
             h = block(h, e)

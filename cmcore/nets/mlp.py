@@ -6,12 +6,14 @@ Pre-normalised residual blocks, each modulated by the noise level through its no
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
+from cmcore.dual import Value
 from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
+from cmcore.layers.functions import add, dropout, silu
 from cmcore.layers.linear import linear
 from cmcore.layers.norms import GroupNorm, ModulatedNorm, NormKind
 
@@ -56,11 +58,11 @@ class Block(nn.Module):
         self.layer0 = linear(hidden, inner)
         self.layer1 = linear(inner, hidden, gain=config.residual_gain)
 
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        y = nn.functional.silu(self.layer0(self.norm(h, e)))
+    def forward(self, h: Value, e: Value) -> Value:
+        y = silu(self.layer0(self.norm(h, e)))
         if self.training and self.dropout:
-            y = nn.functional.dropout(y, self.dropout)
-        return h + self.layer1(y)
+            y = dropout(y, self.dropout)
+        return add(h, self.layer1(y))
 
 
 class MLP(nn.Module):
@@ -86,7 +88,7 @@ class MLP(nn.Module):
         self.norm = GroupNorm(config.hidden, groups=1, eps=config.norm_eps)
         self.output = linear(config.hidden, pixels, gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
+    def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
         if x.shape[1:] != self.shape:
             raise ValueError(f"images: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         e = self.embedding(c_noise, labels)

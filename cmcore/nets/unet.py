@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
+from cmcore.dual import Value
 from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
+from cmcore.layers.functions import add, mul, silu
 from cmcore.layers.linear import conv
 from cmcore.layers.norms import GroupNorm, NormKind
 from cmcore.layers.resample import Resample
@@ -77,7 +79,7 @@ class FilteredDown(nn.Module):
         self.conv.padding = (1 + (len(taps) - 1) // 2,) * 2
         self.down = Resample(taps, up=False, padded=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Value) -> Value:
         return self.down(self.conv(x))
 
 
@@ -115,7 +117,7 @@ class UNet(nn.Module):
         self.norm = GroupNorm(wide, eps=c.norm_eps)
         self.output = conv(wide, channels, 3, gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Labels = None) -> Tensor:
+    def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
         check_images(x, self.channels, self.resolution)
         e = self.embedding(c_noise, labels)
         h, seen = self.input(x), x
@@ -123,9 +125,9 @@ class UNet(nn.Module):
         for name, layer in self.encoder.items():
             h = layer(h, e)
             if name in self.residual:
-                h = seen = (h + self.residual[name](seen)) * math.sqrt(0.5)
+                h = seen = mul(add(h, self.residual[name](seen)), math.sqrt(0.5))
             skips.append(h)
-        return self.output(nn.functional.silu(self.norm(climb(self.decoder, h, skips, e))))
+        return self.output(silu(self.norm(climb(self.decoder, h, skips, e))))
 
 
 def _style(c: Config) -> Style:

@@ -6,6 +6,7 @@ from typing import Literal
 from cmcore.config import ConfigError, require
 
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
+JvpPrecision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,9 @@ class TrainConfig:
     flip: bool = False  # random horizontal flips
     augment: float = 0.0  # probability of each distortion of EDM's pipeline, whose flips are always on; 0 for none
     precision: PrecisionName = "fp32"  # see train/precision.py
+    jvp_precision: JvpPrecision = "fp32"  # of derivatives by time, in sCT and sCD
     channels_last: bool = False  # memory format of the networks; convolutions in half precision are faster so
-    compile: bool = False  # the networks, by torch.compile; JVPs stay as they are
+    compile: bool = False  # the networks, by torch.compile
     cuda_graphs: bool = False  # of compiled networks: for those so small that starting kernels takes the time
     ema: dict[str, EmaConfig] = field(default_factory=lambda: {"ema": EmaConfig(half_life=500_000.0)})
     eval_ema: str = "ema"  # the profile that is evaluated and that other runs start from; "raw" for none
@@ -94,6 +96,9 @@ class TrainConfig:
         require(self.clip_norm >= 0, "clip_norm", "at least 0", self.clip_norm)
         require(0 <= self.augment <= 1, "augment", "a probability, from 0 to 1", self.augment)
         require(not (self.flip and self.augment), "flip", "false, as train.augment flips by itself", self.flip)
+        units = self.jvp_precision != "tf32" or self.precision != "fp32"
+        expected = "fp32 or bf16 where train.precision is fp32, as TF32 is allowed or not in a whole process"
+        require(units, "jvp_precision", expected, self.jvp_precision)
         require(self.compile or not self.cuda_graphs, "cuda_graphs", "false, or compile to be true", self.cuda_graphs)
         require("raw" not in self.ema, "ema", "profile names other than 'raw'", sorted(self.ema))
         names = ["raw", *self.ema]

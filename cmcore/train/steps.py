@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmcore.consistency.tangents import jvp_precision
 from cmcore.layers.magnitude import force_normalisation, unit_layers
 from cmcore.methods.base import STUDENT, Action, Batch, Blend, Copy, Method, Progress
 from cmcore.rng import Draws
@@ -166,7 +167,7 @@ class _Loop:
             address = (self.config.seed, state.images, self.config.batch, rows, self.device)
             draws = Draws(*address, prefix=turn.stream)
             batch = self.batches(Draws(*address))
-            with autocast(self.config.precision, self.device):
+            with autocast(self.config.precision, self.device), jvp_precision(self.config.jvp_precision):
                 out = self.method.loss_of(turn.player, state.nets, batch, progress, draws)
             part = out.loss.sum() / self.config.batch
             (part if player.scale is None else part * player.scale.scale).backward()

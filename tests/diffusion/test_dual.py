@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from cmcore.layers.dual import Conv2d, Linear, conv2d, linear
+from torch import Tensor, nn
 
 
 def both(kernel: int, **options: int) -> tuple[Conv2d, nn.Conv2d]:
