@@ -5,13 +5,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from duals import of_duals
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmcore import plugins
-from cmcore.consistency.tangents import Tangent, consistency_tangent, normalise, scaled_jvp, total_derivative, trig_net
+from cmcore.consistency.tangents import (
+    Tangent,
+    consistency_tangent,
+    jvp_precision,
+    normalise,
+    scaled_jvp,
+    total_derivative,
+    trig_net,
+)
 from cmcore.consistency.trigflow import TrigConfig, continuous_loss, sample_point
 from cmcore.consistency.weights import AdaptiveWeight
 from cmcore.diffusion.precond import Denoiser, NoiseCoordinate
+from cmcore.dual import Value
+from cmcore.layers.functions import dropout, mul
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like, norm_per_sample
 
@@ -110,7 +122,7 @@ def exact_net(s: float, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
         factor = (s**2 / (s**2 + (SD * torch.tan(t)) ** 2)) ** scale  # of x = x_t / cos t
         return expand_like((torch.cos(t) - factor / torch.cos(t)) / torch.sin(t), u) * u
 
-    return net
+    return of_duals(net)
 
 
 @pytest.mark.parametrize("s", [0.2, 0.5, 1.3])
@@ -192,12 +204,40 @@ def test_the_derivative_keeps_full_precision_under_autocast():
     assert torch.equal(mixed.scaled_dF, plain.scaled_dF)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "unet"])
+def test_the_derivative_in_bf16_leaves_the_value_to_the_run(kind: str):
+    denoiser = perturbed(kind, "trig")
+    denoiser.net.float()
+    x_t, dx_dt = normal(13).float(), normal(14).float()
+    F = trig_net(denoiser, None)
+    plain = scaled_jvp(F, x_t, TIMES, dx_dt, SD)
+    for mixed in (False, True):
+        with jvp_precision("bf16"), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            value, tangent = F(x_t / SD, TIMES), scaled_jvp(F, x_t, TIMES, dx_dt, SD)
+        assert tangent.F.dtype == tangent.scaled_dF.dtype == torch.float32
+        assert torch.equal(tangent.F, value.float())
+        assert torch.equal(tangent.F, plain.F) != mixed
+        error = (tangent.scaled_dF - plain.scaled_dF).norm() / plain.scaled_dF.norm()
+        assert 1e-4 < error < 5e-2
+
+
+@torch.no_grad()
+def test_the_derivative_is_that_of_torch():
+    denoiser, x_t, dx_dt = perturbed("unet", "log"), SD * normal(1), normal(2)
+    F, scale = trig_net(denoiser, None), torch.cos(TIMES) * torch.sin(TIMES)
+    with sdpa_kernel(SDPBackend.MATH):
+        value, tangent = torch.func.jvp(F, (x_t / SD, TIMES), (expand_like(scale, x_t) * dx_dt, scale * SD))
+    ours = scaled_jvp(F, x_t, TIMES, dx_dt, SD)
+    torch.testing.assert_close(ours.F, value, rtol=1e-12, atol=1e-13)
+    assert (ours.scaled_dF - tangent).norm() < 1e-10 * tangent.norm()
+
+
 def test_dropout_is_the_same_in_f_and_its_derivative():
     # With everything but dropout linear in time, the primal of the pass and its tangent share each dropped unit.
     class Dropped(nn.Module):
-        def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        def forward(self, x: Value, c_noise: Value, labels: Tensor | None) -> Value:
             del labels
-            return nn.functional.dropout(expand_like(c_noise, x) * torch.ones_like(x), 0.5)
+            return dropout(mul(c_noise.reshape(-1, 1, 1, 1), torch.ones(x.shape, dtype=x.dtype)), 0.5)
 
     denoiser = Denoiser(Dropped(), sigma_data=SD, coordinate="trig")
     tangent = scaled_jvp(trig_net(denoiser, None), normal(15), TIMES, normal(16), SD)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from duals import jvp
 from torch import Tensor, nn
 
 from cmcore.diffusion.precond import Condition, Denoiser
@@ -207,7 +208,7 @@ def test_a_forward_pass_writes_nothing():
     before = copy.deepcopy(net.state_dict())
     twin = copy.deepcopy(net)
     x = normal(2, 2, 8, 8).float()
-    torch.func.jvp(lambda x: net(x, torch.zeros(2)), (x,), (x,))
+    jvp(lambda x: net(x, torch.zeros(2)), (x,), (x,))
     # Two passes, one backward: nothing that the first one needs was overwritten by the second.
     (net(x, torch.zeros(2)) + net(-x, torch.zeros(2))).sum().backward()
     force_normalisation(unit_layers(twin))
@@ -230,7 +231,7 @@ def test_attention_is_of_cosines():
 
 def test_fused_and_written_out_attention_agree():
     q, k, v = (normal(2, 3, 7, 4, seed=s) for s in range(3))
-    primal, tangent = torch.func.jvp(attend, (q, k, v), (k, v, q))
+    primal, tangent = jvp(attend, (q, k, v), (k, v, q))
     torch.testing.assert_close(primal, attend(q, k, v))
     h = 1e-6
     both = [attend(q + s * h * k, k + s * h * v, v + s * h * q) for s in (1, -1)]

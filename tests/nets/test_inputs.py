@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from duals import difference as central
+from duals import jvp
 from torch import Tensor, nn
 
 from cmcore.config import ConfigError
 from cmcore.diffusion.inputs import GUIDANCE, Input, InputError
 from cmcore.diffusion.precond import NO_LABEL, Condition, Denoiser, noise_coordinate, with_inputs
+from cmcore.dual import Dual, entrywise
 from cmcore.layers.embeddings import one_hot
 from cmcore.nets import adm, edm2, mlp, unet
 
@@ -135,25 +139,27 @@ def test_derivatives_by_image_noise_level_and_second_time_equal_differences(kind
     coordinate = kind.Config(**KINDS[kind]).c_noise
     denoiser = Denoiser(net, sigma_data=0.5, coordinate=coordinate, inputs=(GUIDANCE, TARGET))
 
-    def denoise(x: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
-        return denoiser(x, sigma, with_inputs(labels, guidance=s, target=target))
+    def raw(x: Any, level: Any, target: Any) -> Any:
+        c_noise = entrywise(lambda v: noise_coordinate(v, 0.5, coordinate), level)
+        return denoiser.raw(x, c_noise, with_inputs(labels, guidance=s, target=target))
 
     where = (x, f64(0.3, 1.0, 4.0), f64(0.1, 0.8, 1.5))
     dx = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
-    one, none, h = torch.ones(3, dtype=x.dtype), torch.zeros(3, dtype=x.dtype), 1e-5
-    for tangents in ((dx, none, none), (0 * dx, one, none), (0 * dx, none, one), (dx, one, -one)):
-        with torch.no_grad():
-            value, derivative = torch.func.jvp(denoise, where, tangents)
-            above, below = (
-                denoise(*(v + sign * h * t for v, t in zip(where, tangents, strict=True))) for sign in (1, -1)
-            )
-        expected = (above - below) / (2 * h)
+    one, none = torch.ones(3, dtype=x.dtype), torch.zeros(3, dtype=x.dtype)
+    for along in ((dx, none, none), (0 * dx, one, none), (0 * dx, none, one), (dx, one, -one)):
+        value, derivative = jvp(raw, where, along)
+        expected = central(raw, where, along)
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(derivative, expected, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(value, denoise(*where))
-    with torch.no_grad():  # an absent time moves with the noise level
-        absent = torch.func.jvp(lambda sigma: denoiser(x, sigma, labels), (where[1],), (one,))
-        same = torch.func.jvp(lambda t: denoiser(x, t, with_inputs(labels, target=t)), (where[1],), (one,))
+        assert torch.equal(value, raw(*where))
+    # MeanFlow (arXiv 2505.13447): along x and the first time, with the second fixed and no Dual at all.
+    fixed = raw(Dual(where[0], dx), Dual(where[1], one), where[2]).tangent
+    torch.testing.assert_close(fixed, jvp(raw, where, (dx, one, none))[1])
+    # An absent time moves with the noise level.
+    c = noise_coordinate(where[1], 0.5, coordinate)
+    absent = denoiser.raw(x, Dual(c, one), labels).tangent
+    level = {"log": lambda c: (4 * c).exp(), "trig": lambda c: 0.5 * c.tan()}[coordinate]
+    same = jvp(lambda c: denoiser.raw(x, c, with_inputs(labels, target=entrywise(level, c))), (c,), (one,))[1]
     torch.testing.assert_close(absent, same)
 
 
@@ -169,12 +175,13 @@ def test_a_second_time_comes_in_the_coordinate_of_the_first_and_may_be_zero(kind
     assert torch.equal(seen[0].inputs["target"], noise_coordinate(target, 0.5, coordinate))
     assert torch.equal(seen[0].inputs["guidance"], s)
     zero = torch.zeros(3, dtype=torch.float64)
+    c_noise = noise_coordinate(sigma, 0.5, coordinate)
     with torch.no_grad():
-        value, derivative = torch.func.jvp(
-            lambda r: denoiser(x, sigma, with_inputs(labels, target=r)), (zero,), (torch.ones_like(zero),)
+        value, derivative = jvp(
+            lambda r: denoiser.raw(x, c_noise, with_inputs(labels, target=r)), (zero,), (torch.ones_like(zero),)
         )
     assert bool(value.isfinite().all() and derivative.isfinite().all())
-    assert difference(value, denoiser(x, sigma, with_inputs(labels, target=sigma))).min() > 1e-6
+    assert difference(value, denoiser.raw(x, c_noise, with_inputs(labels, target=sigma))).min() > 1e-6
 
 
 @every_kind

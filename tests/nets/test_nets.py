@@ -5,10 +5,13 @@ import itertools
 import pytest
 import torch
 from devices import CUDA, MPS
+from duals import difference, jvp
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmcore.config import ConfigError, plain, read
 from cmcore.diffusion.precond import Condition
+from cmcore.dual import Dual
 from cmcore.nets import adm, edm2, mlp, unet
 from cmcore.rng import Draws
 
@@ -76,20 +79,95 @@ def test_starts_at_zero(kind, fields):
 
 
 @every_net
-def test_jvp_equals_central_differences(kind, fields):
+def test_jvp_equals_central_differences_and_that_of_torch(kind, fields):
     net = make(kind, fields)
     x, c = inputs()
     g = torch.Generator().manual_seed(2)
     dx = torch.randn(x.shape, generator=g, dtype=x.dtype)
     dc = torch.tensor([0.7, -1.3, 0.4], dtype=x.dtype)
-    zero_x, zero_c, h = torch.zeros_like(dx), torch.zeros_like(dc), 1e-5
-    for vx, vc in ((dx, zero_c), (zero_x, dc), (dx, dc)):
-        primal, tangent = torch.func.jvp(lambda x, c: net(x, c), (x, c), (vx, vc))
-        with torch.no_grad():
-            expected = (net(x + h * vx, c + h * vc) - net(x - h * vx, c - h * vc)) / (2 * h)
-            torch.testing.assert_close(primal, net(x, c))
+    zero_x, zero_c = torch.zeros_like(dx), torch.zeros_like(dc)
+    for along in ((dx, zero_c), (zero_x, dc), (dx, dc)):
+        value, tangent = jvp(net, (x, c), along)
+        assert torch.equal(value, net(x, c))
+        expected = difference(net, (x, c), along)
         assert expected.abs().mean() > 1e-3
         torch.testing.assert_close(tangent, expected, rtol=1e-6, atol=1e-7 * float(expected.abs().max()))
+        with sdpa_kernel(SDPBackend.MATH):  # the one that has a forward-mode derivative
+            theirs = torch.func.jvp(net, (x, c), along)[1]
+        assert (tangent - theirs).norm() <= 1e-10 * theirs.norm()
+
+
+@every_net
+@pytest.mark.parametrize(("half", "tolerance"), [(None, 2e-4), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("mixed", [False, True], ids=["fp32", "autocast"])
+def test_jvp_in_every_precision(kind, fields, half, tolerance, mixed):
+    """Relative L2 of the tangent against float64; beside values in bf16 it is the derivative of other values."""
+    net = make(kind, fields)
+    where = inputs()
+    g = torch.Generator().manual_seed(2)
+    along = [torch.randn(v.shape, generator=g, dtype=v.dtype) for v in where]
+    expected = difference(net, where, along)
+    net.float()
+    (x, c), (dx, dc) = ([v.float() for v in pair] for pair in (where, along))
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        out, plain = net(Dual(x, dx, half), Dual(c, dc)), net(x, c)
+    assert torch.equal(out.value, plain)
+    assert (out.tangent - expected).norm() < (6e-2 if mixed else tolerance) * expected.norm()
+
+
+@every_net
+def test_a_tangent_keeps_nothing(kind, fields):
+    net = make(kind, fields, dropout=0.2).train()
+    x, c = inputs()
+    kept = []
+    for duals in (False, True):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            net(Dual(x, x), Dual(c, c)) if duals else net(x, c)
+        kept.append(sum(sizes))
+    assert kept[1] <= 1.02 * kept[0]
+
+
+COMPILED = [
+    *[(mlp, {**MLP, "dropout": p}) for p in (0.0, 0.3)],
+    *[(unet, {**UNET, "dropout": p, "norm": norm}) for p, norm in ((0.0, "group"), (0.3, "double"))],
+    (unet, NCSN), (adm, {**ADM, "dropout": 0.3}), (edm2, {**EDM2, "dropout": 0.3}),
+]  # fmt: skip
+
+
+def compiled_and_plain(kind, fields, **options) -> None:
+    net = make(kind, fields).float().train()
+    (x, c), (dx, dc) = ([v.float() for v in inputs()] for _ in range(2))
+
+    def run() -> Dual:
+        torch.manual_seed(4)
+        return net(Dual(x, dx), Dual(c, dc))
+
+    expected = run()
+    net.compile(fullgraph=True, **options)
+    got = run()
+    torch.testing.assert_close(got.value, expected.value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(got.tangent, expected.tangent, rtol=1e-3, atol=1e-4)
+    assert got.value.requires_grad
+    assert not got.tangent.requires_grad
+    got.value.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [pytest.param(*case, marks=() if case[0] is mlp else pytest.mark.slow) for case in COMPILED],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+def test_value_and_tangent_are_one_graph(kind, fields):
+    compiled_and_plain(kind, fields, backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("kind", "fields"), COMPILED[1:4:2], ids=lambda v: getattr(v, "__name__", None))
+def test_value_and_tangent_compile(kind, fields):
+    compiled_and_plain(kind, fields, options={"fallback_random": True})
 
 
 @every_net
@@ -143,10 +221,10 @@ def test_jvp_in_channels_last_and_with_the_fused_attention_beside_it(kind, field
     net = make(kind, fields)
     x, c = inputs()
     dx, dc = torch.ones_like(x), torch.ones_like(c)
-    expected = torch.func.jvp(net, (x, c), (dx, dc))
+    expected = jvp(net, (x, c), (dx, dc))
     last = net.to(memory_format=torch.channels_last)
     turned = x.to(memory_format=torch.channels_last)
-    for got, wanted in zip(torch.func.jvp(last, (turned, c), (dx, dc)), expected, strict=True):
+    for got, wanted in zip(jvp(last, (turned, c), (dx, dc)), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(last(turned, c), expected[0], rtol=1e-9, atol=1e-11)
 
@@ -160,7 +238,7 @@ def test_jvp_is_the_transpose_of_the_gradient(kind, fields):
     c.requires_grad_()
     g = torch.Generator().manual_seed(5)
     u, w, v = (torch.randn(shape, generator=g, dtype=x.dtype) for shape in (x.shape, c.shape, x.shape))
-    tangent = torch.func.jvp(net, (x, c), (u, w))[1]
+    tangent = jvp(net, (x, c), (u, w))[1]
     dx, dc = torch.autograd.grad(net(x, c), (x, c), v)
     torch.testing.assert_close((v * tangent).sum(), (dx * u).sum() + (dc * w).sum(), rtol=1e-9, atol=0)
 
@@ -189,9 +267,9 @@ def test_dropout_replay(kind, fields, device):
     with draws.dropout(), torch.no_grad():
         target = net(x, c)
     with draws.dropout():
-        primal, _ = torch.func.jvp(lambda x: net(x, c), (x,), (torch.ones_like(x),))
+        primal, _ = jvp(lambda x: net(x, c), (x,), (torch.ones_like(x),))
     assert torch.equal(student, target)
-    torch.testing.assert_close(primal, student)
+    assert torch.equal(primal, student)
     with Draws(7, 512, 3, device=device).dropout():
         assert not torch.equal(net(x, c), student)
 
