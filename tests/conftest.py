@@ -1,4 +1,4 @@
-"""What every test may rely on: one torch thread, no telemetry, short temporary paths for Ray."""
+"""What every test may rely on: one torch thread, no TF32, no telemetry, short temporary paths for Ray."""
 
 import os
 import shutil
@@ -31,6 +31,14 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _full_mantissa() -> None:
+    """Matrix products in float32 proper, which PyTorch's own settings allow to be in TF32 on a GPU."""
+    from cmcore.train.precision import choose_matrix_units
+
+    choose_matrix_units("fp32")
 
 
 @pytest.fixture

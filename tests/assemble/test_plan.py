@@ -18,12 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project, parse_project
-from cmcore.budget.cost import Autocast, Meter, lpips_cost, on_meta, parameter_count, pass_cost
+from cmcore.budget.cost import Autocast, Meter, PassCost, PassKind, lpips_cost, on_meta, parameter_count, pass_cost
 from cmcore.budget.machines import MACHINES, Machine, machine, this_cpu
 from cmcore.budget.passes import head_count, passes
 from cmcore.budget.plan import RESERVE, Costs, Setting, data_shape, plan_run
 from cmcore.commands import plan as cost
 from cmcore.config import ConfigError
+from cmcore.consistency.tangents import jvp_precision
 from cmcore.diffusion.precond import Denoiser
 from cmcore.nets import adm, unet
 from cmcore.tensors import full_precision, meta_dtype, meta_precision
@@ -274,6 +275,35 @@ def test_conditional_networks_are_told_labels():
     told, free = Costs(ModelShape(3, 16, 10)), Costs(ModelShape(3, 16, 0))
     assert told.parameters(conditional.run("edm")) > free.parameters(project().run("edm"))
     assert told.of(conditional.run("sct"), "jvp+backward").per_image > 0
+
+
+def unet_pass(kind: PassKind, jvp: str = "fp32", dtype: torch.dtype | None = None) -> PassCost:
+    """Of the network that benchmarks time."""
+    config = unet.Config(model_channels=32, channel_mult=(1, 2, 2), blocks=1, attention_resolutions=(16,), dropout=0.1)
+    denoiser = Denoiser(on_meta(lambda: unet.build(config, channels=3, resolution=32, classes=0)), sigma_data=0.5)
+    with jvp_precision(jvp):
+        return pass_cost(denoiser, kind, (3, 32, 32), labelled=False, dtype=dtype)
+
+
+def test_a_derivative_costs_one_more_pass_and_little_memory():
+    plain, both, forward = (unet_pass(kind) for kind in ("forward+backward", "jvp+backward", "forward"))
+    extra = sum(both.flops.values()) - sum(plain.flops.values())
+    assert 1.0 <= extra / sum(forward.flops.values()) < 1.1  # attention has more products in its derivative
+    for rows in (4, 32):
+        assert both.bytes(rows) < 1.25 * plain.bytes(rows)
+
+
+def test_operations_of_a_derivative_are_counted_in_their_precision():
+    half = torch.bfloat16
+    full = unet_pass("jvp+backward", "fp32", half)
+    assert set(full.flops) == {torch.float32}
+    mixed, plain = unet_pass("jvp+backward", "bf16", half), unet_pass("forward+backward", dtype=half)
+    assert sum(mixed.flops.values()) == sum(full.flops.values())
+    extra = mixed.flops[half] - plain.flops[half]
+    assert 0.97 < extra / unet_pass("forward", dtype=half).flops[half] < 1.1
+    assert mixed.flops[torch.float32] > plain.flops[torch.float32]  # the embedding's share of the tangent
+    alone = unet_pass("jvp+backward", "bf16")
+    assert alone.flops[half] == extra
 
 
 def test_the_clock_agrees(costs):

@@ -18,6 +18,7 @@ from cmcore.rng import Draws, NoiseSource
 from cmcore.sample.solvers import Heun
 from cmcore.train import steps
 from cmcore.train.gate import NonFiniteError
+from cmcore.train.precision import choose_matrix_units
 from cmcore.train.state import load_state_tensors, state_tensors
 
 DEVICES = ["cpu", CUDA]
@@ -44,6 +45,7 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> None:
 def losses(device: str, name: str, *, deferred: bool, **train: Any) -> Tensor:
     """The losses of a short run."""
     method, config = make_method(name), make_train(images=160, **train)
+    choose_matrix_units(config.precision, config.jvp_precision)
     with gate(deferred):
         records = list(steps.steps(make_state(method, config, device=device, noise=0.3), method, batches, config))
     assert all(record.values["loss"].device.type == device for record in records)
@@ -68,6 +70,8 @@ def test_every_method_takes_the_steps_of_the_plain_loop(name: str, optimiser: st
     [
         {"precision": "tf32"}, {"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": True}, {"compile": True},
         {"compile": True, "precision": "bf16", "micro_batch": 16},
+        {"precision": "bf16", "jvp_precision": "tf32"}, {"precision": "bf16", "jvp_precision": "bf16"},
+        {"compile": True, "precision": "bf16", "jvp_precision": "bf16"},
         {"compile": True, "cuda_graphs": True}, {"compile": True, "cuda_graphs": True, "micro_batch": 16},
     ],
     ids=lambda settings: "-".join(f"{key}={value}" for key, value in settings.items()),

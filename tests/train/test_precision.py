@@ -35,7 +35,7 @@ def test_every_method_trains_in_half_precision_near_the_full_one(name: str, half
 
 
 @pytest.mark.parametrize("name", ["sct", "scd"])
-def test_tangents_and_what_they_start_from_are_in_full_precision(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_tangents_in_fp32_and_what_they_start_from_are_in_full_precision(name: str, monkeypatch: pytest.MonkeyPatch):
     """Then an sCM step under autocast is the step without, to the bit."""
     method, seen = make_method(name), []
     inner = tangents.consistency_tangent
@@ -142,3 +142,19 @@ def test_tf32_is_for_the_run_that_asks_for_it():
         choose_matrix_units(wanted)
         flags.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
     assert flags == [(True, True), (False, False), (False, False)]
+    choose_matrix_units("bf16", "tf32")
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("name", ["sct", "scd"])
+def test_a_step_with_a_derivative_in_bf16_is_near_the_full_one(name: str):
+    """Alone, and beside a pass in bf16; then also the pass itself is of the run's precision."""
+    method, losses = make_method(name, warmup_images=0), []
+    for wanted in ({}, {"jvp_precision": "bf16"}, {"precision": "bf16", "jvp_precision": "bf16"}):
+        config = make_train(images=96, **wanted)
+        records = list(steps.steps(make_state(method, config, noise=0.3), method, batches, config))
+        losses.append(torch.stack([record.values["loss"] for record in records]))
+    for other in losses[1:]:
+        assert not torch.equal(other, losses[0])
+        torch.testing.assert_close(other, losses[0], rtol=0.1, atol=0.02)
+    assert not torch.equal(losses[1], losses[2])

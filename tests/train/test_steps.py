@@ -199,6 +199,7 @@ def test_bf16_keeps_weights_and_averages_in_fp32():
         ({"images": 10, "batch": 5, "log_images": 0}, "log_images"),
         ({"images": 10, "batch": 5, "precision": "fp8"}, "precision"),
         ({"images": 10, "batch": 5, "cuda_graphs": True}, "cuda_graphs"),
+        ({"images": 10, "batch": 5, "jvp_precision": "tf32"}, "jvp_precision"),
         ({"images": 10, "batch": 5, "clip_norm": -1}, "clip_norm"),
         ({"batch": 5}, "images"),
     ],
