@@ -5,7 +5,7 @@ update itself depends on the flag, and the flag travels to the host while the de
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,19 +23,32 @@ def gated_step(optimiser: torch.optim.Optimizer, go: Tensor) -> None:
         setattr(optimiser, "found_inf", (~go).to(torch.float32))  # noqa: B010 (PyTorch's own protocol of fused kernels)
         optimiser.step()
         return
-    before = {key: tensor.clone() for key, tensor in _held(optimiser)}
+    held = dict(_held(optimiser))
+    copies = [torch.empty_like(tensor) for tensor in held.values()]
+    torch._foreach_copy_(copies, list(held.values()))
+    before = dict(zip(held, copies, strict=True))
     optimiser.step()
-    for key, tensor in _held(optimiser):
-        # A slot that the first step creates starts from zero.
-        old = before[key] if key in before else torch.zeros_like(tensor)
-        torch.where(go, tensor, old, out=tensor)
+    now = dict(_held(optimiser))
+    # A slot that the first step creates starts from zero.
+    choose(go, list(now.values()), [before[key] if key in before else torch.zeros_like(now[key]) for key in now])
+
+
+def choose(go: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> None:
+    """Where go, a bool (), does not hold, give the float32 tensors `new` the bits of `old`, all at once.
+
+    old + go (new - old) is exact in integers, which wrap around, whatever the bits mean; in floats a nan would stay.
+    """
+    bits, kept = ([tensor.view(torch.int32) for tensor in tensors] for tensors in (new, old))
+    torch._foreach_sub_(bits, kept)
+    torch._foreach_mul_(bits, go.to(torch.int32))
+    torch._foreach_add_(bits, kept)
 
 
 def _held(optimiser: torch.optim.Optimizer) -> Iterator[tuple[tuple[int, str], Tensor]]:
     """All tensors that a step changes, each under a key."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
-        yield (index, ""), parameter
+        yield (index, ""), parameter.detach()
         slots = optimiser.state.get(parameter, {})
         yield from (((index, name), slot) for name, slot in slots.items() if isinstance(slot, Tensor))
 

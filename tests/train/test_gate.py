@@ -17,7 +17,7 @@ from cmcore.rng import Draws
 from cmcore.tracking.base import Null
 from cmcore.train import ema, steps
 from cmcore.train.checkpoint import load
-from cmcore.train.gate import NonFiniteError, Watch, gated_step
+from cmcore.train.gate import NonFiniteError, Watch, choose, gated_step
 from cmcore.train.session import CHECKPOINT, HISTORY, run_session
 from cmcore.train.state import state_tensors
 
@@ -35,6 +35,19 @@ class Asked(TorchDispatchMode):
         name = func.name().split(".")[0]
         if name in ASKS:
             self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Launched(TorchDispatchMode):
+    """Counts the operations that compute something; on a GPU each is a kernel, or a few for all its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = ("aten::view", "aten::detach", "aten::empty", "aten::alias")
+        self.count += not func.name().startswith(views)
         return func(*args, **(kwargs or {}))
 
 
@@ -61,6 +74,31 @@ def test_a_closed_gate_leaves_every_bit_and_an_open_one_is_not_there(kind: str):
     slots, expected = (optimiser.state_dict()["state"][0] for optimiser in (gated, plain))
     assert slots.keys() == expected.keys()
     assert all(torch.equal(slots[name], expected[name]) for name in expected)
+
+
+def test_a_gate_costs_a_few_operations_however_many_parameters_there_are():
+    counts: list[int] = []
+    for many in (3, 30):
+        parameters = [nn.Parameter(torch.ones(2)) for _ in range(many)]
+        optimiser = torch.optim.RAdam(parameters, foreach=True)
+        for parameter in parameters:
+            parameter.grad = torch.ones(2)
+        gated_step(optimiser, torch.tensor(True))
+        with Launched() as plain:
+            optimiser.step()
+        with Launched() as gated:
+            gated_step(optimiser, torch.tensor(True))
+        counts.append(gated.count - plain.count)
+    assert counts[0] == counts[1] <= 6
+
+
+def test_a_closed_gate_chooses_the_old_bits_whatever_they_are():
+    wild = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-45, 3.4e38, -1.5])
+    for go in (True, False):
+        new, old = [wild.clone(), wild.flip(0)], [wild.flip(0), torch.zeros(7)]
+        expected = [tensor.clone() for tensor in (new if go else old)]
+        choose(torch.tensor(go), new, old)
+        assert all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(new, expected, strict=True))
 
 
 def test_gated_averages():

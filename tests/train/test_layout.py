@@ -16,9 +16,6 @@ from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State, load_state_tensors, new_state, state_tensors
 from cmcore.train.steps import steps
 
-# Torch's compiler imports a module of torch that uses it.
-compiles = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-
 
 def images(draws: Draws) -> Batch:
     return Batch(0.5 * draws.normal((2, 8, 8), stream="data"), None)
@@ -78,7 +75,6 @@ def test_weights_lie_in_channels_last_and_are_saved_as_ever(tmp_path: Path):
 
 
 @pytest.mark.slow
-@compiles
 @pytest.mark.parametrize("name", ["edm", "ect", "ct", "sct"])
 def test_compiled_networks_train_alike_and_share_their_dropout_masks(name: str):
     def state(method: Method, config: TrainConfig) -> State:
@@ -89,7 +85,6 @@ def test_compiled_networks_train_alike_and_share_their_dropout_masks(name: str):
 
 
 @pytest.mark.slow
-@compiles
 def test_a_compiled_run_is_saved_under_the_same_names_and_goes_on_without(tmp_path: Path):
     method, names = make_method("ct"), []
     for on in (True, False):
