@@ -83,6 +83,27 @@ def half_of(*xs: Value | float) -> torch.dtype | None:
     return None
 
 
+def add(x: Value, y: Value | float) -> Any:
+    """x + y, by broadcasting."""
+    if not isinstance(x, Dual):
+        return add(y, x) if isinstance(y, Dual) else x + y
+    if not isinstance(y, Dual):
+        value = x.value + y
+        return Dual(value, x.tangent.expand(value.shape), x.half)
+    value = x.value + y.value
+    with torch.no_grad():
+        return Dual(value, x.tangent + y.tangent, x.half or y.half)
+
+
+def mul(x: Value, y: Value | float) -> Any:
+    """x y, by broadcasting."""
+    if not isinstance(x, Dual):
+        return mul(y, x) if isinstance(y, Dual) else x * y
+    with torch.no_grad():
+        tangent = x.tangent * y.value + x.value * y.tangent if isinstance(y, Dual) else x.tangent * y
+    return Dual(x.value * value_of(y), tangent, half_of(x, y))
+
+
 def each(f: Callable[..., Tensor], *xs: Value) -> Any:
     """f, linear in its tensors taken together: of the values, and likewise of the tangents, zero for a plain tensor."""
     value = f(*[value_of(x) for x in xs])

@@ -7,6 +7,7 @@ Images are (B, C, H, W), scaled to [-1, 1] as floats and to 0..255 as uint8. Tim
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def meta_precision(dtype: torch.dtype | None) -> Iterator[None]:
         meta_dtype.reset(before)
 
 
-def expand_like(v: Tensor, x: Tensor) -> Tensor:
+def expand_like(v: Any, x: Any) -> Any:
     """View per-sample values v (B,) as (B, 1, ..., 1) in the dtype of x (B, ...), ready to multiply it."""
     if v.ndim != 1 or v.shape[0] != x.shape[0]:
         raise ValueError(f"per-sample values: expected shape ({x.shape[0]},), got {tuple(v.shape)}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cmcore.diffusion.inputs import Input, declared
 from cmcore.diffusion.path import TrigFlow
-from cmcore.dual import Value, entrywise
+from cmcore.dual import Dual, Value, add, entrywise, mul
 from cmcore.tensors import expand_like
 
 NoiseCoordinate = Literal["log", "trig", "log1000"]
@@ -127,12 +127,17 @@ class Denoiser(nn.Module):
             return boundary_scalings(sigma, self.sigma_data, self.epsilon, self.coordinate)
         return edm_scalings(sigma, self.sigma_data, self.coordinate)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Labels = None) -> Tensor:
-        """Denoise x (B, C, H, W) at levels sigma (B,); the result has the dtype of x."""
-        s = self.scalings(sigma)
+    def forward(self, x: Value, sigma: Value, labels: Labels = None) -> Any:
+        """Denoise x (B, C, H, W) at levels sigma (B,); the result has the dtype of x. Of Duals it is a Dual."""
+        c_skip, c_out, c_in, c_noise = self._scalings(sigma)
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
-        F = self.raw((expand_like(s.c_in, x) * x).to(dtype), s.c_noise, labels)
-        return expand_like(s.c_skip, x) * x + expand_like(s.c_out, x) * F.to(x.dtype)
+        F = self.raw(mul(expand_like(c_in, x), x).to(dtype), c_noise, labels)
+        return add(mul(expand_like(c_skip, x), x), mul(expand_like(c_out, x), F.to(x.dtype)))
+
+    def _scalings(self, sigma: Value) -> Sequence[Any]:
+        if not isinstance(sigma, Dual):
+            return self.scalings(sigma)
+        return [entrywise(lambda v, i=i: self.scalings(v)[i], sigma) for i in range(len(Scalings._fields))]
 
     def raw(self, u: Value, c_noise: Value, labels: Labels = None) -> Any:
         """F at u = c_in x (B, C, H, W) and c_noise (B,), with second noise levels brought to the same coordinate.

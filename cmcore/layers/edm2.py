@@ -12,10 +12,10 @@ from torch import nn
 
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels
-from cmcore.dual import Value, each
+from cmcore.dual import Value, add, each, mul
 from cmcore.layers.attention import attend
 from cmcore.layers.embeddings import EmbeddingKind, InputEmbedding, PositionalFeatures, condition_vectors
-from cmcore.layers.functions import add, cat, clamp, dropout, mul, silu
+from cmcore.layers.functions import cat, clamp, dropout, silu
 from cmcore.layers.magnitude import MPConv, MPFourier, unit_magnitude
 from cmcore.layers.norms import pixel_norm
 from cmcore.layers.resample import Resample

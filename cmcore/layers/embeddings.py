@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cmcore.diffusion.inputs import Input, InputError, declared
 from cmcore.diffusion.precond import NO_LABEL, Labels, as_condition
-from cmcore.dual import Value, each, value_of
-from cmcore.layers.functions import add, cat, cos, silu, sin
+from cmcore.dual import Value, add, each, value_of
+from cmcore.layers.functions import cat, cos, silu, sin
 from cmcore.layers.linear import InitKind, linear
 
 EmbeddingKind = Literal["positional", "fourier"]

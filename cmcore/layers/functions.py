@@ -10,29 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmcore.dual import Dual, Value, each, half_of, value_of
+from cmcore.dual import Dual, Value, add, each, half_of, mul, value_of
 from cmcore.tensors import full_precision
-
-
-def add(x: Value, y: Value | float) -> Any:
-    """x + y, by broadcasting."""
-    if not isinstance(x, Dual):
-        return add(y, x) if isinstance(y, Dual) else x + y
-    if not isinstance(y, Dual):
-        value = x.value + y
-        return Dual(value, x.tangent.expand(value.shape), x.half)
-    value = x.value + y.value
-    with torch.no_grad():
-        return Dual(value, x.tangent + y.tangent, x.half or y.half)
-
-
-def mul(x: Value, y: Value | float) -> Any:
-    """x y, by broadcasting."""
-    if not isinstance(x, Dual):
-        return mul(y, x) if isinstance(y, Dual) else x * y
-    with torch.no_grad():
-        tangent = x.tangent * y.value + x.value * y.tangent if isinstance(y, Dual) else x.tangent * y
-    return Dual(x.value * value_of(y), tangent, half_of(x, y))
 
 
 def scale_shift(x: Value, s: Value, b: Value) -> Any:

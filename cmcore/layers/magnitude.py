@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmcore.dual import Dual, Value, each
-from cmcore.layers.functions import add, conv2d, cos, linear, mul
+from cmcore.dual import Dual, Value, add, each, mul
+from cmcore.layers.functions import conv2d, cos, linear
 from cmcore.tensors import full_precision
 
 NORM_EPS = 1e-4

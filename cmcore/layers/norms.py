@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cmcore.dual import Dual, Value
-from cmcore.layers.functions import add, scale_shift
+from cmcore.dual import Dual, Value, add
+from cmcore.layers.functions import scale_shift
 from cmcore.layers.linear import InitKind, linear
 from cmcore.tensors import full_precision
 

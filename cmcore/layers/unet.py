@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from cmcore.dual import Value, each
+from cmcore.dual import Value, add, each, mul
 from cmcore.layers.attention import attend
-from cmcore.layers.functions import add, cat, dropout, mul, silu
+from cmcore.layers.functions import cat, dropout, silu
 from cmcore.layers.linear import InitKind, conv
 from cmcore.layers.norms import GroupNorm, ModulatedNorm, NormKind, group_count
 from cmcore.layers.resample import Resample

@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 
 from cmcore.consistency import weights
-from cmcore.consistency.tangents import total_derivative
+from cmcore.consistency.tangents import derivative_precision, total_derivative
 from cmcore.diffusion import ode
 from cmcore.diffusion.levels import KarrasUniform
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
-from cmcore.tensors import expand_like, full_precision, norm_per_sample, sum_per_sample
+from cmcore.tensors import expand_like, norm_per_sample, sum_per_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,11 @@ class CCD(Method):
         t = KarrasUniform(d.sigma_min, d.sigma_max, d.rho).sample(draws.uniform(stream="level"))
         z = draws.normal(batch.x.shape[1:], stream="noise")
         x_t = batch.x + expand_like(t, z) * z
-        # In full precision: it is the direction of a derivative.
-        with torch.no_grad(), full_precision(x_t.device):
+        # In the precision of the derivative: it is its direction.
+        with torch.no_grad(), derivative_precision(x_t.device):
             dx_dt = ode.velocity(nets.teacher, x_t, t, batch.labels)
         with draws.dropout():
-            f, df_dt = total_derivative(nets.student, x_t, t, dx_dt, batch.labels)
+            f, df_dt = total_derivative(nets.student, x_t, t, dx_dt, batch.labels, graph=not self.config.stop_gradient)
         size = norm_per_sample(df_dt)
         loss = sum_per_sample(f * df_dt.detach()) if self.config.stop_gradient else size
         if self.config.weighting == "grid":

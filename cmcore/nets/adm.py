@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.dual import Value, each
+from cmcore.dual import Value, add, each
 from cmcore.layers.embeddings import InputEmbedding, ZeroEmbedding, condition_vectors
-from cmcore.layers.functions import add, cat, cos, silu, sin
+from cmcore.layers.functions import cat, cos, silu, sin
 from cmcore.layers.linear import conv, linear
 from cmcore.layers.norms import GroupNorm, NormKind
 from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up

@@ -11,9 +11,9 @@ from torch import nn
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.dual import Value
+from cmcore.dual import Value, add
 from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
-from cmcore.layers.functions import add, dropout, silu
+from cmcore.layers.functions import dropout, silu
 from cmcore.layers.linear import linear
 from cmcore.layers.norms import GroupNorm, ModulatedNorm, NormKind
 

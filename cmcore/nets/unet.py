@@ -15,9 +15,9 @@ from torch import nn
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.dual import Value
+from cmcore.dual import Value, add, mul
 from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
-from cmcore.layers.functions import add, mul, silu
+from cmcore.layers.functions import silu
 from cmcore.layers.linear import conv
 from cmcore.layers.norms import GroupNorm, NormKind
 from cmcore.layers.resample import Resample

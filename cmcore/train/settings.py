@@ -62,7 +62,7 @@ class TrainConfig:
     flip: bool = False  # random horizontal flips
     augment: float = 0.0  # probability of each distortion of EDM's pipeline, whose flips are always on; 0 for none
     precision: PrecisionName = "fp32"  # see train/precision.py
-    jvp_precision: JvpPrecision = "fp32"  # of derivatives by time, in sCT and sCD
+    jvp_precision: JvpPrecision = "fp32"  # of derivatives by time, in sCT, sCD, and the continuous-time CT and CD
     channels_last: bool = False  # memory format of the networks; convolutions in half precision are faster so
     compile: bool = False  # the networks, by torch.compile
     cuda_graphs: bool = False  # of compiled networks: for those so small that starting kernels takes the time

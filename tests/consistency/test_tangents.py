@@ -22,8 +22,8 @@ from cmcore.consistency.tangents import (
 from cmcore.consistency.trigflow import TrigConfig, continuous_loss, sample_point
 from cmcore.consistency.weights import AdaptiveWeight
 from cmcore.diffusion.precond import Denoiser, NoiseCoordinate
-from cmcore.dual import Value
-from cmcore.layers.functions import dropout, mul
+from cmcore.dual import Value, mul
+from cmcore.layers.functions import dropout
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like, norm_per_sample
 
@@ -250,6 +250,10 @@ def test_the_total_derivative_is_that_along_a_trajectory_in_ve_time(coordinate: 
     denoiser, x, z = perturbed("mlp", coordinate), SD * normal(1), normal(2)
     t = torch.tensor([0.05, 0.8, 15.0], dtype=torch.float64)
     f, df_dt = total_derivative(denoiser, x + expand_like(t, z) * z, t, z)
+    assert not df_dt.requires_grad
+    graph = total_derivative(denoiser, x + expand_like(t, z) * z, t, z, graph=True)
+    torch.testing.assert_close(graph, (f, df_dt), rtol=1e-11, atol=1e-13)
+    assert graph[1].requires_grad
     torch.testing.assert_close(f, denoiser(x + expand_like(t, z) * z, t), rtol=0, atol=1e-14)
     expected = central_difference(lambda s: denoiser(x + expand_like(t * (1 + s), z) * z, t * (1 + s)))
     torch.testing.assert_close(expand_like(t, z) * df_dt, expected, rtol=1e-8, atol=1e-9)

@@ -9,7 +9,7 @@ import torch
 from duals import difference, jvp
 from torch import Tensor, nn
 
-from cmcore.dual import Dual, each, entrywise
+from cmcore.dual import Dual, add, each, entrywise, mul
 from cmcore.layers import functions as f
 from cmcore.layers.attention import attend
 from cmcore.layers.edm2 import mp_cat, mp_silu, mp_sum
@@ -36,14 +36,14 @@ def random(module: nn.Module) -> nn.Module:
 
 IMAGE, ROW, VECTOR = (2, 8, 4, 4), (2, 8), (3,)
 CASES: dict[str, tuple[Callable[..., Any], list[Shape]]] = {
-    "add": (f.add, [IMAGE, IMAGE]),
-    "add by broadcasting": (f.add, [IMAGE, (2, 8, 1, 1)]),
-    "add a number": (lambda x: f.add(x, 1), [ROW]),
-    "add a tensor": (lambda x: f.add(normal(2, 1, seed=9), x), [ROW]),
-    "add a larger tensor": (lambda x: f.add(x, normal(3, 2, 8, seed=9)), [ROW]),
-    "mul": (f.mul, [IMAGE, (2, 8, 1, 1)]),
-    "mul by a number": (lambda x: f.mul(x, 0.3), [IMAGE]),
-    "mul by a tensor": (lambda x: f.mul(normal(*ROW, seed=9), x), [ROW]),
+    "add": (add, [IMAGE, IMAGE]),
+    "add by broadcasting": (add, [IMAGE, (2, 8, 1, 1)]),
+    "add a number": (lambda x: add(x, 1), [ROW]),
+    "add a tensor": (lambda x: add(normal(2, 1, seed=9), x), [ROW]),
+    "add a larger tensor": (lambda x: add(x, normal(3, 2, 8, seed=9)), [ROW]),
+    "mul": (mul, [IMAGE, (2, 8, 1, 1)]),
+    "mul by a number": (lambda x: mul(x, 0.3), [IMAGE]),
+    "mul by a tensor": (lambda x: mul(normal(*ROW, seed=9), x), [ROW]),
     "scale_shift": (f.scale_shift, [IMAGE, (2, 8, 1, 1), (2, 8, 1, 1)]),
     "cat": (lambda x, y: f.cat([x, y]), [IMAGE, (2, 3, 4, 4)]),
     "cat with a tensor": (lambda x: f.cat([x, torch.ones(2, 1, 4, 4, dtype=torch.float64)]), [IMAGE]),
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[Shape]]] = {
     "unit fourier": (MPFourier(8).double(), [VECTOR]),
     "entrywise": (lambda x: entrywise(lambda v: v.square().log().clamp(min=-1), x), [VECTOR]),
     "views": (lambda x: f.cat([part.mT.flatten(1) for part in x.reshape(2, 2, 4, 16).unbind(1)]), [IMAGE]),
-    "chunks": (lambda x: f.mul(*x.chunk(2, dim=1)), [ROW]),
+    "chunks": (lambda x: mul(*x.chunk(2, dim=1)), [ROW]),
 }  # fmt: skip
 
 
