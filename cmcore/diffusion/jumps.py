@@ -11,6 +11,7 @@ from torch import Tensor, full_like
 from cmcore.diffusion import ode
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Denoiser, Labels, as_condition, with_inputs
+from cmcore.dual import value_of
 
 SECOND_TIME = Input("s", "time")
 """The level where a jump ends."""
@@ -31,4 +32,4 @@ class Jumps:
     def __call__(self, x: Tensor, sigma: Tensor, labels: Labels = None) -> Tensor:
         """The state (B, C, H, W) at s, or at `end`, of the state x at sigma (B,)."""
         s = as_condition(labels).inputs.get(SECOND_TIME.name)
-        return jump(self.denoiser, x, sigma, full_like(sigma, self.end) if s is None else s, labels)
+        return jump(self.denoiser, x, sigma, full_like(sigma, self.end) if s is None else value_of(s), labels)
