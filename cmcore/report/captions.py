@@ -42,7 +42,7 @@ def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: s
     """The circumstances of the comparison: data, samples, features, seeds, weights, spreads, bold and italic, gaps."""
     ours = [record for run in runs for record in run.records]
     scored = [record.provenance for record in ours if record.metric == "fd"] or [ours[0].provenance]
-    samples = {p.samples for p in scored}
+    samples, several = {p.samples for p in scored}, any(run.replicates for run in runs)
     features = dict.fromkeys(f"{p.extractor} (digest {p.extractor_digest[:8]})" for p in scored)
     parts = [
         f"{data or scored[0].workload}: {_listed(p.reference_count for p in scored)} reference images, "
@@ -50,10 +50,9 @@ def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: s
         "The numbers of samples differ, so the distances do not compare exactly." if len(samples) > 1 else "",
         f"Features: {', '.join(features)}{_extractor(reference)}.",
         f"Seeds: {_listed(p.seed for p in scored)} for the noise of the samples, "
-        f"{_listed(r.facts.seed for r in runs)} for training.",
+        f"{_listed(seed for r in runs for seed in (r.facts.seed, *(one.seed for one in r.replicates)))} for training.",
         f"Weights: EMA {_listed(p.ema for p in scored)}.",
-        f"± is a spread ({_spreads(ours)}).",
-        _ranges(ours),
+        *([] if several else [f"± is a spread ({_spreads(ours)}).", _ranges(ours)]),
         "Images seen and wall time are the run's own, without those of the run that it starts from.",
         "Bold: best of its column; italic: best at its number of function evaluations.",
         "Gaussian fit: samples from a Gaussian fitted to the pixels." if reference and reference.baseline else "",

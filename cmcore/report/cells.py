@@ -1,12 +1,14 @@
 """A table as data: cells, columns and marks, before any output format."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cmcore import numbers
 
+# By column, the rows that compare and the best of them, and whether they are of one group: the rows tied with the best.
+Tied = Callable[[str, Sequence[int], int, bool], set[int]]
 Better = Literal["low", "high", ""]
 DASH = "\u2013"
 
@@ -67,24 +69,34 @@ def duration(seconds: float) -> Cell:
     return Cell(numbers.duration(seconds, numbers.GAP), seconds)
 
 
-def marked(table: Table) -> Table:
-    """The table with the best values of each column marked: over all rows that have a group, and within each group."""
+def marked(table: Table, tied: Tied | None = None) -> Table:
+    """The table with the best values of each column marked: over all rows that have a group, and within each group.
+
+    Args:
+        table: with groups.
+        tied: asked for the rows that share the mark of the best one; by default those with the same value.
+    """
     rows = [list(row) for row in table.rows]
     for index, column in enumerate(table.columns):
         if not column.better:
             continue
         inside = [row for row, group in enumerate(table.groups) if group and rows[row][index].value is not None]
-        _mark(rows, index, inside, column.better, "best")
+        _mark(rows, index, inside, column, "best", tied)
         for group in sorted({table.groups[row] for row in inside}):
-            _mark(rows, index, [row for row in inside if table.groups[row] == group], column.better, "best_of_group")
+            ours = [row for row in inside if table.groups[row] == group]
+            _mark(rows, index, ours, column, "best_of_group", tied)
     return replace(table, rows=tuple(tuple(row) for row in rows))
 
 
-def _mark(rows: list[list[Cell]], index: int, inside: Sequence[int], better: Better, mark: str) -> None:
+def _mark(
+    rows: list[list[Cell]], index: int, inside: Sequence[int], column: Column, mark: str, tied: Tied | None
+) -> None:
     if len(inside) < 2:
         return
     values = [float(rows[row][index].value or 0.0) for row in inside]
-    best = min(values) if better == "low" else max(values)
-    for row, value in zip(inside, values, strict=True):
-        if value == best:
-            rows[row][index] = replace(rows[row][index], **{mark: True})
+    best = min(values) if column.better == "low" else max(values)
+    found = {row for row, value in zip(inside, values, strict=True) if value == best}
+    if tied is not None:
+        found |= tied(column.key, inside, min(found), mark == "best_of_group")
+    for row in found:
+        rows[row][index] = replace(rows[row][index], **{mark: True})

@@ -12,6 +12,7 @@ from cmcore.evaluate.records import MetricRecord
 from cmcore.report.captions import BASELINES, run_title
 from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_log, style, thousands
 from cmcore.report.readers import RunReport
+from cmcore.report.seeds import pooled, values
 
 LINES = ("-", "--", ":", "-.", (0, (1, 4)))  # of the samplers of a run
 
@@ -21,7 +22,7 @@ def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] 
     curves = [
         (index, run_title(run) + (f", {sampler}" if order else ""), LINES[order % len(LINES)], curve)
         for index, run in enumerate(runs)
-        for order, (sampler, curve) in enumerate(_curves_by_sampler(run.records).items())
+        for order, (sampler, curve) in enumerate(_curves_by_sampler(pooled(run).records).items())
     ]
     if not curves:
         return None
@@ -42,6 +43,31 @@ def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] 
         axes.xaxis.set_minor_locator(NullLocator())
         plain_log(axes)
         label_ends(axes, ends)
+    return figure
+
+
+def one_step_by_seed(runs: Sequence[RunReport]) -> Figure | None:
+    """One-step Frechet distance of every training seed, a column of points per run; a bar at their mean."""
+    found = [(index, run, values(run)) for index, run in enumerate(runs)]
+    points = [
+        (index, run, list(by_seed.values()))
+        for index, run, every in found
+        for (row, metric), by_seed in every.items()
+        if row[0] == 1 and metric == "fd"
+    ]
+    if not points or not any(run.replicates for run in runs):
+        return None
+    with style():
+        figure, axes = _single()
+        axes.set_yscale("log")
+        axes.set_ylabel(f"one-step {_fd_name(runs)}")
+        for place, (index, _, y) in enumerate(points):
+            x = place + np.linspace(-0.15, 0.15, len(y))
+            axes.plot(x, y, color=colour(index), marker=marker(index), linestyle="none")
+            axes.plot([place - 0.3, place + 0.3], [np.mean(y)] * 2, color=colour(index))
+        axes.set_xticks(range(len(points)), [run_title(run) for _, run, _ in points], rotation=30, ha="right")
+        axes.set_xlim(-0.6, len(points) - 0.4)
+        plain_log(axes)
     return figure
 
 

@@ -8,6 +8,7 @@ from cmcore.report.captions import BASELINES, caption, is_high, metric_key, metr
 from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, measured
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
+from cmcore.report.seeds import Values, pooled, seed_caption, tied, values
 from cmcore.train.timing import TrainingTime
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
@@ -37,6 +38,8 @@ def by_sampler(records: Iterable[MetricRecord]) -> dict[Key, dict[str, MetricRec
 def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = None, data: str = "") -> Table:
     """One row per run and number of function evaluations, then the baselines."""
     baseline = reference.baseline if reference else ()
+    check_comparable([record for run in runs for one in run.replicates for record in one.records])
+    originals, runs = runs, [pooled(run) for run in runs]
     everything = [record for run in runs for record in run.records] + list(baseline)
     metrics = [m for m in METRICS if m == "fid" or any(metric_key(record) == m for record in everything)]
     # Papers differ in what they quote of several seed ranges: the mean stands under the metric, the least beside it.
@@ -59,8 +62,9 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
         Column("seconds", "Wall time"),
         Column("device", "Device"),
     )
-    rows, groups = [], []
-    for run in runs:
+    rows, groups, samples = [], [], list[dict[str, Values]]()
+    for original, run in zip(originals, runs, strict=True):
+        by_seed = values(original)
         keys = by_sampler(run.records)
         shared = Counter(nfe for nfe, _ in keys)
         for (nfe, sampler), found in keys.items():
@@ -71,6 +75,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
             cost = count(nfe) if shared[nfe] == 1 else Cell(f"{nfe} ({sampler})", float(nfe))
             rows.append((*names, cost, *_values(found, metrics), _level(found), *trained))
             groups.append(str(nfe))
+            samples.append({metric: by_seed[(nfe, sampler), metric] for metric in found})
     for record_set in _by_run(baseline).values():
         source = next(iter(record_set.values())).provenance
         rows.append(
@@ -83,8 +88,37 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
             )
         )
         groups.append("")
-    text = caption(runs, reference, data)
-    return marked(Table("comparison", "Our runs", columns, tuple(rows), text, tuple(groups)))
+    text = f"{caption(originals, reference, data)} {seed_caption(originals)}"
+    table = Table("comparison", "Our runs", columns, tuple(rows), text, tuple(groups))
+    if not any(run.replicates for run in runs):
+        return marked(table)
+
+    def tied_rows(key: str, inside: Sequence[int], best: int, group: bool) -> set[int]:
+        if key.endswith(LEAST):
+            return {best}
+        found = tied([samples[row][key] for row in inside], inside.index(best), every_pair=group)
+        return {inside[place] for place in found}
+
+    return marked(table, tied_rows)
+
+
+def by_training_seed(runs: Sequence[RunReport]) -> Table:
+    """The values of every training seed: a row per run, number of function evaluations and seed."""
+    metrics = [m for m in METRICS if any(metric_key(record) == m for run in runs for record in run.records)]
+    columns = (
+        *(
+            Column(key, head)
+            for key, head in (("run", "Run"), ("nfe", "NFE"), ("sampler", "Sampler"), ("seed", "Seed"))
+        ),
+        *(Column(m, metric_title(m), "high" if is_high(m) else "low") for m in metrics),
+    )
+    rows = []
+    for run in runs:
+        for seed, records in ((run.facts.seed, run.records), *((one.seed, one.records) for one in run.replicates)):
+            for (nfe, sampler), found in by_sampler(records).items():
+                names = (Cell(run.facts.run), count(nfe), Cell(sampler), Cell(str(seed), float(seed)))
+                rows.append((*names, *_values(found, metrics)))
+    return Table("seeds", "Every training seed", columns, tuple(rows), "± is the spread of the samples.")
 
 
 def check_comparable(records: Iterable[MetricRecord]) -> None:
@@ -153,7 +187,7 @@ def beside(runs: Sequence[RunReport], numbers: Sequence[Number], dataset: str = 
     )
     rows = []
     for run in runs:
-        for (nfe, _), found in by_sampler(run.records).items():
+        for (nfe, _), found in by_sampler(pooled(run).records).items():
             name = title(run.facts.method)
             first = Cell(name if run.facts.run == run.facts.method else f"{name} ({run.facts.run})")
             facts = {"workload": run.facts.workload, "run": run.facts.run, "method": run.facts.method}

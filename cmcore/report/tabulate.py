@@ -16,7 +16,7 @@ from cmcore.report.plots import save
 from cmcore.report.published import DATASETS, Number, published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, RunReport, read_reference, read_runs
-from cmcore.report.tables import beside, comparison
+from cmcore.report.tables import beside, by_training_seed, comparison
 
 # name of the file: caption, description for those who cannot see it, whether it takes the whole width
 FIGURES = {
@@ -25,6 +25,11 @@ FIGURES = {
         "of function evaluations.",
         "Grid of generated images, one row per method.",
         True,
+    ),
+    "one_step_by_seed": (
+        "One-step distance of every training seed, in their order; the line is their mean.",
+        "Strip plot of one-step Frechet distance, a column of points per run.",
+        False,
     ),
     "quality_by_nfe": (
         "Distance against the number of function evaluations; lower and further left is better. Bars are the spread.",
@@ -69,14 +74,15 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     """
     runs, reference, numbers = read_runs(inputs), read_reference(inputs.reference), published()
     ours = comparison(runs, reference, inputs.data)
+    each = (by_training_seed(runs),) if any(run.replicates for run in runs) else ()
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
     more = [table for section in extra for table in (*section.tables, *section.folded)]
-    files = _write_tables(out / "tables", (ours, both, *more), quoted, complete(numbers))
+    files = _write_tables(out / "tables", (ours, *each, both, *more), quoted, complete(numbers))
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     files += [path for picture in pictures for path in (picture.path, picture.path.with_suffix(".svg"))]
     sections = (
-        Section(title="Our runs", tables=(ours,), figures=pictures),
+        Section(title="Our runs", tables=(ours,), folded=each, figures=pictures),
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
         Section(title="Published numbers", folded=quoted, published=True),
@@ -116,6 +122,7 @@ def _write_tables(folder: Path, ours: Sequence[Table], quoted: Sequence[Table], 
 def _draw(runs: Sequence[RunReport], baseline: Sequence[MetricRecord], folder: Path) -> tuple[Picture, ...]:
     drawn: dict[str, Figure | None] = {
         "samples": figures.samples(runs),
+        "one_step_by_seed": curves.one_step_by_seed(runs),
         "quality_by_nfe": curves.quality_by_nfe(runs, baseline),
         "level_scan": curves.level_scan(runs),
         "quality_by_images": curves.quality_by_images(runs, baseline),

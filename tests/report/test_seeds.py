@@ -1,0 +1,141 @@
+"""Training seeds in tables: statistics with known answers, and marks that several rows share."""
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+from cmcore.report.cells import Table
+from cmcore.report.formats import csv_text
+from cmcore.report.readers import Inputs, read_runs
+from cmcore.report.seeds import decided, holm, p_value, pooled, tied, values
+from cmcore.report.tables import by_training_seed, comparison
+from cmcore.report.tabulate import tabulate
+
+A = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0}
+B = {1: 1.5, 2: 2.4, 3: 3.6, 4: 4.5, 5: 5.5}  # above A by 0.5 on average, with a deviation of 0.0707
+
+
+def test_paired_differences_of_known_significance():
+    """t = 0.5 / (sqrt(0.02 / 4) / sqrt(5)) with 4 degrees of freedom, whose distribution function is closed."""
+    t = 0.5 / math.sqrt(0.02 / 4 / 5)
+    x = t / math.sqrt(4 + t * t)
+    assert p_value(A, B) == pytest.approx(1 - (1.5 * x - 0.5 * x**3), rel=1e-6)
+    assert p_value(A, B) < 0.001
+
+
+def test_welch_where_seeds_differ():
+    """The same values under other seeds: their spread of 1.6 hides the difference."""
+    p = p_value(A, {seed + 10: value for seed, value in B.items()})
+    assert 0.6 < p < 0.7
+
+
+def test_values_that_no_test_can_judge():
+    warnings.simplefilter("error")
+    assert math.isnan(p_value({1: 1.0}, {1: 2.0}))
+    assert p_value(A, A) == 1.0
+    assert 0 < p_value({1: 1.0, 2: 2.0}, {1: 2.0, 2: 3.0}) < 1e-300, "the difference has no deviation at all"
+    assert p_value({1: 3.0}, A) == pytest.approx(1.0)
+    assert p_value({1: 30.0}, A) < 0.001
+
+
+def test_holm_step_by_step():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_number_of_comparisons_counts():
+    near = {seed: value + shift for (seed, value), shift in zip(A.items(), (0.2, -0.1, 0.3, 0.1, 0.1), strict=True)}
+    close = {seed: value + shift for (seed, value), shift in zip(A.items(), (0.1, 0.3, 0.1, 0.4, 0.3), strict=True)}
+    assert p_value(A, close) == pytest.approx(0.0161, abs=1e-4)
+    assert decided([A, close]) == {(0, 1)}
+    assert decided([close, A]) == {(1, 0)}
+    also = {seed: near[seed] + shift for seed, shift in zip(near, (0, 0.1, -0.1, 0.1, -0.1), strict=True)}
+    assert (0, 1) not in decided([A, close, near, also]), "one of six pairs, not of one"
+    assert decided([A, B, {seed: 10 * value for seed, value in A.items()}], best=0) == {(0, 1), (0, 2)}
+    assert tied([A, B, near], 0, every_pair=True) == {0, 2}
+    assert tied([{1: 1.0}, {1: 2.0}], 0, every_pair=True) == {0}
+
+
+def add_seeds(inputs: Inputs, shifts: dict[str, tuple[float, ...]]) -> None:
+    """Give runs further seeds, whose fd are those of the first one plus these shifts."""
+    for run, further in shifts.items():
+        path = inputs.metrics / f"{run}.json"
+        data = json.loads(path.read_text())
+        data["replicates"] = [
+            {
+                "seed": 2 + place,
+                "records": [
+                    record | ({"value": record["value"] + shift} if record["metric"] == "fd" else {})
+                    for record in data["records"]
+                ],
+            }
+            for place, shift in enumerate(further)
+        ]
+        path.write_text(json.dumps(data))
+
+
+@pytest.fixture
+def seeded(workload: Callable[..., Inputs]) -> Inputs:
+    """ECT and sCD (4.4 and 5.0) vary by more than they differ; CT (14.8) is far away from both."""
+    inputs = workload("edm", "cd", "ct", "ict", "ect", "sct", "scd")
+    wide, other = (1.0, -1.0, 0.5, -0.5), (-1.0, 1.0, -0.5, 0.5)
+    add_seeds(inputs, {"ect": wide, "scd": other, "ct": wide, "cd": wide, "ict": other, "sct": other, "edm": wide})
+    return inputs
+
+
+def cell(table: Table, key: str, run: str, nfe: int):
+    keys = [column.key for column in table.columns]
+    return next(row[keys.index(key)] for row in table.rows if row[0].text == run and row[2].value == nfe)
+
+
+def test_the_comparison_shows_mean_and_deviation_over_seeds(seeded: Inputs) -> None:
+    runs = read_runs(seeded)
+    table = comparison(runs)
+    ect = cell(table, "fd", "ect", 1)
+    assert ect.value == pytest.approx(4.4)
+    assert ect.spread == pytest.approx(math.sqrt(2.5 / 4))
+    assert ect.text == "4.4 ± 0.8"
+    assert pooled(runs[0]).records[0].spread_of == "training seeds"
+    assert len(values(runs[0])[(35, "heun"), "fd"]) == 5
+    assert "Values are mean ± standard deviation over training seeds (5 per run)." in table.caption
+    assert "1, 2, 3, 4, 5 for training" in table.caption
+    assert "Typical spread of the samples of one training: fd (bootstrap)" in table.caption
+
+
+def test_rows_that_seeds_do_not_decide_share_the_mark(seeded: Inputs) -> None:
+    table = comparison(read_runs(seeded))
+    assert cell(table, "fd", "ect", 1).best_of_group
+    assert cell(table, "fd", "scd", 1).best_of_group
+    assert not cell(table, "fd", "ct", 1).best_of_group
+    decided_pairs = table.caption.partition("Significant differences of fd at 1 NFE: ")[2].partition(".")[0]
+    lower = dict(part.split(" below ") for part in decided_pairs.split("; "))
+    assert "ct" in lower["ect"].split(", ")
+    assert "scd" not in lower["ect"].split(", ")
+
+
+def test_one_seed_is_said_and_changes_nothing_else(workload: Callable[..., Inputs]) -> None:
+    runs = read_runs(workload())
+    table = comparison(runs)
+    assert table.caption.endswith("how large a difference has to be to mean something is not known.")
+    assert cell(table, "fd", "ect", 1).text == "4.40 ± 0.11"
+    assert [pooled(run) for run in runs] == list(runs)
+
+
+def test_every_seed_has_a_row_and_a_point(seeded: Inputs, workload: Callable[..., Inputs], tmp_path) -> None:
+    table = by_training_seed(read_runs(seeded))
+    fd = [column.key for column in table.columns].index("fd")
+    found = [row[fd].value for row in table.rows if row[0].text == "ect" and row[1].value == 1]
+    assert found == pytest.approx([4.4, 5.4, 3.4, 4.9, 3.9])
+    written = tabulate(seeded, tmp_path / "several").files
+    names = {path.name for path in written}
+    assert {"seeds.md", "seeds.csv", "seeds.tex", "one_step_by_seed.svg", "one_step_by_seed.png"} <= names
+    assert (tmp_path / "several/tables/seeds.csv").read_text() == csv_text(table)
+    assert "Every training seed" in (tmp_path / "several/index.html").read_text()
+
+
+def test_with_one_seed_there_are_no_further_files(synthetic: Inputs, tmp_path) -> None:
+    assert not [path for path in tabulate(synthetic, tmp_path).files if "seed" in path.name]
