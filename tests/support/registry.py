@@ -164,6 +164,17 @@ ENTRIES: dict[str, Entry] = {
         short={"g": 8.0}, lr=3e-3, distance=0.15,
         passes=TWO_POINTS,
     ),
+    # arXiv 2405.14867 and its repository's main/edm, for ImageNet 64, without the GAN
+    "dmd2": Entry(
+        paper={"N": 1000, "low": 0.02, "high": 0.98, "turns": 5},
+        teacher=True, start="edm",
+        wrong=(({"N": 1}, "N"), ({"low": -0.1}, "low"), ({"high": 0.01}, "high"), ({"turns": 0}, "turns")),
+        short={"turns": 2}, lr=2e-3, distance=0.15,
+        passes=WITH_GRADIENT | {
+            ("student", "forward"): 5, ("teacher", "forward"): 1,
+            ("fake", "forward"): 1, ("fake", "forward+backward"): 5,
+        },
+    ),
 }  # fmt: skip
 
 

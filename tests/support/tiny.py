@@ -68,7 +68,14 @@ def make_state(method: Method, config: TrainConfig | None = None, *, device: str
     """A student, a teacher where the method needs one, and the rest."""
     student = make_denoiser(boundary=method.traits.boundary, inputs=method.traits.inputs, **options).to(device)
     other = make_denoiser(**{**options, "seed": 7}).to(device)
-    return new_state(method, student, config or make_train(), init=other, teacher=other)
+    state = new_state(method, student, config or make_train(), init=other, teacher=other)
+    for name, network in method.networks.items():
+        if network.role == "trained" and network.start == "teacher":  # two that agree may have nothing to teach
+            source = torch.Generator().manual_seed(9)
+            with torch.no_grad():
+                for parameter in state.nets[name].parameters():
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=source).to(device)
+    return state
 
 
 def batches(draws: Draws) -> Batch:
