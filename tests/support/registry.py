@@ -175,6 +175,26 @@ ENTRIES: dict[str, Entry] = {
             ("fake", "forward"): 1, ("fake", "forward+backward"): 5,
         },
     ),
+    # arXiv 2310.02279 and its repository, without the GAN; the authors balance the denoising loss by gradients
+    "ctm": Entry(
+        paper={
+            "N": 18, "most": 17, "distance": "lpips", "mu": 0.999, "P_mean": -1.2, "P_std": 1.2, "noisiest": 0.7,
+            "gamma": 0.0,
+        },
+        other=("huber_c", "denoising"),
+        teacher=True, start="edm",
+        variants=({"most": 1},),
+        wrong=(
+            ({"N": 1}, "N"), ({"most": 18}, "most"), ({"huber_c": 0.0}, "huber_c"), ({"mu": 1.0}, "mu"),
+            ({"denoising": -1.0}, "denoising"), ({"P_std": 0.0}, "P_std"), ({"noisiest": 0.0}, "noisiest"),
+            ({"gamma": 1.1}, "gamma"),
+        ),
+        short={"N": 8, "most": 7, "mu": 0.5, "huber_c": 0.1, "denoising": 0.1}, lr=5e-3, distance=0.15,
+        passes={
+            ("student", "forward+backward"): 2, ("student", "forward"): 1, ("teacher", "forward"): 18,
+            ("target", "forward"): 1, ("target", "forward+backward"): 1,
+        },
+    ),
 }  # fmt: skip
 
 
