@@ -27,6 +27,11 @@ def euler_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, 
     return x + expand_like(sigma_next - sigma, x) * velocity(denoiser, x, sigma, labels)
 
 
+def euler_prediction(x: Tensor, x_next: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """The prediction with which Euler's step from x at sigma lands at x_next: the step's inverse."""
+    return x + expand_like(sigma / (sigma - sigma_next), x) * (x_next - x)
+
+
 def heun_step(denoiser: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Labels = None) -> Tensor:
     """Heun's step of order 2 (EDM, arXiv 2206.00364, Algorithm 1, lines 4-8). Two evaluations.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cmcore.diffusion.inputs import Input, declared
 from cmcore.diffusion.path import TrigFlow
-from cmcore.dual import Dual, Value, add, entrywise, mul
+from cmcore.dual import Dual, Value, add, each, entrywise, mul
 from cmcore.tensors import expand_like
 
 NoiseCoordinate = Literal["log", "trig", "log1000"]
@@ -47,6 +47,15 @@ def with_inputs(labels: Labels, **inputs: Value) -> Condition:
     """Labels with values (B,) of further inputs by name."""
     condition = as_condition(labels)
     return condition._replace(inputs={**condition.inputs, **inputs})
+
+
+def rows_of(labels: Labels, rows: slice) -> Condition:
+    """The labels of some rows."""
+    condition = as_condition(labels)
+    labels, augment = (None if part is None else part[rows] for part in condition[:2])
+    return Condition(
+        labels, augment, {name: each(lambda v: v[rows], value) for name, value in condition.inputs.items()}
+    )
 
 
 class Scalings(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmcore.config import require
 from cmcore.diffusion.grids import karras_grid
-from cmcore.diffusion.ode import euler_step
+from cmcore.diffusion.ode import euler_prediction, euler_step
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import (
     STUDENT,
@@ -96,7 +96,7 @@ class PD(Method):
         with torch.no_grad():
             x_t2 = euler_step(nets.teacher, x_t, t, t2, batch.labels)
             x_t3 = euler_step(nets.teacher, x_t2, t2, t3, batch.labels)
-            target = x_t - expand_like(t / (t3 - t), x_t) * (x_t3 - x_t)
+            target = euler_prediction(x_t, x_t3, t, t3)
         with draws.dropout():
             D = nets.student(x_t, t, batch.labels)
         error = mean_per_sample((D - target) ** 2)

@@ -121,7 +121,9 @@ def test_the_boundary_flag_decides_whether_f_is_the_identity_at_sigma_min(name: 
 @every_variant
 def test_every_network_starts_and_stands_as_its_role_says(name: str, options: dict[str, Any]):
     method = make_method(name, **options)
-    student = make_denoiser(boundary=method.traits.boundary, dropout=0.3, noise=0.3).eval()
+    student = make_denoiser(
+        boundary=method.traits.boundary, dropout=0.3, noise=0.3, inputs=method.traits.inputs
+    ).eval()  # fmt: skip
     sources = {"student": student, "init": make_denoiser(seed=5, dropout=0.3), "teacher": make_denoiser(dropout=0.3)}
     nets = new_state(method, student, make_train(), init=sources["init"], teacher=sources["teacher"]).nets
     assert nets.student.training

@@ -9,12 +9,10 @@ from tiny import DIFFUSION, METHODS, SHAPE, batches, make_denoiser, make_method,
 from torch import Tensor
 
 from cmcore.assemble.models import start_from
-from cmcore.diffusion.grids import karras_grid, with_zero
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser
 from cmcore.rng import Draws, NoiseSource
-from cmcore.sample.fewstep import Multistep
-from cmcore.sample.solvers import Heun
+from cmcore.sample.settings import Sampling
 from cmcore.train.state import new_state
 from cmcore.train.steps import steps
 
@@ -29,10 +27,9 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).sum() / n - torch.cdist(b, b).sum() / n)
 
 
-def judge(denoiser: Denoise, few_step: bool) -> float:
-    d = DIFFUSION
-    solver = Heun(with_zero(karras_grid(10, d.sigma_min, d.sigma_max, d.rho)))
-    sampler = Multistep((d.sigma_max,), d.sigma_min) if few_step else solver
+def judge(denoiser: Denoise, name: str) -> float:
+    method = make_method(name, **entry(name).short)
+    sampler = method.samplers(Sampling(diffusion=DIFFUSION, steps=10, two_step=1.0))[0]
     images = sampler(denoiser, SHAPE, NoiseSource(5, range(1000)), None)
     return energy_distance(images, batches(Draws(99, 0, 1000)).x)
 
@@ -49,7 +46,7 @@ def train(name: str, init: Denoiser | None) -> tuple[Denoiser, float]:
     state = new_state(method, student, config, init=teacher, teacher=teacher)
     for _ in steps(state, method, batches, config):
         pass
-    return student, judge(method.model(student.eval()), method.traits.few_step)
+    return student, judge(method.model(student.eval()), name)
 
 
 @cache
@@ -66,6 +63,6 @@ def test_a_short_run_beats_its_threshold(name: str):
 
 def test_the_threshold_is_out_of_reach_without_training():
     edm = trained("edm")
-    assert judge(make_denoiser(hidden=64).eval(), few_step=False) > 0.2
-    assert judge(edm[0], few_step=True) > 0.4
-    assert judge(make_denoiser(boundary=True, hidden=64).eval(), few_step=True) > 0.6
+    assert judge(make_denoiser(hidden=64).eval(), "edm") > 0.2
+    assert judge(edm[0], "ect") > 0.4
+    assert judge(make_denoiser(boundary=True, hidden=64).eval(), "ict") > 0.6

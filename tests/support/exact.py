@@ -1,12 +1,15 @@
 """Oracles in the place of networks, and small wrong networks, for the tests of the objectives."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from duals import of_duals
 from torch import Tensor, nn
 
-from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.inputs import Input
+from cmcore.diffusion.ode import euler_prediction
+from cmcore.diffusion.precond import Condition, Denoiser, Labels, as_condition, edm_scalings
 from cmcore.methods.base import STUDENT, TARGET, TEACHER, Batch, Nets, Progress
 from cmcore.oracles import Gaussian
 from cmcore.rng import Draws
@@ -39,6 +42,36 @@ class Exact(nn.Module):
         D = self.oracle.denoise(x, sigma) if self.end is None else self.oracle.consistency(x, sigma, self.end)
         c_out = torch.where(s.c_out.abs() < 1e-9, torch.ones_like(s.c_out), s.c_out)  # the boundary: any F will do
         return self.gain * (D - expand_like(s.c_skip, x) * x) / expand_like(c_out, x)
+
+
+class ExactMap(nn.Module):
+    """The raw network that jumps along the exact flow to the level `end_of(sigma, condition)`; at sigma, the denoiser.
+
+    Further levels in the condition are in the network's coordinate, ln(sigma)/4.
+    """
+
+    def __init__(self, oracle: Gaussian, end_of: Callable[[Tensor, Condition], Tensor]) -> None:
+        super().__init__()
+        self.oracle, self.end_of = oracle, end_of
+        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, u: Any, c_noise: Any, labels: Labels) -> Any:
+        return of_duals(self._exact)(u, c_noise, labels)
+
+    def _exact(self, u: Tensor, c_noise: Tensor, labels: Labels) -> Tensor:
+        sigma = (4 * c_noise).exp()
+        s = edm_scalings(sigma, SD)
+        x, end = u / expand_like(s.c_in, u), self.end_of(sigma, as_condition(labels))
+        still = end >= sigma * (1 - 1e-9)
+        end = torch.where(still, sigma / 2, end)
+        D = euler_prediction(x, self.oracle.flow(x, sigma, end), sigma, end)
+        D = torch.where(still.reshape(-1, 1, 1, 1), self.oracle.denoise(x, sigma), D)
+        return self.gain * (D - expand_like(s.c_skip, x) * x) / expand_like(s.c_out, x)
+
+
+def exact_map(oracle: Gaussian, end_of: Callable[[Tensor, Condition], Tensor], inputs: Sequence[Input]) -> Denoiser:
+    """An exact flow map as a `Denoiser` in float64."""
+    return Denoiser(ExactMap(oracle, end_of), sigma_data=SD, inputs=inputs)
 
 
 def exact(oracle: Gaussian, *, end: float | None = None, epsilon: float = 0.0) -> Denoiser:

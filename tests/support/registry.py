@@ -195,6 +195,25 @@ ENTRIES: dict[str, Entry] = {
             ("target", "forward"): 1, ("target", "forward+backward"): 1,
         },
     ),
+    # arXiv 2505.13447 and the authors' py-meanflow, scripts/cifar10_v1.sh
+    "meanflow": Entry(
+        paper={
+            "P_mean": -0.6, "P_std": 1.6, "end_mean": -4.0, "end_std": 1.6, "equal": 0.25, "power": 0.75, "eps": 1e-3,
+        },
+        wrong=(
+            ({"P_std": 0.0}, "P_std"), ({"end_std": -1.0}, "end_std"), ({"equal": 1.1}, "equal"),
+            ({"power": -0.1}, "power"), ({"eps": 0.0}, "eps"),
+        ),
+        steps=300, lr=3e-3, distance=0.3,
+        passes={("student", "jvp+backward"): 1},
+    ),
+    # arXiv 2410.12557 and the authors' train.py
+    "shortcut": Entry(
+        paper={"steps": 128, "every": 8, "mu": 0.999},
+        wrong=(({"steps": 12}, "steps"), ({"steps": 1}, "steps"), ({"every": 1}, "every"), ({"mu": 1.0}, "mu")),
+        short={"steps": 4, "every": 2, "mu": 0.9}, steps=300, lr=3e-3, distance=0.15,
+        passes=WITH_GRADIENT | {("target", "forward"): 2},
+    ),
 }  # fmt: skip
 
 
