@@ -18,7 +18,7 @@ from cmcore.evaluate.settings import DecoderConfig
 from cmcore.pipeline.progress import Done
 from cmcore.train import checkpoint
 from cmcore.train.session import CHECKPOINT, HISTORY
-from stages.train import job
+from stages.train_job import job
 
 pytest.importorskip("ray.train")
 # Ray's own code, which the driver runs in this process.

@@ -27,7 +27,7 @@ from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.pipeline import common
 from cmcore.sample.stream import generate
-from stages import evaluate, prepare, reference, tabulate, train
+from stages import evaluate, prepare, reference, tabulate, train, train_job
 
 COUNT, SIZE = 96, 8
 RUNS = ("edm", "ect")
@@ -148,20 +148,20 @@ def test_the_decoder_of_samples_is_that_of_the_reference(project: Path, stand_in
 
 def test_a_run_on_latents_is_shown_while_it_trains(project: Path, monkeypatch: pytest.MonkeyPatch):
     shown: list[Any] = []
-    real = train.previewer
+    real = train_job.previewer
 
     def previewer(run: Any, shape: Any, **options: Any) -> Any:
         shown.append(options.get("to_images"))
         return real(run, shape, **options)
 
-    monkeypatch.setattr(train, "previewer", previewer)
+    monkeypatch.setattr(train_job, "previewer", previewer)
     setup = common.load()
     inputs = train.Inputs(setup.folders.data, *map(setup.folders.weights, ("random", "none")))
     for path, count in (("vae", 1), ("", 1)):
         folder = project / f"again{count}{path}"
         config = DecoderConfig(path=path)
         ray_run.execute(
-            setup.compute, train.job, setup.compute, setup.project.run("edm"), inputs, folder, config,
+            setup.compute, train_job.job, setup.compute, setup.project.run("edm"), inputs, folder, config,
             progress=lambda _: None,
         )  # fmt: skip
         assert len(shown) == count
