@@ -45,7 +45,9 @@ def make_inputs(folder: Path) -> dict[str, Inputs]:
         for parent in run.parents:
             if parent not in files:
                 own, quiet = project.run(parent), {"tracker": Null(), "on_progress": lambda *_: None}
-                files[parent] = train_run(own, inputs(parent), folder / parent, **quiet) / "weights.safetensors"
+                files[parent] = (
+                    train_run(own, inputs(parent), folder / "starts" / parent, **quiet) / "weights.safetensors"
+                )
         return Inputs(folder / "data", files[run.init], files[run.teacher])
 
     return {name: inputs(name) for name in METHODS}
