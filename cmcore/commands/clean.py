@@ -79,7 +79,7 @@ class Kept:
 
 
 def kept(root: Path) -> Kept:
-    """What the active parameter file and those in workloads/ can use.
+    """The work folders that the active parameter file and those in workloads/ can use.
 
     Raises:
         ConfigError: a file does not even name its workload.

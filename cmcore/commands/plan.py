@@ -55,7 +55,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def passes_of(run: RunPlan) -> str:
-    """What a training step asks of the networks, in words."""
+    """The passes of a training step through the networks, in words."""
     return ", ".join(f"{times} x {who} {kind}" for (who, kind), times in sorted(run.passes.items()))
 
 

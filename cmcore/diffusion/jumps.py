@@ -1,4 +1,4 @@
-"""Maps between any two noise levels: G(x, t, s) = s/t x + (1 - s/t) D(x, t; s), of a denoiser that is told s.
+"""Maps between any two noise levels: G(x, t, s) = s/t x + (1 - s/t) D(x, t; s), of a denoiser that sees s.
 
 It is Euler's step from t to s under D, the identity at s = t. The form is that of CTM (arXiv 2310.02279, Eq. 9), and of
 IMM (arXiv 2503.07565) with EDM's scalings in VE time.

@@ -107,7 +107,7 @@ def store_published(path: Path, dim: int, out: Path) -> None:
 
 
 def facts_of(folder: Path) -> ReferenceFacts:
-    """What `reference` wrote about it."""
+    """The facts about a reference, as `reference` wrote them."""
     return ReferenceFacts.from_json(json.loads((folder / REFERENCE).read_text(encoding="utf-8")))
 
 

@@ -46,7 +46,7 @@ class Config:
 class MeanFlow(Method):
     """||u(x_t, t, r) - sg[v - (t - r) du/dt]||^2 over a power of itself, on x_t = (1 - t) x + t z with v = z - x.
 
-    u = (x_t - D)/t with a denoiser D that is told r. With the MeanFlow identity for D instead of u, the residual is
+    u = (x_t - D)/t with a denoiser D that sees r. With the MeanFlow identity for D instead of u, the residual is
     -(r (D - x) + t (t - r) dD/dt)/t^2 and nothing large is formed; the derivative is along v, with r fixed.
     """
 

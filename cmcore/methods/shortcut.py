@@ -47,7 +47,7 @@ class Config:
 class Shortcut(Method):
     """||s(x_t, t, d) - target||^2 for steps of d = T/2^k, where T = sigma_max/(1 + sigma_max) is all of the way.
 
-    s is the average velocity from t to t - d on the linear path, s = (x_t - D)/t with a denoiser D that is told k. For
+    s is the average velocity from t to t - d on the linear path, s = (x_t - D)/t with a denoiser D that sees k. For
     the smallest d the target is the path's own velocity z - x; for the others the mean of two steps of d/2.
     """
 

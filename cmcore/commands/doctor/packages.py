@@ -27,7 +27,7 @@ def pins(root: Path) -> dict[str, str]:
 
 
 def needed(root: Path) -> list[str]:
-    """What pyproject.toml asks for to run the pipeline."""
+    """The packages that pyproject.toml asks for to run the pipeline."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["pipeline"]]
     return [normal(re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]) for line in wanted]
@@ -62,7 +62,7 @@ def check_code(root: Path) -> Finding:
 
 
 def check_packages(root: Path) -> Finding:
-    """What is needed is there, and what is there has the version of constraints.txt."""
+    """The needed packages, and their versions against constraints.txt."""
     wanted, pinned = needed(root), pins(root)
     if missing := [name for name in wanted if not version(name)]:
         return Finding("packages", FAIL, f"missing: {some(missing)}", INSTALL)

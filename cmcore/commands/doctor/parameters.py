@@ -32,7 +32,7 @@ def check_parameters(setup: Setup, root: Path) -> Finding:
 
 
 def check_files(setup: Setup, root: Path) -> Finding:
-    """What the parameters name is there: data, weights, the decoder of latents."""
+    """The files that the parameters name: data, weights, the decoder of latents."""
     sections = setup.project.sections
     place = root / sections.data.place if sections.data.place else None
     if place and not place.exists() and not sections.data.download and not setup.folders.manifest.exists():
@@ -50,7 +50,7 @@ def check_files(setup: Setup, root: Path) -> Finding:
 
 
 def check_memory(setup: Setup) -> Finding:
-    """What the planned runs take, as many at a time as the cores carry, against the memory of the device.
+    """The memory of the planned runs, as many at a time as the cores carry, against the memory of the device.
 
     An estimate, as `cmlab plan` makes it. It stops after some seconds, at the latest after one run.
     """
