@@ -90,8 +90,7 @@ class CTM(Method):
         cfg = self.config
         share = torch.arange(1, cfg.most + 1, dtype=torch.float64)
         own = generator(draws.seed, f"{draws.prefix}steps", draws.images)
-        index = sample_index(share / share.sum(), torch.rand(1, generator=own, dtype=torch.float64))
-        steps = 1 + int(index.numpy()[0])  # drawn on the CPU, so no device is asked
+        steps = 1 + int(sample_index(share / share.sum(), torch.rand(1, generator=own, dtype=torch.float64)))
         return (draws.uniform(stream="level") * (cfg.N - steps)).long(), steps
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
