@@ -123,8 +123,9 @@ def test_the_loop_asks_the_device_for_nothing(name: str, precision: str, monkeyp
         loop = steps.steps(state, method, batches, config)
         next(loop)
         with Asked() as asked:
-            list(loop)
-    assert asked.counts == {}
+            taken = len(list(loop))
+    # CTM draws its number of solver steps on the CPU, once a step: reading that asks no device.
+    assert asked.counts == ({"aten::_local_scalar_dense": taken} if name == "ctm" else {})
 
 
 def test_the_direct_loop_does_ask_so_the_counter_counts():
