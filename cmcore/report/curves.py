@@ -14,6 +14,7 @@ from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import pooled, values
 
+LABEL_HEIGHT, LABEL_WIDTH = 12.5 / 72, 0.075  # inches of a line, and of a character, of a label
 LINES = ("-", "--", ":", "-.", (0, (1, 4)))  # of the samplers of a run
 
 
@@ -27,7 +28,7 @@ def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] 
     if not curves:
         return None
     with style():
-        figure, axes = _single()
+        figure, axes = _single([label for _, label, _, _ in curves])
         _log(axes, "number of function evaluations (NFE)", _fd_name(runs))
         ends = []
         for index, label, line, curve in curves:
@@ -39,7 +40,7 @@ def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] 
         ticks = sorted({point[0] for _, _, _, curve in curves for point in curve})
         axes.set_xlim(min(ticks) * 0.85, max(ticks) * 1.18)
         _baseline(axes, baselines)
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks(ticks, _spread_ticks(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         plain_log(axes)
         label_ends(axes, ends)
@@ -77,11 +78,13 @@ def quality_by_images(runs: Sequence[RunReport], baselines: Sequence[MetricRecor
     if not steps:
         return None
     with style():
-        figure = Figure(figsize=(WIDTH, 0.55 + 2.5 * len(steps)))
+        shown = [[run_title(run) for run in runs if _snapshots(run, nfe)] for nfe in steps]
+        each = max(2.5, LABEL_HEIGHT * max(map(len, shown)) + 0.45)  # inches of a panel with its title
+        height = 0.55 + each * len(steps)
+        figure = Figure(figsize=(WIDTH, height))
         panels = np.atleast_1d(figure.subplots(len(steps), sharex=True))
-        figure.subplots_adjust(
-            0.13, 0.48 / (0.55 + 2.5 * len(steps)), 0.8, 1 - 0.3 / (0.55 + 2.5 * len(steps)), hspace=0.24
-        )
+        right = min(0.8, 1 - _margin([label for labels in shown for label in labels]))
+        figure.subplots_adjust(0.13, 0.48 / height, right, 1 - 0.3 / height, hspace=0.24)
         for axes, nfe in zip(panels, steps, strict=True):
             _images_panel(axes, runs, nfe)
             axes.set_ylabel("fd")
@@ -119,7 +122,7 @@ def level_scan(runs: Sequence[RunReport]) -> Figure | None:
     if not any(curves):
         return None
     with style():
-        figure, axes = _single()
+        figure, axes = _single([run_title(run) for run, curve in zip(runs, curves, strict=True) if curve])
         _log(axes, "noise level $\\sigma$ of the second step", f"two-step {_fd_name(runs)}")
         ends = []
         for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
@@ -162,10 +165,26 @@ def _fd_name(runs: Sequence[RunReport]) -> str:
     return next((r.name for run in runs for r in run.records if r.metric == "fd"), "fd")
 
 
-def _single() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 3.9))
-    axes = figure.add_axes((0.13, 0.135, 0.66, 0.8))
+def _single(labels: Sequence[str] = ()) -> tuple[Figure, Axes]:
+    """A figure with room for labels at its right: as high as their lines, and as wide as the longest."""
+    height = max(3.9, LABEL_HEIGHT * len(labels) / 0.8)
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0.13, 0.53 / height, min(0.66, 0.87 - _margin(labels)), 1 - 0.78 / height))
     return figure, axes
+
+
+def _margin(labels: Sequence[str]) -> float:
+    """The share of the width that labels take at the right."""
+    return (0.2 + LABEL_WIDTH * max(map(len, labels), default=0)) / WIDTH
+
+
+def _spread_ticks(ticks: Sequence[float]) -> list[str]:
+    """Labels of ascending ticks of a logarithmic axis, empty where one would touch the label before."""
+    shown, last = [], 0.0
+    for tick in ticks:
+        shown.append(f"{tick:g}" if tick >= 1.24 * last else "")
+        last = tick if shown[-1] else last
+    return shown
 
 
 def _log(axes: Axes, x: str, y: str) -> None:
