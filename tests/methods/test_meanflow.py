@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exact import START, data, exact_map, nets_of
+from exact import START, data, exact_map, gain_gradient, nets_of
 from tiny import DIFFUSION, make_denoiser, make_method
 from torch import Tensor
 
@@ -68,19 +68,9 @@ def test_the_exact_map_is_a_fixed_point(power: float):
     oracle, method = Gaussian(0.0, 1.1), make(power=power)
     student = exact(oracle)
 
-    def gradient(gain: float) -> tuple[float, float]:
-        student.net.gain.data.fill_(gain)
-        rows = []
-        for seed in range(40):
-            draws = Draws(seed, 0, 500)
-            loss = method.loss(nets_of(student), data(oracle, draws), START, draws).loss.mean()
-            rows.append(torch.autograd.grad(loss, student.net.gain)[0])
-        found = torch.stack(rows)
-        return float(found.mean()), float(found.std()) / len(rows) ** 0.5
-
-    mean, error = gradient(1.0)
+    mean, error = gain_gradient(method, student, oracle, 1.0)
     assert abs(mean) < 4 * error
-    mean, error = gradient(0.8)
+    mean, error = gain_gradient(method, student, oracle, 0.8)
     assert mean < -10 * error
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from exact import SD, START, TwoNumbers, data, exact, nets_of
+from exact import SD, START, TwoNumbers, data, exact, gain_gradient, nets_of
 from tiny import make_method
 from torch import Tensor
 
@@ -59,19 +59,9 @@ def test_the_exact_solution_is_a_fixed_point(s: float):
     oracle = Gaussian(0.3, s)
     student, method = exact(oracle), make_method("rf")
 
-    def gradient(gain: float) -> tuple[float, float]:
-        student.net.gain.data.fill_(gain)
-        rows = []
-        for seed in range(40):
-            draws = Draws(seed, 0, 500)
-            loss = method.loss(nets_of(student), data(oracle, draws), START, draws).loss.mean()
-            rows.append(torch.autograd.grad(loss, student.net.gain)[0])
-        found = torch.stack(rows)
-        return float(found.mean()), float(found.std()) / len(rows) ** 0.5
-
-    mean, error = gradient(1.0)
+    mean, error = gain_gradient(method, student, oracle, 1.0)
     assert abs(mean) < 4 * error
-    mean, error = gradient(0.8)
+    mean, error = gain_gradient(method, student, oracle, 0.8)
     assert mean < -10 * error
 
 
