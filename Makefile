@@ -20,8 +20,8 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 .PHONY: repro
-repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report; JOBS=n trains n runs at a time (default: what the cores carry), REPLICATES=n each from n seeds
-	@"$(BIN)/cmlab" repro $(if $(JOBS),--jobs "$(JOBS)") $(if $(REPLICATES),--replicates "$(REPLICATES)")
+repro: $(VENV)/.pipeline ## the whole pipeline: data, training, evaluation, tables, report; JOBS=n trains n runs at a time (default: what the cores carry), REPLICATES=n each from n seeds, RUNS=edm,ect these alone
+	@"$(BIN)/cmlab" repro $(if $(JOBS),--jobs "$(JOBS)") $(if $(REPLICATES),--replicates "$(REPLICATES)") $(if $(RUNS),--runs "$(RUNS)")
 
 .PHONY: use
 use: $(VENV)/.pipeline ## make a workload the active one: make use WORKLOAD=digits

@@ -25,9 +25,10 @@ def main() -> None:
     setup = load()
     folders, sections = setup.folders, setup.project.sections
     metrics = folders.reports / "metrics"
-    for file in sorted(metrics.glob("*.json")):
-        if file.stem not in setup.project.runs:
-            print(f"tabulate: {file.relative_to(folders.root)} is of no run in params.yaml; delete it to be rid of it")
+    others = sorted(file.name for file in metrics.glob("*.json") if file.stem not in setup.project.runs)
+    if others:
+        where = metrics.relative_to(folders.root)
+        print(f"tabulate: left out, as params.yaml has no such run: {', '.join(others)} in {where}")
     inputs = Inputs(
         workload=folders.workload,
         metrics=metrics,

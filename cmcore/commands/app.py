@@ -115,6 +115,9 @@ def repro(
     replicates: Annotated[
         int | None, typer.Option(metavar="N", help="Training seeds of every run; the same as --set replicates=N.")
     ] = None,
+    runs: Annotated[
+        str, typer.Option(metavar="NAMES", help="These runs alone, and those that they start from: edm,ect.")
+    ] = "",
 ) -> None:
     """Run the pipeline: prepare data, train, evaluate, tabulate.
 
@@ -126,20 +129,22 @@ def repro(
       cmlab repro
       cmlab repro -j 4
       cmlab repro --set runs.ect.options.q=8 --set train.seed=2
-      cmlab repro --replicates 5
+      cmlab repro --runs ect,sct --replicates 5
 
-    With --set, params.yaml has the values while the pipeline runs and is put back afterwards.
+    With --set, --replicates or --runs, params.yaml has the values while the pipeline runs and is put back afterwards.
     """
     from cmcore.commands import repro as pipeline
 
     require_own_code(Path.cwd())
     assignments = [*(assignments or ()), *([f"replicates={replicates}"] if replicates is not None else ())]
-    if not assignments:
+    names = [name.strip() for name in runs.split(",") if name.strip()]
+    if not (assignments or names):
         raise typer.Exit(pipeline.main(jobs))
-    with overriding(Path.cwd(), assignments):
+    with overriding(Path.cwd(), assignments, names):
         code = pipeline.main(jobs)
     if not code:
-        print(f"reports/ now show {', '.join(assignments)}; `cmlab repro` restores the results of params.yaml as it is")
+        shown = ", ".join([*assignments, *([f"the runs {runs}"] if names else [])])
+        print(f"reports/ now show {shown}; `cmlab repro` restores the results of params.yaml as it is")
     raise typer.Exit(code)
 
 

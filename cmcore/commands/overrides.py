@@ -1,4 +1,4 @@
-"""`cmlab repro --set KEY=VALUE`: parameters that differ from params.yaml for one run of the pipeline.
+"""`cmlab repro --set KEY=VALUE --runs NAMES`: parameters that differ from params.yaml for one run of the pipeline.
 
 DVC and its stages read params.yaml, so the file itself changes while they run and is put back afterwards. A process
 that is killed cannot put it back: the original lies in `.work/.set/` until the next command does. A lock on that
@@ -39,24 +39,31 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def overriding(root: Path, assignments: Sequence[str]) -> Iterator[None]:
-    """params.yaml with these values for the time of the block, its comments kept.
+def overriding(root: Path, assignments: Sequence[str], runs: Sequence[str] = ()) -> Iterator[None]:
+    """params.yaml with these values, and with these runs alone, for the time of the block; its comments are kept.
+
+    Args:
+        root: folder of the project.
+        assignments: texts KEY=VALUE.
+        runs: names of runs, which bring those that they start from or learn from; by default all.
 
     Raises:
         ConfigError: a value is wrong, with its dotted path; the file was not touched.
         CommandError: another such run goes on.
     """
     from cmcore.assemble.project import parse_project
-    from cmcore.commands.parameter_file import changed, write_checked
+    from cmcore.commands.parameter_file import changed, left_out, without, write_checked
 
     changes, params, folder = parse(assignments), root / PARAMS, root / FOLDER
     with _held(folder) as held:
         if not held:
             raise CommandError("another `cmlab repro --set` is running in this project; wait for it to end")
         expected = merge(load_yaml(params), changes)
+        dropped = left_out(expected, runs) if runs else {}
+        expected = without(expected, dropped)
         parse_project(expected)
         before = params.read_bytes()
-        after = changed(before.decode(), changes)
+        after = changed(before.decode(), changes, dropped)
         # Before the file changes, as from then on nothing may go wrong without a trace of the original.
         write_atomic(folder / OVERRIDDEN, after.encode())
         write_atomic(folder / ORIGINAL, before)
@@ -98,12 +105,12 @@ def _put_back(root: Path) -> list[str]:
     if present not in (original, overridden):
         kept = folder / "kept.yaml"
         (folder / ORIGINAL).replace(kept)
-        return [f"{PARAMS} was edited meanwhile and stays as it is; before --set it was {kept.relative_to(root)}"]
+        return [f"{PARAMS} was edited meanwhile and stays as it is; before that it was {kept.relative_to(root)}"]
     if present != original:
         write_atomic(params, original)
     (folder / ORIGINAL).unlink()
     (folder / OVERRIDDEN).unlink()
-    return [f"{PARAMS} is as it was before --set"]
+    return [f"{PARAMS} is as it was"]
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from typing import Any
 
 from cmcore.report.page import Picture, Section
 from cmcore.report.search_tables import confirmed, overview, trials, values
-from cmcore.report.searches import FINISHED, SearchResult, adopted
+from cmcore.report.searches import ENOUGH, FINISHED, SearchResult, adopted
+from cmcore.report.seeds import ALPHA
 
 PICTURES = {
     "parallel": (
@@ -62,18 +63,22 @@ def _tried(search: SearchResult) -> str:
 
 
 def verdict(search: SearchResult) -> str:
-    """The result of the comparison on other seeds; a sign that changes from seed to seed is called no difference."""
+    """The result of the comparison on other seeds, with the p-value of a paired t-test and what it decides."""
     differences = search.differences
     if not differences:
         return "It was not compared on other seeds: what the search found may be chance."
     better, seeds = sum(d < 0 for d in differences), len(differences)
     share = statistics.fmean(differences) / statistics.fmean(one["before"] for one in search.confirmed)
-    amount = f"{abs(share):.0%} {'lower' if share < 0 else 'higher'} on the mean of {seeds} seed{'s' * (seeds > 1)}"
-    if better == seeds:
-        return f"The values found are better on every seed: fd is {amount}."
-    if better == 0:
-        return f"The values found are not better on any seed: fd is {amount}."
-    return f"The values found are better on {better} of {seeds} seeds, which is no clear difference: fd is {amount}."
+    amount = (
+        f"fd is {abs(share):.0%} {'lower' if share < 0 else 'higher'} on the mean of {seeds} seed{'s' * (seeds > 1)}"
+    )
+    found = f"On seeds that the search did not use, {amount}, better on {better}"
+    if seeds < ENOUGH:
+        return f"{found}: too few to decide, as `confirm` names fewer than {ENOUGH} seeds."
+    p = search.p_value
+    if p >= ALPHA:
+        return f"{found}: no significant difference (paired t-test, p = {p:.2g})."
+    return f"{found}: a significant {'gain' if share < 0 else 'loss'} (paired t-test, p = {p:.2g})."
 
 
 def _adoption(search: SearchResult, entries: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cmcore.numbers import grouped, short
 from cmcore.report.cells import DASH, Cell, Column, Table, count, marked, measured
-from cmcore.report.searches import FINISHED, SearchResult, adopted
+from cmcore.report.searches import ENOUGH, FINISHED, SearchResult, adopted
 
 EMPTY = Cell(DASH)
 DIGITS = 4  # of a value that was tried
@@ -16,7 +16,18 @@ DIGITS = 4  # of a value that was tried
 
 def overview(searches: Sequence[SearchResult], entries: Mapping[str, Any]) -> Table:
     """One row per search."""
-    heads = ("Search", "Run", "Trials", "Finished", "Other seeds", "fd before", "fd after", "Difference", "Better on")
+    heads = (
+        "Search",
+        "Run",
+        "Trials",
+        "Finished",
+        "Other seeds",
+        "fd before",
+        "fd after",
+        "Difference",
+        "Better on",
+        "p",
+    )
     columns = tuple(Column(head.lower().replace(" ", "_"), head) for head in (*heads, "In the parameter file"))
     rows = []
     for search in searches:
@@ -27,14 +38,15 @@ def overview(searches: Sequence[SearchResult], entries: Mapping[str, Any]) -> Ta
             _mean([one["after"] for one in search.confirmed]),
             _signed(_mean(search.differences)),
             Cell(better),
+            measured(search.p_value) if len(search.confirmed) >= ENOUGH else EMPTY,
         ]
         numbers = (_whole(len(search.trials)), _whole(finished), _whole(len(search.confirmed)))
         state = Cell("yes" if adopted(search, entries) else "no")
-        rows.append((Cell(search.name), Cell(search.base), *numbers, *(compared or [EMPTY] * 4), state))
+        rows.append((Cell(search.name), Cell(search.base), *numbers, *(compared or [EMPTY] * 5), state))
     text = (
         "Before: the run as it was declared when the search ran; after: with the best values of the search; both "
         "trained in full, on seeds that the search did not use. Means ± standard deviations over these seeds; the "
-        "difference is taken seed by seed, and below 0 is better."
+        f"difference is taken seed by seed, and below 0 is better. p: paired t-test, of at least {ENOUGH} seeds."
     )
     return Table("searches", "Searches", columns, tuple(rows), text)
 

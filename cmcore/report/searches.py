@@ -8,9 +8,11 @@ from typing import Any
 
 from cmcore.config import merge
 from cmcore.report.readers import read_json
+from cmcore.report.seeds import p_value
 
 FILE = "trials.json"
 FINISHED = "finished"  # the outcome of a trial that came to its end
+ENOUGH = 5  # seeds of a comparison from which something is concluded
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class SearchResult:
     def differences(self) -> list[float]:
         """After minus before, per seed: below 0 is better."""
         return [one["after"] - one["before"] for one in self.confirmed]
+
+    @property
+    def p_value(self) -> float:
+        """Of a paired t-test of no difference between before and after; nan for fewer than two seeds."""
+        before, after = ({one["seed"]: one[name] for one in self.confirmed} for name in ("before", "after"))
+        return p_value(before, after)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""

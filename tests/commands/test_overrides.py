@@ -51,6 +51,22 @@ def test_the_file_has_the_values_for_the_time_of_the_block_alone(project):
     assert recover(project) == []
 
 
+def test_some_runs_bring_those_that_they_need(project):
+    with overriding(project, ["replicates=2"], ["scd", "ict"]):
+        found = load_yaml(project / "params.yaml")
+        assert list(found["runs"]) == ["edm", "ict", "scd"]
+        assert found["replicates"] == 2
+        assert {entry["base"] for entry in found["tune"].values()} == {"ict"}
+    assert params(project) == TEXT
+
+
+def test_a_run_that_is_not_there_is_named_with_those_that_are(project):
+    said = r"--runs: expected names of runs .*edm, pd.*got 'etc'"
+    with pytest.raises(ConfigError, match=said), overriding(project, [], ["etc"]):
+        pytest.fail("it ran")
+    assert params(project) == TEXT
+
+
 def test_it_is_put_back_after_an_error(project):
     with pytest.raises(KeyError), overriding(project, ["train.seed=2"]):
         raise KeyError
@@ -86,9 +102,7 @@ def test_edits_made_meanwhile_are_kept(project, capsys):
         edited = params(project).replace("seed: 2", "seed: 5")
         (project / "params.yaml").write_text(edited)
     assert params(project) == edited
-    assert (
-        "was edited meanwhile and stays as it is; before --set it was .work/.set/kept.yaml" in capsys.readouterr().out
-    )
+    assert "was edited meanwhile and stays as it is; before that it was .work/.set/kept.yaml" in capsys.readouterr().out
     assert (project / FOLDER / "kept.yaml").read_text() == TEXT
 
 
@@ -117,7 +131,7 @@ def test_the_next_command_puts_the_file_back_after_a_kill(project, capsys):
     assert end.value.code == 2
     assert params(project) == TEXT
     first, second = capsys.readouterr().err.splitlines()
-    assert first == "a `cmlab repro --set` was killed: params.yaml is as it was before --set"
+    assert first == "a `cmlab repro --set` was killed: params.yaml is as it was"
     assert second.startswith("cmlab plan: --gpu: expected one of")
 
 
@@ -136,6 +150,6 @@ def test_the_command_line_overrides_and_says_what_the_reports_show(project, monk
     assert seen == [("2", 8)]
     assert params(project) == TEXT
     assert capsys.readouterr().out.splitlines() == [
-        "params.yaml is as it was before --set",
+        "params.yaml is as it was",
         "reports/ now show runs.ect.options.q=8; `cmlab repro` restores the results of params.yaml as it is",
     ]

@@ -18,7 +18,11 @@ from cmcore.report.tabulate import tabulate
 BEST = {"runs": {"ect": {"train": {"lr": 1.0}, "options": {"distance": "l2"}}}}
 WORSE = [{"seed": 11, "before": 2.0, "after": 2.5}, {"seed": 12, "before": 3.0, "after": 3.1}]
 BETTER = [{"seed": one["seed"], "before": one["after"], "after": one["before"]} for one in WORSE]
-MIXED = [WORSE[0], BETTER[1]]
+
+
+def by_difference(*differences: float) -> list[dict[str, float]]:
+    """Scores of 2 before, and of 2 plus a difference after, a seed each."""
+    return [{"seed": seed, "before": 2.0, "after": 2.0 + d} for seed, d in enumerate(differences)]
 
 
 def write(folder: Path, name: str = "lr", confirmed: list = WORSE, trials: int = 9) -> Path:
@@ -95,9 +99,16 @@ def test_the_difference_is_taken_seed_by_seed_with_its_spread(workload, tmp_path
 @pytest.mark.parametrize(
     ("confirmed", "said"),
     [
-        (WORSE, "not better on any seed: fd is 12% higher on the mean of 2 seeds"),
-        (BETTER, "better on every seed: fd is 11% lower on the mean of 2 seeds"),
-        (MIXED, "better on 1 of 2 seeds, which is no clear difference: fd is 8% higher"),
+        (WORSE, "fd is 12% higher on the mean of 2 seeds, better on 0: too few to decide"),
+        (
+            by_difference(-0.4, -0.5, -0.6, -0.5, -0.5),
+            "fd is 25% lower on the mean of 5 seeds, better on 5: a significant gain",
+        ),
+        (
+            by_difference(0.4, 0.5, 0.6, 0.5, 0.5),
+            "fd is 25% higher on the mean of 5 seeds, better on 0: a significant loss",
+        ),
+        (by_difference(-1, 1, -1, 1, -0.5), "better on 3: no significant difference (paired t-test, p = 0.84)"),
         ([], "not compared on other seeds"),
     ],
 )
