@@ -62,7 +62,7 @@ class SearchResult:
     @property
     def p_value(self) -> float:
         """Of a paired t-test of no difference between before and after; nan for fewer than two seeds."""
-        before, after = ({one["seed"]: one[name] for one in self.confirmed} for name in ("before", "after"))
+        before, after = ({int(one["seed"]): one[name] for one in self.confirmed} for name in ("before", "after"))
         return p_value(before, after)
 
     def to_json(self) -> dict[str, Any]:
