@@ -1,7 +1,7 @@
 """Parts that sCT and sCD share: the sampled TrigFlow point and Algorithm 1's loss (arXiv 2410.11081)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class TrigConfig:
     P_std: float = 1.4
     c: float = 0.1  # of the tangent normalisation
     warmup_images: int = 5_120_000  # the paper's H = 10k iterations of 512 images
+    tangent: Literal["normalised", "clipped", "plain"] = "normalised"  # clipped: to [-1, 1], the paper's other choice
+    weighting: Literal["adaptive", "none"] = "adaptive"  # none: w = 0
 
     def __post_init__(self) -> None:
         require(self.P_std > 0, "P_std", "a positive number", self.P_std)
@@ -33,6 +35,12 @@ class TrigConfig:
     def warmup(self, images: int) -> float:
         """r = min(1, images / warmup_images)."""
         return min(1.0, images / self.warmup_images) if self.warmup_images else 1.0
+
+    def bounded(self, g: Tensor) -> Tensor:
+        """The tangent (B, ...) as the loss takes it (sec. 4.2)."""
+        if self.tangent == "normalised":
+            return normalise(g, self.c)
+        return g.clamp(-1, 1) if self.tangent == "clipped" else g
 
 
 class TrigPoint(NamedTuple):
@@ -54,7 +62,7 @@ def sample_point(x: Tensor, config: TrigConfig, sigma_data: float, draws: Draws)
 
 def continuous_loss(
     student: Denoiser,
-    weight: nn.Module,
+    weight: nn.Module | None,
     labels: Labels,
     point: TrigPoint,
     dx_dt: Tensor,
@@ -64,11 +72,12 @@ def continuous_loss(
     """e^w / D ||F - sg(F + g)||^2 - w, per sample, and scalars to log (arXiv 2410.11081, Eq. 8 and Alg. 1).
 
     The weight's prior 1/(sigma_data tan t) is already inside g (its factor cos t), so nothing else multiplies the loss.
+    Without a weight w is 0.
     """
     sd = student.sigma_data
     tangent = scaled_jvp(trig_net(student, labels), point.x_t, point.t, dx_dt, sd)
     g = consistency_tangent(point.x_t, point.t, dx_dt, tangent, sd, r)
-    w = weight(point.t)
-    squared = sum_per_sample((tangent.F - tangent.F.detach() - normalise(g, config.c)) ** 2)
+    w = torch.zeros_like(point.t, dtype=torch.float32) if weight is None else weight(point.t)
+    squared = sum_per_sample((tangent.F - tangent.F.detach() - config.bounded(g)) ** 2)
     loss = w.exp() / point.x_t[0].numel() * squared - w
     return loss, {"tangent_norm": norm_per_sample(g).mean(), "adaptive_weight": w.detach().mean(), "warmup_r": r}

@@ -44,8 +44,9 @@ class SCD(Method):
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """The teacher, and w_phi of Algorithm 1."""
-        return {TEACHER: Network(start="teacher"), WEIGHT: Network(role="trained", make=AdaptiveWeight)}
+        """The teacher, and w_phi of Algorithm 1, where there is one."""
+        weight = {WEIGHT: Network(role="trained", make=AdaptiveWeight)} if self.config.weighting == "adaptive" else {}
+        return {TEACHER: Network(start="teacher"), **weight}
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """The loss of Algorithm 1; F and its derivative come from one pass, so they share the dropout mask."""
@@ -59,8 +60,9 @@ class SCD(Method):
         with torch.no_grad(), derivative_precision(point.x_t.device):
             dx_dt = sd * teacher(point.x_t / sd, point.t, batch.labels)
         r = self.config.warmup(progress.images)
+        weight = nets[WEIGHT] if self.config.weighting == "adaptive" else None
         with draws.dropout():
-            return LossOut(*continuous_loss(nets.student, nets[WEIGHT], labels, point, dx_dt, self.config, r))
+            return LossOut(*continuous_loss(nets.student, weight, labels, point, dx_dt, self.config, r))
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> SCD:

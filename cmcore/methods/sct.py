@@ -30,16 +30,17 @@ class SCT(Method):
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """w_phi of Algorithm 1."""
-        return {WEIGHT: Network(role="trained", make=AdaptiveWeight)}
+        """w_phi of Algorithm 1, where there is one."""
+        return {WEIGHT: Network(role="trained", make=AdaptiveWeight)} if self.config.weighting == "adaptive" else {}
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """The loss of Algorithm 1; F and its derivative come from one pass, so they share the dropout mask."""
         point = sample_point(batch.x, self.config, self.diffusion.sigma_data, draws)
         dx_dt = TrigFlow(self.diffusion.sigma_data).at(point.t).velocity(batch.x, point.z)
         r = self.config.warmup(progress.images)
+        weight = nets[WEIGHT] if self.config.weighting == "adaptive" else None
         with draws.dropout():
-            return LossOut(*continuous_loss(nets.student, nets[WEIGHT], batch.labels, point, dx_dt, self.config, r))
+            return LossOut(*continuous_loss(nets.student, weight, batch.labels, point, dx_dt, self.config, r))
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> SCT:

@@ -76,9 +76,13 @@ ENTRIES: dict[str, Entry] = {
     ),
     # arXiv 2310.14189, Table 2 and sec. 3.3 to 3.5
     "ict": Entry(
-        paper={"s0": 10, "s1": 1280, "P_mean": -1.1, "P_std": 2.0, "huber_c": 0.0},
+        paper={
+            "s0": 10, "s1": 1280, "P_mean": -1.1, "P_std": 2.0, "huber_c": 0.0,
+            "levels": "lognormal", "weighting": "gap", "mu": 0.0,
+        },
         boundary=True,
-        wrong=(({"s0": 0}, "s0"), ({"s1": 9}, "s1"), ({"huber_c": -1.0}, "huber_c")),
+        variants=({"mu": 0.5, "levels": "uniform"},),
+        wrong=(({"s0": 0}, "s0"), ({"s1": 9}, "s1"), ({"huber_c": -1.0}, "huber_c"), ({"mu": 1.0}, "mu")),
         close={"s0": 50_000, "s1": 50_000},
         short={"s0": 10, "s1": 40}, lr=3e-3, distance=0.15,
         passes=TWO_POINTS,
@@ -100,14 +104,21 @@ ENTRIES: dict[str, Entry] = {
     ),
     # arXiv 2410.11081, Alg. 1 and App. D; H = 10k iterations of 512 images
     "sct": Entry(
-        paper={"P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000},
+        paper={
+            "P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000,
+            "tangent": "normalised", "weighting": "adaptive",
+        },
         start="edm",
+        variants=({"tangent": "clipped", "weighting": "none"},),
         wrong=(({"c": -1.0}, "c"), ({"warmup_images": -1}, "warmup_images")),
         short={"warmup_images": 5000}, steps=120, lr=2e-3, distance=0.15,
         passes={("student", "jvp+backward"): 1},
     ),
     "scd": Entry(
-        paper={"P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000, "guidance": None},
+        paper={
+            "P_mean": -1.0, "P_std": 1.4, "c": 0.1, "warmup_images": 5_120_000,
+            "tangent": "normalised", "weighting": "adaptive", "guidance": None,
+        },
         teacher=True, start="edm",
         wrong=(({"P_std": -1.0}, "P_std"), ({"guidance": [-1.0, 1.0]}, "guidance"), ({"guidance": [1.0]}, "guidance")),
         short={"warmup_images": 5000}, steps=120, lr=2e-3, distance=0.15,
