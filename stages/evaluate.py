@@ -1,12 +1,11 @@
 """The weights of a run -> reports/<workload>/metrics/<run>.json, a grid of samples, and the samples for the figures."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cmcore.assemble.evaluation import Outcome, endpoint_run
-from cmcore.assemble.training import SUMMARY
+from cmcore.assemble.summary import read_summary
 from cmcore.atomic import write_atomic
 from cmcore.data.png import to_png
 from cmcore.evaluate.records import Replicate
@@ -28,7 +27,7 @@ def compute(setup: Setup, name: str, replicate: int) -> Outcome:
     teacher = setup.weights(source, replicate) if source else None
     work = folders.work / folders.workload / "shards"
     files = EvaluationFiles(folders.reference, results, teacher, work, final_only=replicate > 0)
-    fingerprint = json.loads((results / SUMMARY).read_text(encoding="utf-8"))["fingerprint"]
+    fingerprint = read_summary(results)["fingerprint"]
     with setup.tracker(run, fingerprint) as tracker:
         with listener(job_name(f"evaluate {name}", replicate), "img") as listen:
             outcome = evaluate(setup.compute, run, folders.workload, config, files, listen)

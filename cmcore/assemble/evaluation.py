@@ -1,6 +1,5 @@
 """Evaluation of one run: samples at every number of function evaluations, measured against the references."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +9,8 @@ import numpy as np
 
 from cmcore.assemble.passes import Pass, Shards, passes
 from cmcore.assemble.run import Run
-from cmcore.assemble.training import SUMMARY, WEIGHTS, file_digest
+from cmcore.assemble.summary import file_digest, read_summary
+from cmcore.assemble.training import WEIGHTS
 from cmcore.closure import source_digest
 from cmcore.config import digest
 from cmcore.data.decoded import Decoding
@@ -113,7 +113,7 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
     """
     draw(evaluation, Share(), on_progress)
     run = evaluation.run
-    summary = json.loads((evaluation.folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_summary(evaluation.folder)
     lists: dict[str, list[MetricRecord]] = {"records": [], "scan": [], "snapshots": []}
     for one in evaluation.passes:
         lists[one.place] += _records(evaluation, one)

@@ -12,7 +12,8 @@ from torch import Tensor
 from cmcore import plugins
 from cmcore.assemble.models import ModelShape, build_denoiser, save_model
 from cmcore.assemble.run import NetChoice, Run, resolved
-from cmcore.assemble.training import FINAL, SNAPSHOTS, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint
+from cmcore.assemble.summary import file_digest, write_summary
+from cmcore.assemble.training import FINAL, SNAPSHOTS, WEIGHTS, Inputs, fingerprint
 from cmcore.atomic import write_atomic
 from cmcore.config import ConfigError, join, plain, read
 from cmcore.data.images import open_data
@@ -201,5 +202,5 @@ def _write(folder: Path, run: Run, shape: ModelShape, tensors: dict[str, Tensor]
         "workers": 1,
         **meta,
     }
-    write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    write_summary(partial, summary)
     partial.rename(folder / FINAL)

@@ -1,8 +1,6 @@
 """One training run, from a checked configuration to weights, history and summary in a folder of its own."""
 
 import copy
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, save_model, start_from
 from cmcore.assemble.run import NONE, RANDOM, Run, resolved
-from cmcore.atomic import write_atomic
+from cmcore.assemble.summary import file_digest, write_summary
 from cmcore.closure import source_digest
 from cmcore.config import ConfigError, digest
 from cmcore.data.augment import augment, flip
@@ -30,7 +28,7 @@ from cmcore.train.state import State, new_state
 from cmcore.train.steps import ALONE, Worker
 
 FINAL = "final"  # appears, whole, when the run has ended
-WEIGHTS, SUMMARY, SNAPSHOTS = "weights.safetensors", "summary.json", "snapshots"
+WEIGHTS, SNAPSHOTS = "weights.safetensors", "snapshots"
 Preview = Callable[[Denoiser, Path], None]
 
 
@@ -56,12 +54,6 @@ def fingerprint(run: Run, inputs: Inputs) -> str:
         files.append(Path(config["weights"].pop("file")))
     read = [file_digest(file) for file in files]
     return digest([config, source_digest(roots), open_data(inputs.data).digest, *read])
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def work_folder(root: Path, workload: str, run: Run, inputs: Inputs) -> Path:
@@ -221,6 +213,6 @@ def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str, 
     }
     if (scale := state.players[STUDENT].scale) is not None:
         summary["skipped_steps"] = int(scale.skipped)
-    write_atomic(partial / SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    write_summary(partial, summary)
     partial.rename(folder / FINAL)
     return folder / FINAL

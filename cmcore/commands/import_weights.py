@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cmcore.assemble.imports import mismatches, net_of, read_public, section
-from cmcore.assemble.training import file_digest
+from cmcore.assemble.summary import file_digest
 
 SHOWN = 20  # names that do not match
 

@@ -5,7 +5,8 @@ import math
 from typing import Any
 
 from cmcore.assemble.run import Run, resolved
-from cmcore.assemble.training import SUMMARY, WEIGHTS, Inputs, fingerprint
+from cmcore.assemble.summary import SUMMARY, read_summary
+from cmcore.assemble.training import WEIGHTS, Inputs, fingerprint
 from cmcore.commands.sync_searches import search_runs, written
 from cmcore.data.images import open_data
 from cmcore.edge.mlflow_writer import RunState, Store, TrackingError, total, wait_longer
@@ -37,7 +38,7 @@ def trained(run: Run, folders: Folders) -> RunState | None:
     folder = folders.runs / run.name
     if not all((folder / name).exists() for name in (SUMMARY, WEIGHTS, HISTORY)):
         return None
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_summary(folder)
     identity, header = summary["fingerprint"], checkpoint.header(folder / WEIGHTS)
     tags = run_tags(folders.workload, run.name, summary["method"], identity)
     state = RunState(

@@ -7,8 +7,10 @@ resumed run writes the same history and ends in the same bits as one that was ne
 
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cmcore.atomic import write_atomic
+from cmcore.errors import reason
 from cmcore.methods.base import Method
 from cmcore.tracking import jsonl
 from cmcore.tracking.base import Tracker
@@ -35,16 +38,31 @@ class History:
 
     def __init__(self, path: Path, images: int) -> None:
         """Open the file of a run that stands at `images`; later lines are of a lost future and are dropped."""
-        kept = [row for row in jsonl.read(path) if row["images"] <= images] if path.exists() else []
-        write_atomic(path, "".join(jsonl.line(row) for row in kept).encode())
-        self._path = path
+        kept = lines_until(path, images)
+        write_atomic(path, kept)
+        self._path, self.checksum = path, zlib.crc32(kept)
 
     def append(self, values: dict[str, float]) -> None:
         """Write a line and have it on the disk before the checkpoint that follows it."""
+        line = jsonl.line(values)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(jsonl.line(values))
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        self.checksum = zlib.crc32(line.encode(), self.checksum)
+
+
+def lines_until(path: Path, images: int) -> bytes:
+    """The lines of a history up to a number of images seen; none where there is no file.
+
+    Raises:
+        CheckpointError: a line is none of a history.
+    """
+    try:
+        rows = jsonl.read(path) if images and path.exists() else ()
+        return "".join(jsonl.line(row) for row in takewhile(lambda row: row["images"] <= images, rows)).encode()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise checkpoint.CheckpointError(f"{path}: expected a history, got a damaged line ({reason(error)})") from error
 
 
 class Window:
@@ -70,7 +88,7 @@ class Window:
 def resume(state: State, folder: Path, fingerprint: str) -> bool:
     """Continue from the folder's checkpoint, if there is one.
 
-    If it is unreadable or belongs to another run, that is a CheckpointError.
+    If it is unreadable or belongs to another run, or the history beside it lacks lines, that is a CheckpointError.
     """
     path = folder / CHECKPOINT
     if not path.exists():
@@ -78,8 +96,21 @@ def resume(state: State, folder: Path, fingerprint: str) -> bool:
     tensors, meta = checkpoint.load(path)
     if meta.get("fingerprint") != fingerprint:
         raise checkpoint.CheckpointError(f"{path}: expected fingerprint {fingerprint}, got {meta.get('fingerprint')}")
+    check_history(folder, meta)
     load_state_tensors(state, tensors, meta["images"])
     return True
+
+
+def check_history(folder: Path, meta: dict[str, Any]) -> None:
+    """A CheckpointError where the history beside a checkpoint is not that of its moment.
+
+    Args:
+        folder: of both.
+        meta: of the checkpoint. One that a search took knows nothing of the history.
+    """
+    path = folder / HISTORY
+    if "history" in meta and zlib.crc32(lines_until(path, meta["images"])) != meta["history"]:
+        raise checkpoint.CheckpointError(f"{path}: lines until {meta['images']} images are damaged or lost")
 
 
 def run_session(
@@ -141,7 +172,7 @@ def run_session(
             on_progress(record.images, config.total)
             if record.images == config.total or time.monotonic() - saved >= config.checkpoint_seconds:
                 watch.write()
-                _save(state, folder, fingerprint)
+                _save(state, folder, fingerprint, history)
                 saved = time.monotonic()
     except NonFiniteError as error:
         good = folder / CHECKPOINT
@@ -162,8 +193,9 @@ def _agree(state: State, folder: Path, worker: Worker) -> None:
         )
 
 
-def _save(state: State, folder: Path, fingerprint: str) -> None:
-    checkpoint.save(folder / CHECKPOINT, state_tensors(state), {"fingerprint": fingerprint, "images": state.images})
+def _save(state: State, folder: Path, fingerprint: str, history: History) -> None:
+    meta = {"fingerprint": fingerprint, "images": state.images, "history": history.checksum}
+    checkpoint.save(folder / CHECKPOINT, state_tensors(state), meta)
 
 
 def snapshot_images(config: TrainConfig, number: int) -> int:

@@ -14,7 +14,8 @@ from cmcore.assemble.checks import require_files
 from cmcore.assemble.imports import WeightsError, import_run, read_public, section
 from cmcore.assemble.models import load_model, save_empty
 from cmcore.assemble.project import Project, parse_project
-from cmcore.assemble.training import HISTORY, SUMMARY, WEIGHTS, Inputs, file_digest, fingerprint, train_run
+from cmcore.assemble.summary import SUMMARY, file_digest
+from cmcore.assemble.training import HISTORY, WEIGHTS, Inputs, fingerprint, train_run
 from cmcore.budget.machines import MACHINES
 from cmcore.budget.plan import Setting, plan
 from cmcore.commands.import_weights import describe

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,33 @@ def test_a_checkpoint_of_another_run_is_refused(
     (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=rf"{CHECKPOINT}: expected a weight file"):
         train(run, inputs["edm"], tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["lost line", "another number", "no JSON", "lost file"])
+def test_a_damaged_history_is_not_continued(
+    inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+):
+    run, path = every_run().run("edm"), tmp_path / HISTORY
+    with monkeypatch.context() as patch:
+        kill_at(512, patch)
+        with pytest.raises(Killed):
+            train(run, inputs["edm"], tmp_path)
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    changed = {
+        "lost line": "".join(lines[:-1]),
+        "another number": re.sub(r"\d\}", lambda digit: f"{9 - int(digit[0][0])}}}", text, count=1),
+        "no JSON": "x" + text,
+        "lost file": "",
+    }[harm]
+    assert changed != text
+    path.write_text(changed)
+    if harm == "lost file":
+        path.unlink()
+    with pytest.raises(CheckpointError, match=rf"{HISTORY}: .*damaged"):
+        train(run, inputs["edm"], tmp_path)
+    path.write_text(text + '{"images": 99999, "lost": "fut')  # only what follows the checkpoint
+    train(run, inputs["edm"], tmp_path)
 
 
 def test_what_a_killed_writer_left_is_cleared(inputs: dict[str, Inputs], tmp_path: Path):

@@ -2,13 +2,16 @@
 
 import errno
 import io
+import json
 import os
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save as to_bytes
 
 from cmcore import atomic as replacing
 from cmcore.atomic import write_atomic
@@ -45,23 +48,69 @@ def damaged(whole: bytes) -> dict[str, bytes]:
     return {
         "empty": b"", "cut in the header": whole[:20], "cut in the data": whole[:-3], "garbage": os.urandom(300),
         "header too long": b"\xff" * 8 + whole[8:], "no meta": whole.replace(b"__metadata__", b"__metadatb__"),
-        "meta is no JSON": whole.replace(b'"{', b'"['), "torch.save": pickled.getvalue(),
+        "meta is no JSON": whole.replace(b'{\\"c', b'[\\"c'), "another number": whole.replace(b": 5}", b": 6}"),
+        "another tensor": whole.replace(b"b/x", b"b/y"),
+        "a bit of data": whole[:-3] + bytes([whole[-3] ^ 8]) + whole[-2:],
+        "no checksums": to_bytes(TENSORS, {"meta": json.dumps({"images": 5})}), "torch.save": pickled.getvalue(),
         "pickle": pickle.dumps({"a": 1}),
     }  # fmt: skip
 
 
-KINDS = ["empty", "cut in the header", "cut in the data", "garbage", "header too long", "no meta", "meta is no JSON"]
+KINDS = [
+    "empty", "cut in the header", "cut in the data", "garbage", "header too long", "no meta", "meta is no JSON",
+    "another number", "another tensor", "a bit of data", "no checksums",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "torch.save", "pickle"])
 def test_a_damaged_file_is_named(kind: str, tmp_path: Path):
     save(tmp_path / "c", TENSORS, {"images": 5})
-    (tmp_path / "c").write_bytes(damaged((tmp_path / "c").read_bytes())[kind])
+    whole = (tmp_path / "c").read_bytes()
+    assert damaged(whole)[kind] != whole
+    (tmp_path / "c").write_bytes(damaged(whole)[kind])
     with pytest.raises(CheckpointError, match=r"c: expected a weight file of this project"):
         load(tmp_path / "c")
-    if kind != "cut in the data":
+    if kind not in ("cut in the data", "a bit of data"):
         with pytest.raises(CheckpointError, match=r"c: expected a weight file of this project"):
             header(tmp_path / "c")
+
+
+def test_no_flipped_bit_of_any_byte_goes_unnoticed(tmp_path: Path):
+    """Every byte of header and data, one bit of it after the other."""
+    save(tmp_path / "c", TENSORS, {"images": 5, "text": "x"})
+    whole, chosen = (tmp_path / "c").read_bytes(), random.Random(1)
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << chosen.randrange(8)
+        (tmp_path / "c").write_bytes(flipped)
+        try:
+            tensors, meta = load(tmp_path / "c")
+        except CheckpointError:
+            continue
+        # What is read nevertheless is what was written: a blank at the header's end may be another blank.
+        assert meta == {"images": 5, "text": "x"}, at
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items()), at
+
+
+def test_tensors_that_are_not_read_are_not_checked(tmp_path: Path):
+    save(tmp_path / "c", TENSORS, {})
+    whole = bytearray((tmp_path / "c").read_bytes())
+    whole[-1] ^= 1  # of b/x, the last
+    (tmp_path / "c").write_bytes(whole)
+    assert load(tmp_path / "c", "a/")[0].keys() == {"y", "n"}
+    with pytest.raises(CheckpointError, match="a damaged tensor, b/x"):
+        load(tmp_path / "c", "b/")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.bool, torch.int8, torch.float64])
+def test_tensors_of_any_type_have_a_checksum(dtype: torch.dtype, tmp_path: Path):
+    tensors = {
+        "scalar": torch.tensor(1).to(dtype),
+        "none": torch.zeros(0, 3, dtype=dtype),
+        "some": torch.ones(3).to(dtype),
+    }
+    save(tmp_path / "c", tensors, {})
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load(tmp_path / "c")[0].items())
 
 
 def test_the_header_is_the_json_data(tmp_path: Path):
