@@ -1,48 +1,123 @@
-"""A trained run from Python: its network, and the samplers of its rows in the tables."""
+"""Models from Python: a trained run or a weight file, and samples of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cmcore.assemble.models import LoadedModel, load_model
-from cmcore.assemble.project import load_project
-from cmcore.assemble.run import Run
-from cmcore.assemble.training import WEIGHTS
+from cmcore import plugins
+from cmcore.assemble.choice import choose
+from cmcore.assemble.imports import net_of, read_public, shape_of
+from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model
+from cmcore.assemble.passes import weights_at
+from cmcore.assemble.posthoc import reconstruct
+from cmcore.assemble.project import Project, load_project
+from cmcore.assemble.run import Run, SampleConfig
+from cmcore.assemble.training import FINAL, SNAPSHOTS, WEIGHTS
+from cmcore.config import PARAMS, ConfigError, plain
+from cmcore.data.files import save_images
+from cmcore.diffusion.ode import Denoise
+from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.errors import DataError
+from cmcore.evaluate.settings import EvalConfig
+from cmcore.methods.base import Method
 from cmcore.sample.base import Sampler
-from cmcore.sample.stream import generate
+from cmcore.sample.settings import Sampling
+from cmcore.sample.stream import generate, uniform_labels
 from cmcore.tensors import to_uint8
+
+FOREIGN = (".pkl", ".pt", ".pth")  # endings of public weight files
+NUMBERS_AT_ONCE = {"cpu": 2**18, "cuda": 2**21}  # in the images of a batch
+MOST_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run with its weights. Equal seeds give equal images, and image i does not depend on how many are drawn."""
+    """A model with its samplers. Equal seeds give equal images, and image i does not depend on how many are drawn."""
 
-    run: Run
+    name: str
+    method: Method
     model: LoadedModel
-    samplers: tuple[Sampler, ...]  # of the rows of the tables
-    latent: bool = False  # whether its images are latents of an autoencoder
+    sampling: Sampling  # settings of its samplers
+    samplers: tuple[Sampler, ...]  # of the rows of the tables whose weights are there
+    earlier: Mapping[float, LoadedModel] = field(default_factory=dict)  # models of rows of other moments
+    to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
     device: str = "cpu"
 
     @property
     def nfes(self) -> tuple[int, ...]:
-        """The numbers of function evaluations that `sample` offers."""
+        """The numbers of function evaluations of the rows."""
         return tuple(dict.fromkeys(sampler.nfe for sampler in self.samplers))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what its network makes."""
+        return self.model.shape.channels, self.model.shape.resolution, self.model.shape.resolution
+
+    @property
+    def batch(self) -> int:
+        """Images at once that suit the device: small images by the hundred, large ones a few."""
+        numbers = NUMBERS_AT_ONCE.get(torch.device(self.device).type, NUMBERS_AT_ONCE["cpu"])
+        return max(1, min(MOST_AT_ONCE, numbers // torch.Size(self.shape).numel()))
+
+    def function(self, sampler: Sampler) -> Denoise:
+        """The function that a sampler calls, with the weights of its row."""
+        moment = self.method.moment(sampler) if self.earlier else 1.0
+        return self.method.model(self.earlier.get(moment, self.model).denoiser)
+
+    def row(self, nfe: int = 0) -> Sampler:
+        """The first row with so many function evaluations, a ValueError where there is none; 0 for the first of all."""
+        found = next((one for one in self.samplers if nfe in (0, one.nfe)), None)
+        if found is None:
+            raise ValueError(f"nfe: expected one of {', '.join(map(str, self.nfes))}, got {nfe}")
+        return found
+
+    def sampler(
+        self, steps: int = 0, *, levels: Sequence[float] = (), solver: str = "", guidance: float | None = None
+    ) -> Sampler:
+        """A sampler beside those of the rows; see `choose`."""
+        found = choose(
+            self.method, self.sampling, steps=steps, levels=levels, solver=solver, guidance=guidance,
+            classes=self.model.shape.classes,
+        )  # fmt: skip
+        if self.earlier and found.nfe not in self.nfes:
+            raise ValueError(f"steps: expected one of {', '.join(map(str, self.nfes))}, got {steps or found.nfe}")
+        return found
+
+    def labels(self, count: int, *, seed: int = 0, chosen: Sequence[int] | None = None) -> Tensor | None:
+        """The labels (count,) of samples: the chosen ones, else drawn at random; None of an unconditional network."""
+        classes = self.model.shape.classes
+        if chosen is None:
+            return uniform_labels(range(count), seed, classes)
+        if not classes:
+            raise ValueError("labels: expected none, as the network is unconditional")
+        if not (len(chosen) == count and all(0 <= label < classes for label in chosen)):
+            raise ValueError(f"labels: expected {count} classes from 0 to {classes - 1}, got {list(chosen)}")
+        return torch.tensor(list(chosen))
+
     def sample(
-        self, count: int, *, nfe: int = 0, seed: int = 0, labels: Sequence[int] | None = None, batch: int = 500
+        self,
+        count: int,
+        *,
+        nfe: int = 0,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        batch: int = 0,
+        on_images: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Draw images, as the evaluation does.
 
         Args:
             count: how many.
-            nfe: which sampler, by its number of function evaluations, the first with it; 0 for the first of all.
+            nfe: which row's sampler, by its number of function evaluations, the first with it; 0 for the first of all.
+            sampler: another one instead, from `sampler()`.
             seed: of their noise; with `eval.seed` they are the first images that the evaluation measures.
             labels: one class for each image, for a conditional network; by default each is drawn at random.
-            batch: images drawn at once.
+            batch: images drawn at once, by default what suits the device.
+            on_images: gets the size of every batch that is done.
 
         Returns:
             uint8 (count, C, H, W) on the CPU; of a run on latents, the latents in float64.
@@ -52,43 +127,131 @@ class TrainedRun:
         """
         if count < 1:
             raise ValueError(f"count: expected at least 1, got {count}")
-        sampler = next((one for one in self.samplers if nfe in (0, one.nfe)), None)
-        if sampler is None:
-            raise ValueError(f"nfe: expected one of {', '.join(map(str, self.nfes))}, got {nfe}")
-        shape, classes = self.model.shape, self.model.shape.classes
-        if labels is not None and not classes:
-            raise ValueError("labels: expected none, as the network is unconditional")
-        if labels is not None and not (len(labels) == count and all(0 <= label < classes for label in labels)):
-            raise ValueError(f"labels: expected {count} classes from 0 to {classes - 1}, got {list(labels)}")
-        chosen = torch.tensor(labels or [])
-        size = (shape.channels, shape.resolution, shape.resolution)
+        sampler = sampler or self.row(nfe)
+        told = None if labels is None else self.labels(count, chosen=labels)
         batches = generate(
-            sampler, self.run.objective.model(self.model.denoiser), size, range(count), seed=seed, batch=batch,
-            classes=classes, device=self.device, labels=None if labels is None else lambda rows: chosen[list(rows)],
-            to_images=torch.clone if self.latent else to_uint8,
+            sampler, self.function(sampler), self.shape, range(count), seed=seed, batch=batch or self.batch,
+            classes=self.model.shape.classes, device=self.device, to_images=self.to_images,
+            labels=None if told is None else lambda rows: told[list(rows)],
         )  # fmt: skip
-        return torch.cat([images.cpu() for images in batches])
+        done = []
+        for images in batches:
+            done.append(images.cpu())
+            if on_images is not None:
+                on_images(len(images))
+        return torch.cat(done)
+
+    def save(self, images: Tensor, path: str | Path) -> None:
+        """Write images to NAME.png (a grid), NAME.npz, or a folder; see `save_images`."""
+        save_images(images.numpy(), Path(path))
 
 
-def open_run(name: str, root: str | Path = ".", *, profile: str = "", device: str = "cpu") -> TrainedRun:
-    """Open a trained run of the workload in params.yaml.
+def open_run(
+    what: str | Path, root: str | Path = ".", *, profile: str = "", device: str = "cpu", method: str = ""
+) -> TrainedRun:
+    """Open a trained run or a weight file.
 
     Args:
-        name: an entry of `runs`.
+        what: an entry of `runs` of the workload in params.yaml; WORKLOAD/RUN for a workload of workloads/; a folder of
+            results, or of a run that is still training; or a weight file, also a public one.
         root: the project folder.
-        profile: average of the weights, by default the one that is evaluated.
-        device: torch device.
+        profile: average of the weights, by default the one that is evaluated; a number is the relative width of a
+            power-function EMA, which is reconstructed from the snapshots.
+        device: torch device, or "auto" for CUDA where there is some.
+        method: of a public weight file, which does not say it; by default edm, a diffusion model.
 
     Raises:
         ConfigError: the parameter file is wrong, or it has no such run.
-        DataError: the run has no weights yet.
+        DataError: there are no weights.
+        CheckpointError: the file holds none, or no such profile.
     """
-    project = load_project(Path(root) / "params.yaml")
+    root = Path(root)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    project = load_project(root / PARAMS) if (root / PARAMS).is_file() else None
+    if project is not None and str(what) in project.runs:
+        return _of_run(project, str(what), root, profile, device)
+    path = Path(what)
+    if path.exists():
+        return _of_path(path, project, profile, device, method)
+    workload, _, name = str(what).partition("/")
+    if name and (file := root / "workloads" / f"{workload}.yaml").is_file():
+        there = project if project is not None and project.workload == workload else load_project(file)
+        return _of_run(there, name, root, profile, device)
+    known = ", ".join(project.runs) if project else "a folder or a file with weights, as this is no project"
+    raise ConfigError(f"runs.{what}", f"expected one of {known}")
+
+
+def _of_run(project: Project, name: str, root: Path, profile: str, device: str) -> TrainedRun:
     run = project.run(name)
-    weights = Path(root) / "outputs" / project.workload / "runs" / name / WEIGHTS
-    if not weights.exists():
-        raise DataError(f"{weights} is not there; first run `dvc repro train@{name}`")
-    rows = run.objective.samplers(run.sampling(project.sections.eval.teacher_steps))
-    samplers = tuple(row for row in rows if run.objective.moment(row) == 1)  # those of the final weights
+    folder = root / "outputs" / project.workload / "runs" / name
+    if not (folder / WEIGHTS).exists():
+        raise DataError(f"{folder / WEIGHTS} is not there; first run `dvc repro train@{name}`")
+    model = _load(folder / WEIGHTS, profile, device)
+    method, sampling = run.objective, run.sampling(project.sections.eval.teacher_steps)
+    rows, earlier = method.samplers(sampling), dict[float, LoadedModel]()
+    for row in rows if not profile else ():
+        at, share = weights_at(run, folder, row), method.moment(row)
+        if share < 1 and at.exists():
+            earlier[share] = load_model(at, device=device)
+    there = tuple(row for row in rows if method.moment(row) in (1, *earlier))
     latent = project.sections.data.source == "latents"
-    return TrainedRun(run, load_model(weights, profile, device=device), samplers, latent, device)
+    return TrainedRun(name, method, model, sampling, there, earlier, torch.clone if latent else to_uint8, device)
+
+
+def _of_path(path: Path, project: Project | None, profile: str, device: str, method: str) -> TrainedRun:
+    file = _weights_in(path) if path.is_dir() else path
+    if file.suffix in FOREIGN:
+        model, options = _public(file, profile or "ema", device), None
+    else:
+        model = _load(file, profile, device)
+        run = _known(project, model)
+        options = run.method_config if run and method in ("", run.method) else None
+    kind = method or model.meta.get("method", "edm")
+    module = plugins.load("cmcore.methods", kind)
+    objective: Method = module.build(options or module.Config(), model.diffusion)
+    steps = project.sections.eval.teacher_steps if project else EvalConfig().teacher_steps
+    sampling = Sampling(diffusion=model.diffusion, steps=steps, **vars(SampleConfig()))
+    rows = tuple(row for row in objective.samplers(sampling) if objective.moment(row) == 1)
+    latent = model.shape.channels not in (1, 3)
+    name = model.meta.get("run", file.stem)
+    return TrainedRun(name, objective, model, sampling, rows, {}, torch.clone if latent else to_uint8, device)
+
+
+def _weights_in(folder: Path) -> Path:
+    """The final weights in a folder of results or of work, else the latest snapshot."""
+    for file in (folder / WEIGHTS, folder / FINAL / WEIGHTS):
+        if file.is_file():
+            return file
+    snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
+    if not snapshots:
+        raise DataError(f"{folder}: expected {WEIGHTS}, {FINAL}/{WEIGHTS} or {SNAPSHOTS}/*.safetensors, got none")
+    return snapshots[-1]
+
+
+def _load(file: Path, profile: str, device: str) -> LoadedModel:
+    try:
+        width = float(profile)
+    except ValueError:
+        return load_model(file, profile, device=device)
+    return reconstruct(file.parent, width, device=device)
+
+
+def _known(project: Project | None, model: LoadedModel) -> Run | None:
+    """The run of the parameter file with the name, method and network that a weight file states."""
+    run = project.runs.get(model.meta["run"]) if project else None
+    same = run is not None and run.method == model.meta["method"]
+    return run if run and same and {"kind": run.net.kind, **plain(run.net.config)} == model.meta["net"] else None
+
+
+def _public(file: Path, part: str, device: str) -> LoadedModel:
+    """A public weight file as a model."""
+    public = read_public(file, part)
+    shape: ModelShape = shape_of(public)
+    diffusion = DiffusionConfig(sigma_data=public.sigma_data)
+    denoiser = build_denoiser(net_of(public), shape, diffusion, boundary=bool(public.boundary))
+    try:
+        denoiser.net.load_state_dict(public.tensors)
+    except RuntimeError as error:
+        raise DataError(f"{file}: does not fit {public.family}; `cmlab import-weights {file}` says where") from error
+    return LoadedModel(denoiser.eval().to(device), part, shape, diffusion, {})

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -22,10 +22,13 @@ from cmcore.commands.place import CommandError, project_root, require_own_code
 from cmcore.config import ConfigError
 
 NAME = "cmlab"
-OUTSIDE = ("import-weights",)  # commands that work without a project folder, too
+OUTSIDE = ("import-weights", "sample")  # commands that work without a project folder, too
 UNTOUCHED = ("doctor", *OUTSIDE)  # commands that change no file
 WRITES_PARAMETERS = ("use", "adopt")
 CONTINUED = ("repro", "tune")
+Device = Literal["auto", "cpu", "cuda"]
+MODEL = "A run of params.yaml, WORKLOAD/RUN, a folder of results, or a weight file, also a public one."
+EMA = "Average of the weights: a name in train.ema, raw, or the width of a power-function EMA, such as 0.05."
 
 app = typer.Typer(
     name=NAME,
@@ -227,6 +230,60 @@ def adopt(
     from cmcore.commands.adopt import adopt as write
 
     show(write(name, Path.cwd()))
+
+
+@app.command()
+def sample(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(help=MODEL, autocompletion=complete.runs)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="NAME.png for a grid, NAME.npz, or a folder for one file each.")
+    ] = Path("samples.png"),
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Images.")] = 64,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Steps of the sampler; 0 takes the first of the run's rows in the table.")
+    ] = 0,
+    levels: Annotated[
+        str, typer.Option(metavar="S1,S2,..", help="Noise levels sigma of a few-step model's steps after the first.")
+    ] = "",
+    solver: Annotated[
+        str, typer.Option(help="Of a diffusion model: euler, euler_linear, heun, heun_churn, dpmpp_2m or dpmpp_2s.")
+    ] = "",
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="K1,K2,..", help="Classes, in turn; by default each is drawn at random.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of the noise: the same gives the same images.")] = 0,
+    ema: Annotated[str, typer.Option(help=EMA)] = "",
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is some.")] = "auto",
+    batch: Annotated[int, typer.Option(min=0, help="Images at once; 0 for what suits the device.")] = 0,
+    columns: Annotated[int, typer.Option(min=0, help="Of the grid; 0 for a square.")] = 0,
+    method: Annotated[str, typer.Option(help="Of a public weight file; by default edm, a diffusion model.")] = "",
+) -> None:
+    """Draw images of a trained run.
+
+    Reads weights and writes the images, and nothing else. A diffusion model is sampled by steps of an ODE solver, a
+    few-step model by so many evaluations.
+
+    \b
+    Examples:
+      cmlab sample ect --steps 2 --count 64 --seed 0 --out grid.png
+      cmlab sample edm --solver dpmpp_2m --steps 10 --out images
+      cmlab sample cifar10/ect --levels 5.4,0.8 --out images.npz
+      cmlab sample outputs/digits/runs/ect/snapshots/000100096.safetensors
+    """
+    from cmcore.commands.sample import sample as draw
+
+    start = context.ensure_object(Call).start
+    show(
+        [
+            draw(
+                what, Path.cwd(), start, out=out, count=count, steps=steps, levels=levels, solver=solver,
+                guidance=guidance, labels=labels, seed=seed, ema=ema, device=device, batch=batch, columns=columns,
+                method=method,
+            )
+        ]
+    )  # fmt: skip
 
 
 @app.command()

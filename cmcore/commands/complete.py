@@ -17,6 +17,11 @@ def searches(incomplete: str) -> list[str]:
     return [name for name in _section("tune") if name.startswith(incomplete)]
 
 
+def runs(incomplete: str) -> list[str]:
+    """Names of the runs of params.yaml."""
+    return [name for name in _section("runs") if name.startswith(incomplete)]
+
+
 def parameters(incomplete: str) -> list[str]:
     """Dotted keys of params.yaml, level by level: `runs.`, `runs.ect.`, ..., `runs.ect.options.q=`."""
     depth, found = incomplete.count(".") + 1, dict[str, None]()

@@ -1,47 +1,18 @@
 """A trained run opened from Python."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-import yaml
+from public_weights import EDM, nvlabs_pickle
+from stored import PARAMS, store
 
-from cmcore.assemble.models import ModelShape, build_denoiser, load_model, save_model
-from cmcore.assemble.project import Project, parse_project
-from cmcore.assemble.results import TrainedRun, open_run
+from cmcore.assemble.models import ModelShape, load_model
+from cmcore.assemble.results import open_run
 from cmcore.assemble.training import WEIGHTS
 from cmcore.config import ConfigError
 from cmcore.errors import DataError
 from cmcore.sample.stream import generate
-
-PARAMS = {
-    "workload": "tiny",
-    "data": {"source": "digits"},
-    "diffusion": {"sigma_max": 20.0},
-    "net": {"kind": "mlp", "hidden": 16, "blocks": 1, "residual_gain": 1.0},
-    "train": {"images": 64, "batch": 64},
-    "runs": {
-        "edm": {"method": "edm", "init": "random", "teacher": "none"},
-        "ect": {"method": "ect", "init": "edm", "teacher": "none", "sample": {"two_step": 1.5}},
-    },
-    "eval": {"teacher_steps": 3},
-}
-
-
-def store(folder: Path, name: str, classes: int = 0, **changes: object) -> Project:
-    """The parameter file, and weights of a run that nobody trained, where a trained run has them."""
-    params = PARAMS | changes
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    project = parse_project(params)
-    run, shape = project.run(name), ModelShape(1, 8, classes)
-    denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary)
-    path = folder / "outputs/tiny/runs" / name / WEIGHTS
-    path.parent.mkdir(parents=True)
-    # A new network's last layer is zero: with these weights every image depends on all that the network sees.
-    noise = torch.Generator().manual_seed(0)
-    weights = {key: v + 0.3 * torch.randn(v.shape, generator=noise) for key, v in denoiser.net.state_dict().items()}
-    save_model(path, {"ema": weights, "raw": {key: v / 2 for key, v in weights.items()}}, run, shape, {})
-    return project
 
 
 def test_the_samplers_are_those_of_the_tables(tmp_path):
@@ -91,7 +62,7 @@ def test_labels_are_told_to_a_conditional_network(tmp_path):
 def test_latents_stay_as_they_are(tmp_path):
     store(tmp_path, "ect")
     opened = open_run("ect", tmp_path)
-    latents = TrainedRun(opened.run, opened.model, opened.samplers, latent=True).sample(2)
+    latents = replace(opened, to_images=torch.clone).sample(2)
     assert latents.dtype == torch.float64
 
 
@@ -119,3 +90,93 @@ def test_a_network_without_labels_takes_none(tmp_path):
     store(tmp_path, "ect")
     with pytest.raises(ValueError, match="labels: expected none, as the network is unconditional"):
         open_run("ect", tmp_path).sample(1, labels=[0])
+
+
+def test_a_sampler_of_ones_own(tmp_path):
+    store(tmp_path, "ect")
+    run = open_run("ect", tmp_path)
+    assert torch.equal(run.sample(4, sampler=run.sampler(2)), run.sample(4, nfe=2))
+    assert not torch.equal(run.sample(4, sampler=run.sampler(levels=[5.0])), run.sample(4, nfe=2))
+    assert run.sampler(levels=[5.0, 1.0]).nfe == 3
+
+
+def test_a_run_of_another_workload_is_opened(tmp_path):
+    store(tmp_path, "ect")
+    (tmp_path / "workloads").mkdir()
+    (tmp_path / "params.yaml").rename(tmp_path / "workloads/tiny.yaml")
+    there = open_run("tiny/ect", tmp_path).sample(2, nfe=2)  # without any active workload
+    store(tmp_path, "ect", workload="active")
+    assert torch.equal(open_run("tiny/ect", tmp_path).sample(2, nfe=2), there)
+    with pytest.raises(ConfigError, match=r"runs.sct: expected one of edm, ect"):
+        open_run("tiny/sct", tmp_path)
+
+
+def test_folders_and_files_are_opened(tmp_path):
+    """Of results, and of a run that is still training: its latest snapshot."""
+    store(tmp_path, "ect")
+    folder = tmp_path / "outputs/tiny/runs/ect"
+    expected = open_run("ect", tmp_path).sample(2)
+    assert torch.equal(open_run(folder, tmp_path).sample(2), expected)
+    assert torch.equal(open_run(folder / WEIGHTS).sample(2), expected)  # no parameter file is needed
+    (folder / "snapshots").mkdir()
+    (folder / WEIGHTS).rename(folder / "snapshots/000000064.safetensors")
+    (folder / "snapshots/000000032.safetensors").touch()
+    assert torch.equal(open_run(folder).sample(2), expected)
+    with pytest.raises(DataError, match=r"expected weights.safetensors, final/weights.safetensors or snapshots"):
+        open_run(tmp_path)
+
+
+def test_a_file_has_the_options_of_the_run_that_it_names(tmp_path):
+    entry = {"method": "shortcut", "init": "random", "teacher": "none", "options": {"steps": 4}}
+    store(tmp_path, "few", runs={"few": entry})
+    file = tmp_path / "outputs/tiny/runs/few" / WEIGHTS
+    assert open_run(file, tmp_path).nfes == (1, 2, 4)
+    assert open_run(file, tmp_path / "outputs").nfes == (1, 2, 4, 8, 128)  # the method's own, without parameters
+
+
+def test_rows_of_earlier_weights_are_sampled_with_these(tmp_path):
+    entry = {
+        "method": "pd", "init": "edm", "teacher": "edm", "options": {"steps": 2, "long": 0}, "train": {"snapshots": 2}
+    }  # fmt: skip
+    runs = {**PARAMS["runs"], "pd": entry}
+    store(tmp_path, "pd", runs=runs)
+    assert open_run("pd", tmp_path).nfes == (1,)
+    folder = tmp_path / "outputs/tiny/runs/pd"
+    (folder / "snapshots").mkdir()
+    store(tmp_path / "other", "edm", seed=1)
+    (tmp_path / "other/outputs/tiny/runs/edm" / WEIGHTS).rename(folder / "snapshots/000000064.safetensors")
+    run = open_run("pd", tmp_path)
+    assert run.nfes == (1, 2)
+    images = run.sample(2, nfe=2)
+    (folder / WEIGHTS).write_bytes((folder / "snapshots/000000064.safetensors").read_bytes())
+    assert torch.equal(open_run("pd", tmp_path).sample(2, nfe=2), images)
+    assert not torch.equal(open_run("pd", tmp_path).sample(2, nfe=1), run.sample(2, nfe=1))
+
+
+def test_public_weights_are_opened(tmp_path):
+    case = EDM[0]
+    file = nvlabs_pickle(tmp_path / "public.pkl", case)
+    run = open_run(file)
+    assert run.sample(1, sampler=run.sampler(2)).shape == (1, 3, 16, 16)
+    assert open_run(file, method="ect").nfes == (1, 2)
+
+
+@pytest.mark.parametrize(("shape", "batch"), [((1, 8), 500), ((3, 32), 85), ((3, 256), 1)])
+def test_large_images_are_drawn_a_few_at_a_time(tmp_path, shape, batch):
+    store(tmp_path, "ect")
+    run = open_run("ect", tmp_path)
+    assert replace(run, model=replace(run.model, shape=ModelShape(*shape, classes=0))).batch == batch
+
+
+def test_the_batches_are_told(tmp_path):
+    store(tmp_path, "ect")
+    seen: list[int] = []
+    open_run("ect", tmp_path).sample(5, batch=2, on_images=seen.append)
+    assert seen == [2, 2, 1]
+
+
+def test_images_are_saved(tmp_path):
+    store(tmp_path, "ect")
+    run = open_run("ect", tmp_path)
+    run.save(run.sample(4), tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")

@@ -17,7 +17,20 @@ from cmcore.closure import ROOT
 from cmcore.commands.app import app, main
 from cmcore.commands.place import project_root
 
-COMMANDS = ("repro", "use", "plan", "tune", "adopt", "report", "ui", "sync", "import-weights", "clean", "doctor")
+COMMANDS = (
+    "repro",
+    "use",
+    "plan",
+    "tune",
+    "adopt",
+    "report",
+    "ui",
+    "sync",
+    "import-weights",
+    "clean",
+    "doctor",
+    "sample",
+)
 
 
 def call(*words: str) -> int:

@@ -1,0 +1,104 @@
+"""`cmlab sample`: images of a trained run or of a weight file."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cmcore.assemble.results import TrainedRun, open_run
+from cmcore.commands.place import CommandError
+from cmcore.config import ConfigError, load_yaml, read
+from cmcore.data.files import check_target, save_images
+from cmcore.data.images import open_data
+from cmcore.edge.autoencoder import image_converter
+from cmcore.evaluate.settings import EvalConfig
+from cmcore.pipeline.progress import Done, listener
+
+
+def opened(what: str, root: Path, start: Path, *, ema: str, device: str, method: str = "") -> TrainedRun:
+    """The model; a path is one from the folder that the user stands in."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device: expected cpu or auto, as this machine has no CUDA, got cuda")
+    near = start / what
+    return open_run(near if near.exists() else what, root, profile=ema, device=device, method=method)
+
+
+def decoded(run: TrainedRun, root: Path, out: Path) -> TrainedRun:
+    """The run with a decoder for its latents, where images are wanted; an archive takes latents as they are."""
+    if run.to_images is not torch.clone or out.suffix == ".npz":
+        return run
+    params = load_yaml(root / "params.yaml")
+    config = read(EvalConfig, params.get("eval", {}), "eval").decoder
+    converter = image_converter(open_data(root / "outputs" / params["workload"] / "data"), config, run.device)
+    if converter is None:
+        raise ConfigError("eval.decoder.path", "expected a decoder for the latents, got ''; or name --out NAME.npz")
+    return replace(run, to_images=converter)
+
+
+def wrong(error: ValueError) -> CommandError:
+    """A ValueError of a call as the error of a command: an argument that it names is an option here."""
+    named = str(error).partition(":")[0].isidentifier()
+    return CommandError(f"--{error}" if named else str(error))
+
+
+def numbers(text: str, kind: Callable[[str], float], option: str) -> list:
+    """Numbers between commas."""
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise CommandError(f"{option}: expected numbers with commas between, got {text!r}") from error
+
+
+def sample(
+    what: str,
+    root: Path,
+    start: Path,
+    *,
+    out: Path,
+    count: int,
+    steps: int,
+    levels: str,
+    solver: str,
+    guidance: float | None,
+    labels: str,
+    seed: int,
+    ema: str,
+    device: str,
+    batch: int,
+    columns: int,
+    method: str,
+) -> str:
+    """Draw, write, and say in a line what was drawn and how fast."""
+    target = start / out
+    classes: Sequence[int] = numbers(labels, int, "--labels")
+    try:
+        check_target(target)
+        run = decoded(opened(what, root, start, ema=ema, device=device, method=method), root, target)
+        sampler = run.sampler(
+            steps, levels=numbers(levels, float, "--levels"), solver=solver, guidance=guidance
+        )  # fmt: skip
+        chosen = [classes[index % len(classes)] for index in range(count)] if classes else None
+        told = run.labels(count, seed=seed, chosen=chosen)
+        begun, done = time.monotonic(), 0
+        with listener(f"sample {run.name}", "image") as listen:
+
+            def on_images(size: int) -> None:
+                nonlocal done
+                done += size
+                listen(Done(done, count))
+
+            images = run.sample(count, sampler=sampler, seed=seed, labels=chosen, batch=batch, on_images=on_images)
+        rate = count / (time.monotonic() - begun)
+        save_images(images.numpy(), target, columns=columns, labels=None if told is None else told.numpy())
+    except (ConfigError, FileNotFoundError):
+        raise
+    except ValueError as error:
+        if type(error) is not ValueError:  # those of damaged files say which
+            raise
+        raise wrong(error) from error
+    how = f"EMA {run.model.profile}, {sampler.name}, NFE {sampler.nfe}"
+    if sampler.noise_levels:
+        how += f", levels {', '.join(f'{level:.4g}' for level in sampler.noise_levels)}"
+    return f"{count} images of {run.name} ({how}, seed {seed}) in {out}; {rate:.3g} images/s on {run.device}"

@@ -1,0 +1,58 @@
+"""Images to files: a grid, an archive, or a folder with one file each."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cmcore.atomic import write_atomic
+from cmcore.data.png import to_png
+
+SIDE = 512  # pixels at least, of a grid
+
+
+def save_images(images: np.ndarray, path: Path, *, columns: int = 0, labels: np.ndarray | None = None) -> None:
+    """Write images (N, C, H, W), uint8 with one or three channels unless they go to an archive.
+
+    Args:
+        images: the images.
+        path: NAME.png for a grid, small images enlarged; NAME.npz for the array `images`, and `labels` where there are
+            some; else a folder, for 000000.png and so on, each in its own size.
+        columns: of the grid, by default as many as rows.
+        labels: (N,).
+
+    Raises:
+        ValueError: the path has another ending, or a PNG cannot hold the images.
+    """
+    suffix = path.suffix.lower()
+    check_target(path)
+    if suffix == ".npz":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, allow_pickle=False, images=images, **({} if labels is None else {"labels": labels}))
+        return
+    if images.dtype != np.uint8 or images.shape[1] not in (1, 3):
+        kind = f"{images.dtype} with {images.shape[1]} channels"
+        raise ValueError(f"{path}: a PNG holds uint8 images of 1 or 3 channels, got {kind}; name a .npz file instead")
+    if suffix == ".png":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, to_png(images, columns or round(len(images) ** 0.5), least_side=SIDE))
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        write_atomic(path / f"{index:06d}.png", _plain_png(image))
+
+
+def check_target(path: Path) -> None:
+    """A ValueError for a path that `save_images` would refuse."""
+    if path.suffix and path.suffix.lower() not in (".png", ".npz") and not path.is_dir():
+        raise ValueError(f"{path}: expected NAME.png, NAME.npz, or a folder without an ending")
+
+
+def _plain_png(image: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,98 @@
+"""`cmlab sample`: what it writes, what it says, and its errors of one line."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stored import store
+
+from cmcore.assemble.results import open_run
+from cmcore.commands.app import main
+
+
+def call(*words: str) -> int:
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return end.value.code if isinstance(end.value.code, int) else -1
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A project with weights, and a working directory below it."""
+    (tmp_path / "dvc.yaml").touch()
+    store(tmp_path, "ect")
+    store(tmp_path, "edm")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    return tmp_path
+
+
+def test_a_grid_is_written_where_the_user_stands_and_the_line_says_how(project, capsys):
+    assert call("sample", "ect", "--steps", "2", "--count", "16", "--seed", "3", "--out", "grid.png") == 0
+    assert Image.open(project / "below/grid.png").size[0] >= 512
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"16 images of ect \(EMA ema, multistep, NFE 2, levels 20, 1.5, seed 3\) in grid.png; \S+ images/s on \w+", said
+    )
+
+
+def test_the_images_are_those_of_the_run(project):
+    assert call("sample", "ect", "-n", "5", "--steps", "2", "--out", "a.npz", "--batch", "2") == 0
+    with np.load(project / "below/a.npz") as found:
+        expected = open_run("ect", project).sample(5, nfe=2, batch=2)
+        assert torch.equal(torch.from_numpy(found["images"]), expected)
+        assert "labels" not in found
+
+
+def test_labels_go_round(project):
+    store(project, "ect", classes=10, conditional=True)
+    assert call("sample", "ect", "-n", "3", "--labels", "4,7", "--out", "a.npz") == 0
+    with np.load(project / "below/a.npz") as found:
+        assert found["labels"].tolist() == [4, 7, 4]
+        assert torch.equal(torch.from_numpy(found["images"]), open_run("ect", project).sample(3, labels=[4, 7, 4]))
+
+
+def test_a_folder_and_a_path_are_meant_from_where_the_user_stands(project, capsys):
+    assert call("sample", "../outputs/tiny/runs/edm", "--solver", "euler", "--steps", "4", "-n", "2", "-o", "some") == 0
+    assert len(list((project / "below/some").iterdir())) == 2
+    assert "euler, NFE 4, seed 0" in capsys.readouterr().out
+
+
+def test_no_project_is_needed_for_a_file(project, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    file = project / "outputs/tiny/runs/ect/weights.safetensors"
+    assert call("sample", str(file), "-n", "1", "--ema", "raw") == 0
+    assert Path("samples.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nothing"], 2, "runs.nothing: expected one of edm, ect"),
+        (["ect", "--steps", "3", "--levels", "2"], 1, "--levels: expected 2, one for every step after the first"),
+        (["ect", "--levels", "a,2"], 1, "--levels: expected numbers with commas between, got 'a,2'"),
+        (["ect", "--levels", "30"], 1, "--levels: expected descending levels"),
+        (["ect", "--solver", "heun"], 1, "--solver: expected none"),
+        (["edm", "--solver", "rk4"], 1, "--solver: expected one of euler"),
+        (["edm", "--guidance", "2"], 1, "--guidance: expected 1, as the network sees no labels"),
+        (["ect", "--labels", "3"], 1, "--labels: expected none, as the network is unconditional"),
+        (["ect", "--ema", "slow"], 1, "{root}/outputs/tiny/runs/ect/weights.safetensors: expected one of the profiles"),
+        (["ect", "--ema", "0.05"], 1, "{root}/outputs/tiny/runs/ect/snapshots: expected snapshots with power profiles"),
+        (["ect", "--out", "a.jpg"], 1, "{root}/below/a.jpg: expected NAME.png, NAME.npz, or a folder"),
+        (["ect", "--count", "0"], 2, "Invalid value for '-n' / '--count'"),
+        (["ect", "--device", "tpu"], 2, "Invalid value for '--device'"),
+        (["."], 1, "{root}/below: expected weights.safetensors"),
+        (["../params.yaml"], 1, "{root}/below/../params.yaml: expected a weight file of this project"),
+    ],
+)
+def test_an_error_is_one_line_and_comes_before_any_file(project, capsys, words, code, message):
+    assert call("sample", *words) == code
+    said = capsys.readouterr().err
+    assert said.startswith("cmlab sample: " + message.format(root=project))
+    assert said.count("\n") == 1
+    assert not list((project / "below").iterdir())
