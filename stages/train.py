@@ -19,9 +19,9 @@ from stages.train_job import job
 
 def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
     """Train, or continue, the run in its work folder and return the folder of its results."""
-    folder = work_folder(setup.folders.work, setup.folders.workload, run, inputs)
-    known, final = (setup.compute, run, inputs, folder, setup.project.sections.eval.decoder), folder / FINAL
     mark, said = fingerprint(run, inputs), job_name(f"train {run.name}", setup.replicate_of(run))
+    folder = work_folder(setup.folders.work, setup.folders.workload, run.name, mark)
+    known, final = (setup.compute, run, inputs, folder, setup.project.sections.eval.decoder), folder / FINAL
     with setup.tracker(run, mark) as tracker, listener(said, "img", tracker) as listen:
         alone = setup.compute.workers == 1 or run.weights is not None
         if not final.exists() and not alone:

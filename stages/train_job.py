@@ -28,7 +28,7 @@ def job(
         return import_run(run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit))
     device = pick_device(compute)
     if "lpips" in run.services:
-        distances.provide("lpips", load_lpips(run.train.lpips_weights, device=device))
+        distances.provide("lpips", load_lpips(run.train.lpips_weights, pooling=run.train.lpips_pooling, device=device))
     data = open_data(inputs.data)
     to_images = image_converter(data, decoder, device)
     preview = to_images and previewer(run, ModelShape.of(data, run.conditional), device=device, to_images=to_images)

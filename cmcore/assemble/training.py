@@ -56,9 +56,12 @@ def fingerprint(run: Run, inputs: Inputs) -> str:
     return digest([config, source_digest(roots), open_data(inputs.data).digest, *read])
 
 
-def work_folder(root: Path, workload: str, run: Run, inputs: Inputs) -> Path:
-    """Where the run keeps its checkpoints: outside DVC's outputs, since DVC deletes those before a stage."""
-    return root / workload / f"{run.name}-{fingerprint(run, inputs)}"
+def work_folder(root: Path, workload: str, run: str, mark: str) -> Path:
+    """Where a run of that name and fingerprint keeps its checkpoints.
+
+    It is outside DVC's outputs, since DVC deletes those before a stage.
+    """
+    return root / workload / f"{run}-{mark}"
 
 
 def train_run(

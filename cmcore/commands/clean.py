@@ -14,7 +14,7 @@ import psutil
 
 from cmcore.assemble.project import Project, load_project
 from cmcore.assemble.run import NONE, RANDOM
-from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
+from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, work_folder
 from cmcore.config import PARAMS, ConfigError, load_yaml
 from cmcore.numbers import size
 from cmcore.pipeline.common import Folders
@@ -61,7 +61,11 @@ class Kept:
             if not found:
                 self.names.add(place / name)
                 return [path for path in place.glob(f"{name}-*") if FOLDER.fullmatch(path.name)]
-            return [work_folder(folders.work, folders.workload, one, inputs) for one in ours for inputs in found]
+            return [
+                work_folder(folders.work, folders.workload, one.name, fingerprint(one, inputs))
+                for one in ours
+                for inputs in found
+            ]
 
         def replicates(name: str) -> int:
             """How many there are, or were when the outputs were made."""

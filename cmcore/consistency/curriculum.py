@@ -11,9 +11,12 @@ def ct_points(fraction: float, s0: int, s1: int) -> int:
     return math.ceil(math.sqrt(fraction * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
 
 
-def ct_decay(points: int, s0: int, mu0: float) -> float:
-    """mu(k) = exp(s0 ln(mu0) / N(k)), the decay of the EMA target (arXiv 2303.01469, App. C)."""
-    return math.exp(s0 * math.log(mu0) / points)
+def ct_decay(n: int, s0: int, mu0: float) -> float:
+    """mu(k) = exp(s0 ln(mu0) / n), the decay of the EMA target (arXiv 2303.01469, App. C).
+
+    The paper's n is N(k). In both official codes, which made its numbers, it is N(k) - 1, the number of gaps.
+    """
+    return math.exp(s0 * math.log(mu0) / n)
 
 
 def ict_points(k: int, K: int, s0: int, s1: int) -> int:

@@ -16,13 +16,15 @@ from cmcore.errors import DataError, reason
 from cmcore.nets.public.foreign import load_foreign
 
 Trunk = Literal["vgg", "alex", "squeeze"]
+Pooling = Literal["max", "average"]
+UNRESIZED = 256  # images of this side or above are not resized in OpenAI's code
 
 
 class LPIPS(nn.Module):
     """(B, C, H, W), (B, C, H, W) in [-1, 1] -> (B,); the network is frozen, gradients reach the images.
 
     Args:
-        resize: side to which images are resized first (the CM paper uses 224); 0 leaves them as they are.
+        resize: side to which images below 256 pixels are resized first (the CM paper uses 224); 0 leaves them.
     """
 
     def __init__(self, net: nn.Module, resize: int = 0) -> None:
@@ -34,15 +36,23 @@ class LPIPS(nn.Module):
 
     def _prepare(self, x: Tensor) -> Tensor:
         x = x.float().expand(-1, 3, -1, -1)
-        if not self.resize:
+        if not self.resize or x.shape[-1] >= UNRESIZED:
             return x
         return nn.functional.interpolate(x, size=(self.resize, self.resize), mode="bilinear", align_corners=False)
 
 
 def load_lpips(
-    weights: str | Path, trunk: Trunk = "vgg", *, resize: int = 224, device: torch.device | str = "cpu"
+    weights: str | Path,
+    trunk: Trunk = "vgg",
+    *,
+    pooling: Pooling = "max",
+    resize: int = 224,
+    device: torch.device | str = "cpu",
 ) -> LPIPS:
     """LPIPS with the heads of v0.1 on a trunk whose torchvision weights are in the file `weights`.
+
+    Average pooling is that of openai/consistency_models (cm/karras_diffusion.py), which made CM's numbers on ImageNet
+    64 and LSUN; those on CIFAR-10 (openai/consistency_models_cifar10) were made with LPIPS's own max pooling.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,7 +72,18 @@ def load_lpips(
         warnings.simplefilter("ignore")  # lpips calls torchvision with arguments of an older version
         net: Any = lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False)
     _fill(net.net, path, trunk)
+    if pooling == "average":
+        _average(net.net)
     return LPIPS(net, resize).to(device)
+
+
+def _average(trunk: nn.Module) -> None:
+    """Replace max by average pooling, with the same windows."""
+    for module in list(trunk.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                average = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)
+                setattr(module, name, average)
 
 
 def _fill(trunk: nn.Module, path: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -21,7 +22,8 @@ class Config:
 
     s0: int = 2  # grid points at the start
     s1: int = 150  # grid points at the end
-    mu0: float = 0.9  # decay of the EMA target at the start
+    mu0: float = 0.9  # the decay of the EMA target is mu0^(s0/n),
+    mu_counts: Literal["gaps", "points"] = "gaps"  # n: N(k) - 1 in both official codes, N(k) in the paper
     distance: DistanceName = "lpips"
     huber_c: float = 0.03  # of pseudo_huber only
 
@@ -69,7 +71,8 @@ class CT(Method):
         return (Blend(TARGET, self._decay(progress)),)
 
     def _decay(self, progress: Progress) -> float:
-        return ct_decay(self._points(progress), self.config.s0, self.config.mu0)
+        N = self._points(progress)
+        return ct_decay(N - 1 if self.config.mu_counts == "gaps" else N, self.config.s0, self.config.mu0)
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> CT:

@@ -68,7 +68,8 @@ class ECT(Method):
         cfg = self.config
         ln_t = cfg.P_mean + cfg.P_std * draws.normal(stream="level", dtype=torch.float64)
         t = ln_t.exp()
-        stage = ect_stage(progress.fraction, cfg.stages)
+        # In the official script a stage begins one iteration late, as its first tick is a single batch.
+        stage = ect_stage(max(0, progress.images - progress.batch) / progress.total, cfg.stages)
         r = ect_target_level(t, stage, q=cfg.q, k=cfg.k, b=cfg.b, ratio_limit=cfg.ratio_limit)
         z = draws.normal(batch.x.shape[1:], stream="noise")
         with torch.no_grad(), draws.dropout():

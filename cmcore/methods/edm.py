@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class Config:
 
     P_mean: float = -1.2
     P_std: float = 1.2
+    reduction: Literal["sum", "mean"] = "sum"  # over the pixels; EDM, EDM2 sum, CM on ImageNet and LSUN averages
     uncertainty: bool = False  # learn how uncertain each level is, so that all weigh the same (EDM2, Eq. 21)
     label_dropout: float = 0.0  # share of labels left out, so that the model can be guided (arXiv 2207.12598)
 
@@ -34,9 +36,10 @@ class Config:
 
 @dataclass(frozen=True)
 class EDM(Method):
-    """Denoising score matching with EDM's weighting (Eq. 8). The squared error is averaged over the pixels.
+    """Denoising score matching with EDM's weighting (Eq. 8).
 
-    The authors sum over the pixels, which differs by a constant factor that Adam takes out again.
+    Sum and mean over the pixels, u(sigma) of EDM2 included, differ by a constant factor. Adam takes it out again, but
+    for its eps, which counts for less beside the gradients of a sum.
     """
 
     config: Config
@@ -68,7 +71,7 @@ class EDM(Method):
             u = nets[UNCERTAINTY](sigma)
             loss = loss / u.exp() + u
             scalars["uncertainty"] = u.detach().mean()
-        return LossOut(loss, scalars)
+        return LossOut(loss * batch.x[0].numel() if self.config.reduction == "sum" else loss, scalars)
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> EDM:

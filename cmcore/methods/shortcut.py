@@ -108,10 +108,10 @@ class Shortcut(Method):
     def bootstrap(self, nets: Nets, x: Tensor, k: Tensor, t: Tensor, labels: Labels) -> Tensor:
         """The prediction with which one step of size k lands where two of size k + 1 of the average do."""
         path, d = Linear(), self.way / 2**k
-        told = with_inputs(labels, **{HALVINGS: (k + 1).to(t.dtype)})
+        inputs = with_inputs(labels, **{HALVINGS: (k + 1).to(t.dtype)})
         start, middle, end = (path.level(time) for time in (t, t - d / 2, t - d))
-        half = euler_step(nets.target, x, start, middle, told)
-        return euler_prediction(x, euler_step(nets.target, half, middle, end, told), start, end)
+        half = euler_step(nets.target, x, start, middle, inputs)
+        return euler_prediction(x, euler_step(nets.target, half, middle, end, inputs), start, end)
 
     def after(self, progress: Progress) -> Sequence[Action]:
         """Target weights <- mu target + (1 - mu) student, after every step."""

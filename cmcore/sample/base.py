@@ -6,6 +6,8 @@ seed every sampler starts from the same noise. Images come out unclamped, on the
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Protocol
 
 import torch
@@ -48,6 +50,39 @@ class Sampler(Protocol):
     ) -> Tensor:
         """Images (B, *shape) in float64, one for every generator in `source`."""
         return self.from_noise(denoiser, self.sigma_max * source.normal(shape), source, labels)
+
+
+@dataclass(frozen=True)
+class LevelSampler(Sampler):
+    """A sampler that denoises from each of its levels once.
+
+    Args:
+        levels: strictly descending from sigma_max, all above sigma_min.
+        sigma_min: the lowest level, at least 0.
+    """
+
+    levels: tuple[float, ...]
+    sigma_min: float
+
+    def __post_init__(self) -> None:
+        bounds = (float("inf"), *self.levels, self.sigma_min)
+        if not self.levels or self.sigma_min < 0 or not all(a > b for a, b in pairwise(bounds)):
+            raise ValueError(
+                f"{type(self).__name__}: expected one or more strictly descending levels above sigma_min >= 0, got "
+                f"levels {self.levels} and sigma_min {self.sigma_min}"
+            )
+
+    @property
+    def nfe(self) -> int:
+        return len(self.levels)
+
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        return self.levels
+
+    @property
+    def sigma_max(self) -> float:
+        return self.levels[0]
 
 
 def check_levels(levels: Tensor, owner: str) -> None:

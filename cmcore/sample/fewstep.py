@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from cmcore.diffusion.ode import Denoise
 from cmcore.rng import NoiseSource
-from cmcore.sample.base import Sampler
+from cmcore.sample.base import LevelSampler
 
 
 def _unchanged(x: Tensor) -> Tensor:
@@ -18,7 +17,7 @@ def _unchanged(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Multistep(Sampler):
+class Multistep(LevelSampler):
     """Alternate f with re-noising to the next level tau (arXiv 2303.01469, Algorithm 1).
 
     Args:
@@ -28,30 +27,8 @@ class Multistep(Sampler):
         clamp: bring every f into [-1, 1], as the authors' PyTorch sampler does.
     """
 
-    levels: tuple[float, ...]
-    sigma_min: float
     clamp: bool = False
     name: ClassVar[str] = "multistep"
-
-    def __post_init__(self) -> None:
-        bounds = (float("inf"), *self.levels, self.sigma_min)
-        if not self.levels or self.sigma_min < 0 or not all(a > b for a, b in pairwise(bounds)):
-            raise ValueError(
-                "Multistep: expected one or more strictly descending levels above sigma_min >= 0, got levels "
-                f"{self.levels} and sigma_min {self.sigma_min}"
-            )
-
-    @property
-    def nfe(self) -> int:
-        return len(self.levels)
-
-    @property
-    def noise_levels(self) -> tuple[float, ...]:
-        return self.levels
-
-    @property
-    def sigma_max(self) -> float:
-        return self.levels[0]
 
     def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
         return self.refine(denoiser, x_T, source, labels)

@@ -30,6 +30,6 @@ class FlowMap(GridSampler):
         del source  # deterministic
         x = x_T.double()
         for sigma, sigma_next in pairwise(self.levels(x)):
-            told = with_inputs(labels, **self.tell(sigma, sigma_next))
-            x = euler_step(denoiser, x, sigma, sigma_next, told)
+            inputs = with_inputs(labels, **self.tell(sigma, sigma_next))
+            x = euler_step(denoiser, x, sigma, sigma_next, inputs)
         return x

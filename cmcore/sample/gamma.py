@@ -10,11 +10,11 @@ from torch import Tensor
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import with_inputs
 from cmcore.rng import NoiseSource
-from cmcore.sample.base import Sampler
+from cmcore.sample.base import LevelSampler
 
 
 @dataclass(frozen=True)
-class GammaSampling(Sampler):
+class GammaSampling(LevelSampler):
     """Jumps below the next level, noise back up to it (CTM, arXiv 2310.02279, Alg. 3).
 
     With exact maps every gamma keeps the distribution: gamma = 0 is deterministic, gamma = 1 is the multistep sampling
@@ -26,32 +26,13 @@ class GammaSampling(Sampler):
         gamma: share of noise that is drawn anew, in [0, 1].
     """
 
-    levels: tuple[float, ...]
-    sigma_min: float
     gamma: float = 0.0
     name: ClassVar[str] = "gamma"
 
     def __post_init__(self) -> None:
-        bounds = (float("inf"), *self.levels, self.sigma_min)
-        if not self.levels or self.sigma_min < 0 or not all(a > b for a, b in pairwise(bounds)):
-            raise ValueError(
-                "GammaSampling: expected one or more strictly descending levels above sigma_min >= 0, got levels "
-                f"{self.levels} and sigma_min {self.sigma_min}"
-            )
+        super().__post_init__()
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"GammaSampling: expected gamma in [0, 1], got {self.gamma}")
-
-    @property
-    def nfe(self) -> int:
-        return len(self.levels)
-
-    @property
-    def noise_levels(self) -> tuple[float, ...]:
-        return self.levels
-
-    @property
-    def sigma_max(self) -> float:
-        return self.levels[0]
 
     def landing(self, level: float) -> float:
         """The level s <= `level` where a jump ends before noise brings it to `level`."""

@@ -23,10 +23,13 @@ def power_exponent(std: float) -> float:
 
 
 def decay(profile: EmaConfig, images: int, batch: int) -> float:
-    """The decay beta of the update that ends at `images` images seen, after a step of `batch` images."""
+    """The decay beta of the update that ends at `images` images seen, after a step of `batch` images.
+
+    EDM's ramp counts the images before the step, EDM2's power function those after it; both as in their code.
+    """
     if profile.power_std:
         return max(0.0, 1 - batch / images) ** (power_exponent(profile.power_std) + 1)
-    half_life = min(profile.half_life, profile.ramp * images) if profile.ramp else profile.half_life
+    half_life = min(profile.half_life, profile.ramp * (images - batch)) if profile.ramp else profile.half_life
     return 0.5 ** (batch / max(half_life, 1e-8))
 
 

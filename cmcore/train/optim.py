@@ -27,13 +27,14 @@ def learning_rate(config: TrainConfig, images: int, total: int = 0) -> float:
 
     Args:
         config: training settings.
-        images: images seen, since the start of the run or of its stage.
+        images: images seen before the step, since the start of the run or of its stage. With warm-up the first step has
+            rate 0, as in the code of EDM, EDM2 and score_sde.
         total: images of the whole stage; by default those of the run. `lr_ref_images` shrinks in proportion.
     """
     share = total / config.total if total else 1.0
     lr = config.lr
     if config.lr_ramp_images:
-        lr *= min(1.0, (images + config.batch) / config.lr_ramp_images)
+        lr *= min(1.0, images / config.lr_ramp_images)
     if config.lr_decay == "inverse_sqrt":
         lr /= math.sqrt(max(images / (share * config.lr_ref_images), 1.0))
     elif config.lr_decay == "linear":

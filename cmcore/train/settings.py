@@ -14,7 +14,7 @@ class EmaConfig:
     """One exponential moving average of the weights. Exactly one of half_life and power_std is set."""
 
     half_life: float = 0.0  # in images; EDM's convention
-    ramp: float = 0.05  # the half-life is at most this share of the images seen (EDM); 0 turns it off
+    ramp: float = 0.05  # the half-life is at most this share of the images seen before the step (EDM); 0: off
     power_std: float = 0.0  # sigma_rel of a power-function profile (EDM2, arXiv 2312.02696, Eq. 7)
 
     def __post_init__(self) -> None:
@@ -70,6 +70,7 @@ class TrainConfig:
     eval_ema: str = "ema"  # the profile that is evaluated and that other runs start from; "raw" for none
     players: dict[str, PlayerConfig] = field(default_factory=dict)  # of methods with several; the student is above
     lpips_weights: str = ""  # file of torchvision's VGG-16 weights, for methods whose distance is lpips
+    lpips_pooling: Literal["max", "average"] = "max"  # max in LPIPS itself; CM on ImageNet 64 and LSUN has the average
     snapshots: int = 4  # how many times on the way the evaluated weights are kept
     log_images: int = 5_000  # images between two lines of the history
     checkpoint_seconds: float = 20.0  # least time between two checkpoints

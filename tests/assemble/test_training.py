@@ -76,7 +76,7 @@ def test_the_fingerprint_stays_where_the_result_does(inputs: dict[str, Inputs], 
         {"eval": {"samples": 600}, "compute": {"threads": 2}},
     ):
         assert fingerprint(changed(changes), inputs["ict"]) == base
-    folder = work_folder(tmp_path, "tiny", changed({}), inputs["ict"])
+    folder = work_folder(tmp_path, "tiny", changed({}).name, base)
     assert folder == tmp_path / "tiny" / f"ict-{base}"
 
 

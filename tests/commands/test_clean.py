@@ -14,7 +14,7 @@ from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore import numbers
 from cmcore.assemble.models import save_empty
-from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, work_folder
+from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, work_folder
 from cmcore.closure import ROOT
 from cmcore.commands.clean import clean
 from cmcore.config import ConfigError
@@ -58,7 +58,7 @@ def inputs_of(setup: Setup, name: str) -> Inputs:
 
 def folder_of(root: Path, name: str) -> Path:
     setup = load(root)
-    return work_folder(setup.folders.work, "tiny", setup.project.run(name), inputs_of(setup, name))
+    return work_folder(setup.folders.work, "tiny", name, fingerprint(setup.project.run(name), inputs_of(setup, name)))
 
 
 def edit(path: Path, old: str, new: str) -> None:

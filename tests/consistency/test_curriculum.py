@@ -36,8 +36,11 @@ def test_ct_points_grow_from_s0_to_one_more_than_s1(s0: int, more: int, a: float
 
 
 def test_ct_decay():
-    # At the start N = s0, so mu = mu0; the paper's mu(k) with s0 = 2, mu0 = 0.9 ends at 0.9^(2/151).
+    # At the start N = s0: the paper's mu(k) begins at mu0, and with s0 = 2, mu0 = 0.9 it ends at 0.9^(2/151). The
+    # official codes count the gaps, N - 1, and begin at .81 on CIFAR-10 and .9025 on ImageNet 64.
     assert ct_decay(2, 2, 0.9) == pytest.approx(0.9, rel=1e-12)
+    assert ct_decay(1, 2, 0.9) == pytest.approx(0.81, rel=1e-12)
+    assert ct_decay(1, 2, 0.95) == pytest.approx(0.9025, rel=1e-12)
     assert ct_decay(151, 2, 0.9) == pytest.approx(0.9 ** (2 / 151), rel=1e-12)
     decays = [ct_decay(n, 2, 0.95) for n in range(2, 202)]
     assert decays == sorted(decays)

@@ -76,3 +76,31 @@ def test_import_is_repeatable_and_keeps_the_missing_operator_missing():
             torchvision.ops.nms(boxes, torch.ones(1), 0.5)
     else:
         assert torchvision.ops.nms(boxes, torch.ones(1), 0.5).tolist() == [0]
+
+
+def test_pooling_is_chosen_and_the_average_is_that_of_the_windows(trunk):
+    """openai/consistency_models has piq's LPIPS with replace_pooling: the mean of a window in place of its maximum."""
+    path, _ = trunk
+    a, b = (image.repeat(1, 1, 4, 4) for image in (images(0), images(1)))
+    distances = {pooling: load_lpips(path, "squeeze", pooling=pooling, resize=0) for pooling in ("max", "average")}
+    kinds = {
+        pooling: {type(m).__name__ for m in distance.modules() if "Pool" in type(m).__name__}
+        for pooling, distance in distances.items()
+    }
+    assert kinds == {"max": {"MaxPool2d"}, "average": {"AvgPool2d"}}
+    pool = next(m for m in distances["average"].modules() if isinstance(m, torch.nn.AvgPool2d))
+    window = torch.arange(9.0).reshape(1, 1, 3, 3)
+    assert float(pool(window)) == 4  # squeezenet's windows are 3x3; their maximum would be 8
+    values = {pooling: distance(a, b) for pooling, distance in distances.items()}
+    assert (values["max"] - values["average"]).abs().min() > 1e-4
+    assert torch.equal(values["max"], load_lpips(path, "squeeze", resize=0)(a, b))
+
+
+def test_images_of_256_pixels_are_not_resized(trunk):
+    distance = load_lpips(trunk[0], "squeeze", resize=224)
+    sizes = []
+    distance.net.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-1]))
+    for side in (16, 256):
+        a = torch.zeros(1, 3, side, side)
+        distance(a, a)
+    assert sizes == [224, 256]  # cm/karras_diffusion.py

@@ -161,7 +161,8 @@ def test_the_uncertain_loss_by_hand():
     u = nets[UNCERTAINTY](sigma)
     assert u.shape == (8,)
     assert u.dtype == torch.float32
-    torch.testing.assert_close(out.loss, plain.loss / u.exp() + u)
+    pixels = batches(draws).x[0].numel()
+    torch.testing.assert_close(out.loss, plain.loss / u.exp() + pixels * u)  # the authors sum u over the pixels, too
     torch.testing.assert_close(torch.as_tensor(out.scalars["uncertainty"]), u.detach().mean())
 
 
@@ -264,5 +265,6 @@ def test_the_learning_rate_is_that_of_the_paper():
     for images in (10_000_384, 35_000 * batch, 70_000 * batch, 524_288 * batch):
         expected = 0.01 / math.sqrt(max(images / batch / 35_000, 1))
         assert learning_rate(config, images) == pytest.approx(expected, rel=1e-12)
-    # At the start the paper's rate is zero for one step; here a step of n images counts them.
-    assert learning_rate(config, 0) == pytest.approx(0.01 * batch / 1e7)
+    # Of the images before the step, as in the authors' code: the first step has rate zero.
+    assert learning_rate(config, 0) == 0
+    assert learning_rate(config, batch) == pytest.approx(0.01 * batch / 1e7)

@@ -39,7 +39,7 @@ def test_the_expected_edm_loss_is_that_of_the_gaussian(s: float, trained: bool):
     student = exact(oracle)
     if not trained:  # F = 0: D = c_skip x
         student.net.gain.data.zero_()
-    losses = mean_loss(make_method("edm"), nets_of(student), oracle, Draws(3, 0, B)).detach()
+    losses = mean_loss(make_method("edm", reduction="mean"), nets_of(student), oracle, Draws(3, 0, B)).detach()
     # E over x and z at one level, then over the levels by Gauss-Hermite quadrature.
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     sigma = np.exp(-1.2 + 1.2 * nodes)

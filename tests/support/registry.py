@@ -36,9 +36,9 @@ TWO_POINTS = WITH_GRADIENT | {("student", "forward"): 1}
 ENTRIES: dict[str, Entry] = {
     # arXiv 2206.00364, Table 1
     "edm": Entry(
-        paper={"P_mean": -1.2, "P_std": 1.2, "uncertainty": False, "label_dropout": 0.0},
+        paper={"P_mean": -1.2, "P_std": 1.2, "uncertainty": False, "label_dropout": 0.0, "reduction": "sum"},
         variants=({"uncertainty": True},),
-        wrong=(({"P_std": 0.0}, "P_std"), ({"label_dropout": 1.1}, "label_dropout")),
+        wrong=(({"P_std": 0.0}, "P_std"), ({"label_dropout": 1.1}, "label_dropout"), ({"reduction": "x"}, "reduction")),
         steps=300, lr=3e-3, distance=0.03,
         passes=WITH_GRADIENT,
     ),
@@ -67,9 +67,12 @@ ENTRIES: dict[str, Entry] = {
     # arXiv 2303.01469, Table 3
     "ct": Entry(
         paper={"s0": 2, "s1": 150, "mu0": 0.9, "distance": "lpips"},
-        other=("huber_c",),
+        other=("huber_c", "mu_counts"),
         boundary=True,
-        wrong=(({"s0": 1}, "s0"), ({"s0": 9, "s1": 8}, "s1"), ({"mu0": 1.0}, "mu0"), ({"huber_c": 0.0}, "huber_c")),
+        wrong=(
+            ({"s0": 1}, "s0"), ({"s0": 9, "s1": 8}, "s1"), ({"mu0": 1.0}, "mu0"), ({"huber_c": 0.0}, "huber_c"),
+            ({"mu_counts": "x"}, "mu_counts"),
+        ),
         close={"s0": 50_000, "s1": 50_000, "distance": "l2"},
         short={"s1": 10, "mu0": 0.5, "huber_c": 0.3}, steps=200, lr=1e-2, distance=0.3,
         passes=WITH_GRADIENT | {("target", "forward"): 1},

@@ -5,7 +5,7 @@ from typing import Any
 
 from cmcore.assemble.models import save_empty
 from cmcore.assemble.project import Project, parse_project
-from cmcore.assemble.training import Inputs, work_folder
+from cmcore.assemble.training import Inputs, fingerprint, work_folder
 from cmcore.data.sources.prepare import prepare
 
 PARAMS: dict[str, Any] = {
@@ -38,4 +38,4 @@ def tiny_inputs(folder: Path) -> Inputs:
 
 
 def tiny_folder(project: Project, run: str, inputs: Inputs, root: Path) -> Path:
-    return work_folder(root, project.workload, project.run(run), inputs)
+    return work_folder(root, project.workload, run, fingerprint(project.run(run), inputs))

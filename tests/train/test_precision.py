@@ -59,7 +59,9 @@ def part(key: str) -> str:
 @pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("name", ["edm", "ct", "sct"])
 def test_an_overflow_skips_optimiser_average_and_target_together(name: str, deferred: bool):
-    method = Overflows(make_method(name, **({"s1": 10} if name == "ct" else {})), lambda k: k in (0, 3))
+    method = Overflows(
+        make_method(name, **({"ct": {"s1": 10}, "edm": {"reduction": "mean"}}.get(name, {}))), lambda k: k in (0, 3)
+    )
     config = make_train(precision="fp16", optimiser="radam" if name == "ct" else "adam")
     state = make_state(method, config, noise=0.3)
     taken, scales = [], []
@@ -84,7 +86,8 @@ def test_an_overflow_skips_optimiser_average_and_target_together(name: str, defe
 
 
 def test_the_scale_is_part_of_the_state_and_a_resumed_run_ends_in_the_same_bits():
-    method, config = Overflows(make_method("edm"), lambda k: k in (1, 6)), make_train(precision="fp16")
+    method = Overflows(make_method("edm", reduction="mean"), lambda k: k in (1, 6))
+    config = make_train(precision="fp16")
     whole, half, resumed = (make_state(method, config, seed=seed) for seed in (0, 0, 1))
     list(steps.steps(whole, method, batches, config))
     list(steps.steps(half, method, batches, replace(config, images=160)))
@@ -127,7 +130,7 @@ def test_what_no_scale_can_help_ends_the_run(kind: str, step: int, deferred: boo
 
 
 def test_the_history_has_the_share_of_skipped_steps():
-    method, window = Overflows(make_method("edm"), lambda k: k == 3), Window()
+    method, window = Overflows(make_method("edm", reduction="mean"), lambda k: k == 3), Window()
     config = make_train(precision="fp16", images=128)
     for record in steps.steps(make_state(method, config), method, batches, config):
         window.add(record)
