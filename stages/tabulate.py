@@ -29,6 +29,10 @@ def main() -> None:
     if others:
         where = metrics.relative_to(folders.root)
         print(f"tabulate: left out, as params.yaml has no such run: {', '.join(others)} in {where}")
+    ablations: dict[str, tuple[str, ...]] = {}
+    for name, entry in sections.runs.items():
+        for group in entry.ablations:
+            ablations[group] = (*ablations.get(group, ()), name)
     inputs = Inputs(
         workload=folders.workload,
         metrics=metrics,
@@ -38,6 +42,7 @@ def main() -> None:
         times=folders.times,
         order=tuple(setup.project.runs),
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
+        ablations=ablations,
     )
     with setup.tracking_as({**REPORT, "workload": folders.workload}) as tracker:
         with listener("tabulate", "file"):

@@ -36,6 +36,7 @@ class RunEntry:
     net: dict[str, Any] = field(default_factory=dict)  # over the section `net`
     sample: SampleConfig = field(default_factory=SampleConfig)
     weights: WeightsConfig | None = None  # a public weight file, which takes the place of training
+    ablations: tuple[str, ...] = ()  # the comparisons of variants, by their titles, in whose figures it stands
 
 
 @dataclass(frozen=True, kw_only=True)

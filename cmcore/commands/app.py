@@ -18,7 +18,7 @@ import typer
 from cmcore.closure import ROOT
 from cmcore.commands import complete
 from cmcore.commands.overrides import overriding, recover, running
-from cmcore.commands.place import CommandError, project_root, require_own_code
+from cmcore.commands.place import CommandError, project_root, require_own_code, workload_file
 from cmcore.config import ConfigError
 
 NAME = "cmlab"
@@ -121,6 +121,14 @@ def repro(
     runs: Annotated[
         str, typer.Option(metavar="NAMES", help="These runs alone, and those that they start from: edm,ect.")
     ] = "",
+    workload: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="A file of workloads/ in place of params.yaml, for this run of the pipeline alone.",
+            autocompletion=complete.workloads,
+        ),
+    ] = "",
 ) -> None:
     """Run the pipeline: prepare data, train, evaluate, tabulate.
 
@@ -133,19 +141,20 @@ def repro(
       cmlab repro -j 4
       cmlab repro --set runs.ect.options.q=8 --set train.seed=2
       cmlab repro --runs ect,sct --replicates 5
+      cmlab repro --workload digits-ablations
 
-    With --set, --replicates or --runs, params.yaml has the values while the pipeline runs and is put back afterwards.
+    With --set, --replicates, --runs or --workload, params.yaml changes while the pipeline runs and is put back then.
     """
     from cmcore.commands import repro as pipeline
 
     require_own_code(Path.cwd())
     assignments = [*(assignments or ()), *([f"replicates={replicates}"] if replicates is not None else ())]
     names = [name.strip() for name in runs.split(",") if name.strip()]
-    if not (assignments or names):
+    if not (assignments or names or workload):
         raise typer.Exit(pipeline.main(jobs))
-    with overriding(Path.cwd(), assignments, names):
+    with overriding(Path.cwd(), assignments, names, workload_file(Path.cwd(), workload) if workload else None):
         code = pipeline.main(jobs)
-    if not code:
+    if not code and not workload:
         shown = ", ".join([*assignments, *([f"the runs {runs}"] if names else [])])
         print(f"reports/ now show {shown}; `cmlab repro` restores the results of params.yaml as it is")
     raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""`cmlab repro --set KEY=VALUE --runs NAMES`: parameters that differ from params.yaml for one run of the pipeline.
+"""Options of `cmlab repro`: parameters that differ from params.yaml for one run of the pipeline.
 
 DVC and its stages read params.yaml, so the file itself changes while they run and is put back afterwards. A process
 that is killed cannot put it back: the original lies in `.work/.set/` until the next command does. A lock on that
@@ -39,13 +39,16 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def overriding(root: Path, assignments: Sequence[str], runs: Sequence[str] = ()) -> Iterator[None]:
+def overriding(
+    root: Path, assignments: Sequence[str], runs: Sequence[str] = (), source: Path | None = None
+) -> Iterator[None]:
     """params.yaml with these values, and with these runs alone, for the time of the block; its comments are kept.
 
     Args:
         root: folder of the project.
         assignments: texts KEY=VALUE.
         runs: names of runs, which bring those that they start from or learn from; by default all.
+        source: a parameter file that takes the place of params.yaml.
 
     Raises:
         ConfigError: a value is wrong, with its dotted path; the file was not touched.
@@ -58,12 +61,13 @@ def overriding(root: Path, assignments: Sequence[str], runs: Sequence[str] = ())
     with _held(folder) as held:
         if not held:
             raise CommandError("another `cmlab repro --set` is running in this project; wait for it to end")
-        expected = merge(load_yaml(params), changes)
+        base = source or params
+        expected = merge(load_yaml(base), changes)
         dropped = left_out(expected, runs) if runs else {}
         expected = without(expected, dropped)
         parse_project(expected)
         before = params.read_bytes()
-        after = changed(before.decode(), changes, dropped)
+        after = changed(base.read_text(encoding="utf-8"), changes, dropped)
         # Before the file changes, as from then on nothing may go wrong without a trace of the original.
         write_atomic(folder / OVERRIDDEN, after.encode())
         write_atomic(folder / ORIGINAL, before)

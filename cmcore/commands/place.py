@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cmcore.closure import ROOT
-from cmcore.config import PARAMS
+from cmcore.config import PARAMS, ConfigError
 
 PIPELINE = "dvc.yaml"
 WORKLOADS = "workloads"
@@ -40,3 +40,15 @@ def require_own_code(root: Path) -> None:
 def workload_files(root: Path) -> dict[str, Path]:
     """The workload files of a project, by name."""
     return {file.stem: file for file in sorted((root / WORKLOADS).glob("*.yaml"))}
+
+
+def workload_file(root: Path, name: str) -> Path:
+    """The file of a workload.
+
+    Raises:
+        ConfigError: there is no such workload.
+    """
+    files = workload_files(root)
+    if name not in files:
+        raise ConfigError("WORKLOAD", f"expected one of {', '.join(files)}, got {name!r}")
+    return files[name]

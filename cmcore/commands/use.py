@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 from cmcore.atomic import write_atomic
-from cmcore.commands.place import workload_files
+from cmcore.commands.place import workload_file, workload_files
 from cmcore.config import PARAMS, ConfigError
 
 
@@ -20,12 +20,9 @@ def use(name: str, root: Path) -> list[str]:
     Raises:
         ConfigError: there is no such workload, or params.yaml holds edits that are neither committed nor in a workload.
     """
-    files = workload_files(root)
-    if name not in files:
-        raise ConfigError("WORKLOAD", f"expected one of {', '.join(files)}, got {name!r}")
-    wanted, active = files[name].read_bytes(), root / PARAMS
+    wanted, active = workload_file(root, name).read_bytes(), root / PARAMS
     present = active.read_bytes() if active.exists() else wanted
-    if present not in (*(file.read_bytes() for file in files.values()), committed(root)):
+    if present not in (*(file.read_bytes() for file in workload_files(root).values()), committed(root)):
         raise ConfigError(
             PARAMS,
             "holds edits that are neither committed nor in workloads/: "

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +46,7 @@ class Inputs:
     times: Path | None = None  # folder of <run>.json
     order: tuple[str, ...] = ()
     data: str = ""  # the data in words, for captions
+    ablations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # comparisons of variants: title -> runs
 
 
 def read_runs(inputs: Inputs) -> tuple[RunReport, ...]:

@@ -80,9 +80,11 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     more = [table for section in extra for table in (*section.tables, *section.folded)]
     files = _write_tables(out / "tables", (ours, *each, both, *more), quoted, complete(numbers))
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
-    files += [path for picture in pictures for path in (picture.path, picture.path.with_suffix(".svg"))]
+    variants = _ablations(runs, inputs, out / "figures")
+    files += [path for picture in (*pictures, *variants) for path in (picture.path, picture.path.with_suffix(".svg"))]
     sections = (
         Section(title="Our runs", tables=(ours,), folded=each, figures=pictures),
+        *((Section(title="Ablations", figures=variants),) if variants else ()),
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
         Section(title="Published numbers", folded=quoted, published=True),
@@ -137,6 +139,22 @@ def _draw(runs: Sequence[RunReport], baseline: Sequence[MetricRecord], folder: P
         caption, alt, wide = FIGURES[name]
         path, _ = save(figure, folder, name)
         pictures.append(Picture(path=path, caption=caption, alt=alt, wide=wide))
+    return tuple(pictures)
+
+
+def _ablations(runs: Sequence[RunReport], inputs: Inputs, folder: Path) -> tuple[Picture, ...]:
+    """A figure for each comparison of variants, of which at least two have snapshots."""
+    pictures = []
+    for title_of, names in inputs.ablations.items():
+        shown = [run for run in runs if run.facts.run in names and run.snapshots]
+        figure = curves.quality_by_images(shown) if len(shown) > 1 else None
+        if figure is None:
+            continue
+        slug = "".join(letter if letter.isalnum() else "_" for letter in title_of.lower())
+        path, _ = save(figure, folder, f"ablation_{slug}")
+        caption = f"{title_of}: distance of snapshots against training images; lower is better."
+        alt = f"Line chart of Frechet distance against training images for {', '.join(names)}."
+        pictures.append(Picture(path=path, caption=caption, alt=alt))
     return tuple(pictures)
 
 

@@ -67,6 +67,16 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(project):
     assert params(project) == TEXT
 
 
+def test_another_workload_takes_its_place(project):
+    other = ROOT / "workloads/digits-ablations.yaml"
+    with overriding(project, ["train.seed=2"], ["sct_clipped"], other):
+        found = load_yaml(project / "params.yaml")
+        assert found["workload"] == "digits-ablations"
+        assert found["train"]["seed"] == 2
+        assert list(found["runs"]) == ["edm", "sct_clipped"]
+    assert params(project) == TEXT
+
+
 def test_it_is_put_back_after_an_error(project):
     with pytest.raises(KeyError), overriding(project, ["train.seed=2"]):
         raise KeyError

@@ -207,3 +207,15 @@ def test_the_name_of_a_baseline_stands_inside_the_chart(synthetic: Inputs, basel
     assert axes.bbox.y0 < name.y0
     assert name.y1 < axes.bbox.y1
     assert (name.y1 < axes.transData.transform((1.0, baseline))[1]) == below
+
+
+def test_variants_of_an_ablation_share_a_figure(workload, tmp_path):
+    """A comparison of one run is none; a title names the file."""
+    inputs = replace(workload(), ablations={"CD: solver": ("edm", "ect"), "alone": ("ect",)})
+    out = tmp_path / "out"
+    tabulate(inputs, out)
+    assert {path.stem for path in (out / "figures").glob("ablation_*")} == {"ablation_cd__solver"}
+    text = (out / "index.html").read_text(encoding="utf-8")
+    assert "<h2>Ablations" in text
+    assert "CD: solver: distance of snapshots" in text
+    assert "alone:" not in text
