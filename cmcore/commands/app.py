@@ -22,11 +22,12 @@ from cmcore.commands.place import CommandError, project_root, require_own_code, 
 from cmcore.config import ConfigError
 
 NAME = "cmlab"
-OUTSIDE = ("import-weights", "sample")  # commands that work without a project folder, too
+OUTSIDE = ("import-weights", "sample", "edit")  # commands that work without a project folder, too
 UNTOUCHED = ("doctor", *OUTSIDE)  # commands that change no file
 WRITES_PARAMETERS = ("use", "adopt")
 CONTINUED = ("repro", "tune")
 Device = Literal["auto", "cpu", "cuda"]
+EditTask = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
 MODEL = "A run of params.yaml, WORKLOAD/RUN, a folder of results, or a weight file, also a public one."
 EMA = "Average of the weights: a name in train.ema, raw, or the width of a power-function EMA, such as 0.05."
 
@@ -292,6 +293,47 @@ def sample(
                 method=method,
             )
         ]
+    )  # fmt: skip
+
+
+@app.command()
+def edit(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(help=MODEL, autocompletion=complete.runs)],
+    task: Annotated[EditTask, typer.Option(help="The edit.")],
+    image: Annotated[Path | None, typer.Option(help="Image file; interpolate takes none.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Of inpaint: an image, white where pixels are missing.")] = None,
+    factor: Annotated[int, typer.Option(min=2, help="Of super-resolution, for an image to shrink first.")] = 2,
+    sigma: Annotated[float, typer.Option(min=0, help="Level of the noise to remove, or of a stroke's start.")] = 0.0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="NAME.png, NAME.npz, or a folder.")] = Path("edited.png"),
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Results, each from other noise.")] = 1,
+    steps: Annotated[int, typer.Option(min=0, help="Evaluations; 0 for 40, or 2 of a stroke.")] = 0,
+    label: Annotated[int | None, typer.Option(help="Class, of a conditional network.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise; interpolate goes to the next.")] = 0,
+    ema: Annotated[str, typer.Option(help=EMA)] = "",
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is some.")] = "auto",
+    method: Annotated[str, typer.Option(help="Of a public weight file; by default edm, a diffusion model.")] = "",
+) -> None:
+    """Edit an image with a trained run, without training.
+
+    Reads weights and image, writes the results. Consistency models edit by restoring what is known after each
+    step, diffusion models by replacing it before each. The known part of an image stays exactly as it is.
+
+    \b
+    Examples:
+      cmlab edit ect --task inpaint --image in.png --mask mask.png --out out.png
+      cmlab edit ect --task super-resolution --image small.png --count 16 --out out.png
+      cmlab edit edm --task denoise --image in.png --sigma 0.4
+      cmlab edit ect --task interpolate --count 8 --out way.png
+    """
+    from cmcore.commands.edit import edit as change
+
+    start = context.ensure_object(Call).start
+    show(
+        change(
+            what, Path.cwd(), start, task=task, image=image, mask=mask, factor=factor, sigma=sigma, out=out,
+            count=count, steps=steps, label=label, seed=seed, ema=ema, device=device, method=method,
+        )
     )  # fmt: skip
 
 

@@ -41,6 +41,14 @@ def save_images(images: np.ndarray, path: Path, *, columns: int = 0, labels: np.
         write_atomic(path / f"{index:06d}.png", _plain_png(image))
 
 
+def save_image(image: np.ndarray, path: Path) -> None:
+    """Write one image (C, H, W) as it is, with the ending .png; else as `save_images`."""
+    if path.suffix.lower() == ".png":
+        write_atomic(path, _plain_png(image))
+    else:
+        save_images(image[None], path)
+
+
 def check_target(path: Path) -> None:
     """A ValueError for a path that `save_images` would refuse."""
     if path.suffix and path.suffix.lower() not in (".png", ".npz") and not path.is_dir():

@@ -18,7 +18,7 @@ def restore(
     sampler: Multistep, denoiser: Denoise, known: Known, source: NoiseSource, labels: Tensor | None = None
 ) -> Tensor:
     """Algorithm 4: sample images that agree with the known part, starting from it with zeros for the unknown."""
-    y = known.inverse(torch.where(known.unknown, torch.zeros_like(known.coefficients), known.coefficients))
+    y = known.shown()
     x = y + sampler.sigma_max * source.normal(y.shape[1:])
     return sampler.refine(denoiser, x, source, labels, known.project)
 

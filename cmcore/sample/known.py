@@ -5,7 +5,7 @@ to the nearest image that has them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,18 @@ class Known:
     inverse: Callable[[Tensor], Tensor]
     coefficients: Tensor
     unknown: Tensor  # bool, broadcasts against the coefficients
+
+    def noised(self, noise: Tensor) -> "Known":
+        """The known part of the images with noise (B, C, H, W) on them."""
+        return replace(self, coefficients=self.coefficients + self.forward(noise))
+
+    def error(self, x: Tensor) -> float:
+        """The largest difference between the known coefficients and those of x."""
+        return float(torch.where(self.unknown, 0.0, self.forward(x.double()) - self.coefficients).abs().max())
+
+    def shown(self) -> Tensor:
+        """The known part as images, with zeros for the unknown coefficients."""
+        return self.inverse(torch.where(self.unknown, torch.zeros_like(self.coefficients), self.coefficients))
 
     def project(self, x: Tensor) -> Tensor:
         """x with the known coefficients: A^-1[(A y)(1 - Omega) + (A x) Omega]."""

@@ -30,6 +30,7 @@ COMMANDS = (
     "clean",
     "doctor",
     "sample",
+    "edit",
 )
 
 

@@ -1,0 +1,93 @@
+"""`cmlab edit`: files in, files out, and its errors of one line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from stored import store
+
+from cmcore.commands.app import main
+
+
+def call(*words: str) -> int:
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return end.value.code if isinstance(end.value.code, int) else -1
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A project with weights, an image and a mask, as the working directory."""
+    (tmp_path / "dvc.yaml").touch()
+    store(tmp_path, "ect")
+    store(tmp_path, "edm")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    Image.fromarray(pixels[:4, :4]).save(tmp_path / "small.png")
+    Image.fromarray(pixels[:5, :7]).save(tmp_path / "odd.png")
+    Image.fromarray(np.uint8(255) * (np.arange(64).reshape(8, 8) < 32).astype(np.uint8)).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file))
+
+
+@pytest.mark.parametrize("run", ["ect", "edm"])
+def test_inpainting_keeps_every_known_byte(project, capsys, run):
+    words = ("edit", run, "--task", "inpaint", "--image", "in.png", "--mask", "mask.png", "--out", "out.png")
+    assert call(*words, "--steps", "5") == 0
+    given, found = pixels(project / "in.png"), pixels(project / "out.png")
+    assert found.shape == (8, 8)
+    assert np.array_equal(found[4:], given[4:])
+    assert not np.array_equal(found[:4], given[:4])
+    assert "the known part is off by at most 0.0e+00, as 8-bit pixels by 0 of 255" in capsys.readouterr().out
+
+
+def test_several_results_of_a_small_image(project):
+    words = ("edit", "ect", "--task", "super-resolution", "--image", "small.png", "-n", "3", "-o", "out.npz")
+    assert call(*words, "--steps", "2") == 0
+    with np.load(project / "out.npz") as found:
+        assert found["images"].shape == (3, 1, 8, 8)
+        assert not np.array_equal(found["images"][0], found["images"][1])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--task", "stroke", "--image", "in.png"], ["--task", "denoise", "--image", "in.png", "--sigma", "0.5"],
+     ["--task", "interpolate"], ["--task", "super-resolution", "--image", "in.png", "--factor", "4"]],
+    ids=lambda words: words[1],
+)  # fmt: skip
+def test_the_other_tasks_write_an_image(project, words):
+    assert call("edit", "ect", *words) == 0
+    assert (project / "edited.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "inpaint", "--image", "in.png"], "--mask: expected one for inpainting"),
+        (["--task", "inpaint", "--mask", "mask.png"], "--image: expected a file for inpaint, got none"),
+        (["--task", "interpolate", "--image", "in.png"], "--image: expected none for interpolate, got in.png"),
+        (["--task", "stroke", "--image", "in.png", "--mask", "mask.png"], "--mask: expected none for stroke"),
+        (["--task", "stroke", "--image", "no.png"], "--image: expected an image file, got "),
+        (["--task", "stroke", "--image", "params.yaml"], "{root}/params.yaml: cannot be read as an image"),
+        (["--task", "stroke", "--image", "odd.png"], "--image: expected 8 x 8 pixels, got 7 x 5"),
+        (["--task", "inpaint", "--image", "in.png", "--mask", "small.png"], "--mask: expected the size of the image"),
+        (["--task", "super-resolution", "--image", "odd.png"], "--image: expected 8 x 8 pixels or a square"),
+        (["--task", "super-resolution", "--image", "in.png", "--factor", "3"], "--factor: expected a divisor of 8"),
+        (["--task", "colourise", "--image", "in.png"], "--task: expected a model of colour images"),
+        (["--task", "denoise", "--image", "in.png"], "--sigma: expected a level from 0.002 to 20.0, got 0.0"),
+        (["--task", "interpolate", "--label", "3"], "--labels: expected none, as the network is unconditional"),
+    ],
+)
+def test_an_error_is_one_line(project, capsys, words, message):
+    assert call("edit", "ect", *words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("cmlab edit: " + message.format(root=project))
+    assert said.count("\n") == 1
+    assert not (project / "edited.png").exists()
