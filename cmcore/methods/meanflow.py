@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cmcore.config import require
+from cmcore.consistency.meanflow import identity_error
 from cmcore.consistency.tangents import total_derivative
-from cmcore.diffusion.grids import linear_grid
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.path import Linear
 from cmcore.diffusion.precond import with_inputs
@@ -16,9 +16,9 @@ from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Method, Nets, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
-from cmcore.sample.flowmap import FlowMap
+from cmcore.sample.flowmap import linear_jumps
 from cmcore.sample.settings import Sampling
-from cmcore.tensors import expand_like, sum_per_sample
+from cmcore.tensors import expand_like
 
 END = "end"
 
@@ -46,8 +46,7 @@ class Config:
 class MeanFlow(Method):
     """||u(x_t, t, r) - sg[v - (t - r) du/dt]||^2 over a power of itself, on x_t = (1 - t) x + t z with v = z - x.
 
-    u = (x_t - D)/t with a denoiser D that sees r. With the MeanFlow identity for D instead of u, the residual is
-    -(r (D - x) + t (t - r) dD/dt)/t^2 and nothing large is formed; the derivative is along v, with r fixed.
+    u = (x_t - D)/t with a denoiser D that sees r; the derivative is along v, with r fixed.
     """
 
     config: Config
@@ -79,18 +78,13 @@ class MeanFlow(Method):
         x = batch.x + expand_like(sigma, z) * z
         with draws.dropout():
             D, dD = total_derivative(nets.student, x, sigma, z, with_inputs(batch.labels, **{END: end}))
-        D_sg, dt = D.detach(), (t - r) / (1 - t) ** 2  # dsigma/dt = 1/(1 - t)^2
-        # With r = t this is the image to the bit, and the row is flow matching.
-        target = batch.x + expand_like(1 - r / t, x) * (D_sg - batch.x) - expand_like(dt, x) * dD.detach()
-        error = sum_per_sample((D - target) ** 2) / (t**2).to(D.dtype)
+        error = identity_error(D, dD, batch.x, batch.x, t, r)
         found = error.detach()
         return LossOut(error / (found + cfg.eps) ** cfg.power, {"error": found.mean()})
 
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """1, 2 and 4 jumps, of equal length in t."""
-        d = self.diffusion
-        grids = [linear_grid(n, d.sigma_min, d.sigma_max) for n in (1, 2, 4)]
-        return [self.guided(FlowMap(grid, lambda _, end: {END: end}), sampling) for grid in grids]
+        return [self.guided(linear_jumps(n, self.diffusion, END), sampling) for n in (1, 2, 4)]
 
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
         """None: jumps add no noise whose level could be chosen."""

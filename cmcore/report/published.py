@@ -11,11 +11,12 @@ from typing import Any, Literal
 from cmcore.config import ConfigError, load_yaml, merge, read, require
 
 FILE = Path(__file__).with_name("published.yaml")
-DATASETS = {  # the names of their workloads
+DATASETS = {  # the names of their workloads; there is none of ImageNet 256
     "cifar10": "CIFAR-10",
     "imagenet64": "ImageNet 64",
     "lsun_bedroom256": "LSUN Bedroom 256",
     "lsun_cat256": "LSUN Cat 256",
+    "imagenet256": "ImageNet 256",
     "imagenet512": "ImageNet 512",
 }
 
@@ -44,7 +45,7 @@ class Source:
 class Row:
     """A line of `published.yaml`: one model, at one or more numbers of function evaluations."""
 
-    dataset: Literal["cifar10", "imagenet64", "lsun_bedroom256", "lsun_cat256", "imagenet512"]
+    dataset: Literal["cifar10", "imagenet64", "lsun_bedroom256", "lsun_cat256", "imagenet256", "imagenet512"]
     source: str
     method: str
     label: str

@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cmcore.diffusion.grids import linear_grid
 from cmcore.diffusion.ode import Denoise, euler_step
 from cmcore.diffusion.precond import Labels, with_inputs
+from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.rng import NoiseSource
 from cmcore.sample.solvers import GridSampler
 
@@ -33,3 +35,8 @@ class FlowMap(GridSampler):
             inputs = with_inputs(labels, **self.tell(sigma, sigma_next))
             x = euler_step(denoiser, x, sigma, sigma_next, inputs)
         return x
+
+
+def linear_jumps(n: int, diffusion: DiffusionConfig, name: str) -> FlowMap:
+    """n jumps to sigma_min, equally long on the linear path, for a network whose input `name` is their end."""
+    return FlowMap(linear_grid(n, diffusion.sigma_min, diffusion.sigma_max), lambda _, end: {name: end})

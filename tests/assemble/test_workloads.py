@@ -30,7 +30,7 @@ def projects() -> dict[str, Project]:
 
 def test_all_are_there():
     assert set(FILES) >= {*PAPERS, "cifar10-jpeg", "digits"}
-    assert set(PAPERS) == set(DATASETS)
+    assert set(PAPERS) == set(DATASETS) - {"imagenet256"}  # its numbers are quoted alone
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -80,6 +80,7 @@ SCHEDULES = {
     ("cifar10", "ect"): (400_000, 128, 1e-4, "radam", 0.2),
     ("cifar10", "tcm_first"): (350_000, 512, 1e-4, "radam", 0.2),
     ("cifar10", "meanflow"): (768_000, 1024, 6e-4, "adam", 0.2),
+    ("cifar10", "soflow"): (800_000, 1024, 1e-4, "radam", 0.3),
     ("cifar10", "rf"): (1_300_000, 128, 2e-4, "adam", 0.15),
     ("cifar10", "tcm"): (300_000, 1024, 5e-5, "radam", 0.2),
     ("cifar10", "ctm"): (50_000, 256, 4e-4, "radam", 0),
@@ -136,6 +137,7 @@ RATES = {
     ("cifar10", "imm", "ema"): 0.9999,
     ("cifar10", "ctm", "ema"): 0.999,
     ("cifar10", "meanflow", "ema"): 0.9999,
+    ("cifar10", "soflow", "ema"): 0.9999,
     ("imagenet64", "cd", "short"): 0.999,
     ("imagenet64", "cd", "middle"): 0.9999,
     ("imagenet64", "cd", "ema"): 0.9999432,

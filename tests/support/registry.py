@@ -221,6 +221,31 @@ ENTRIES: dict[str, Entry] = {
         steps=300, lr=3e-3, distance=0.3,
         passes={("student", "jvp+backward"): 1},
     ),
+    # arXiv 2512.02012 and the authors' imeanflow, configs/default.py; ImageNet 256 alone is published
+    "imf": Entry(
+        paper={"P_mean": -0.4, "P_std": 1.0, "equal": 0.5, "power": 1.0, "eps": 0.01},
+        wrong=(
+            ({"P_std": 0.0}, "P_std"), ({"equal": 0.0}, "equal"), ({"equal": 1.1}, "equal"),
+            ({"power": -0.1}, "power"), ({"eps": 0.0}, "eps"),
+        ),
+        steps=300, lr=3e-3, distance=0.3,
+        passes={("student", "jvp+backward"): 1, ("student", "forward"): 1},
+    ),
+    # arXiv 2512.15657 and its repository's cifar.yaml
+    "soflow": Entry(
+        paper={
+            "P_mean": -0.9, "P_std": 1.6, "end_mean": -4.0, "end_std": 1.6, "equal": 0.0, "first_gap": 1.0,
+            "last_gap": 3.125e-4, "power": 0.75, "eps": 1e-3,
+        },
+        wrong=(
+            ({"P_std": 0.0}, "P_std"), ({"end_std": -1.0}, "end_std"), ({"equal": 1.1}, "equal"),
+            ({"first_gap": 1.1}, "first_gap"), ({"last_gap": 0.0}, "last_gap"),
+            ({"first_gap": 0.1, "last_gap": 0.2}, "last_gap"), ({"power": -0.1}, "power"), ({"eps": 0.0}, "eps"),
+        ),
+        coarse={"last_gap": 0.5},
+        short={"last_gap": 0.05}, steps=300, lr=3e-3, distance=0.3,
+        passes=TWO_POINTS,
+    ),
     # arXiv 2410.12557 and the authors' train.py
     "shortcut": Entry(
         paper={"steps": 128, "every": 8, "mu": 0.999},
