@@ -104,8 +104,9 @@ def combination(
     Args:
         stored: the profiles that there are.
         target: the profile that is wanted.
-        mass: hold sum_i x_i at 1, which the paper does not. Where snapshots are few, the free solution loses a few
-            percent of the mass, and with it of every weight; that costs more than a less exact shape.
+        mass: hold sum_i x_i at 1 while minimising. Without it the solution is the paper's (Algorithm 3), which loses a
+            few percent of the mass where snapshots are few, and with it of every weight; the authors' phema.py
+            divides that solution by its sum.
 
     Returns:
         One number per stored profile.

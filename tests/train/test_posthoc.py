@@ -69,6 +69,24 @@ def test_a_stored_target_is_found_exactly():
         np.testing.assert_allclose(combination(stored, target), expected, atol=1e-6)
 
 
+def test_the_free_solution_over_its_sum_is_that_of_the_authors_code():
+    """NVlabs/edm2, training/phema.py: Algorithm 3 of the paper, divided by the sum of the coefficients."""
+    moments, wanted = (1.0, 2.0, 3.0), 0.15
+
+    def correlation(a: PowerProfile, b: PowerProfile) -> float:
+        ratio = (a.images / b.images) ** (b.gamma if a.images < b.images else -a.gamma)
+        top = (a.gamma + 1) * (b.gamma + 1) * ratio
+        return top / ((a.gamma + b.gamma + 1) * max(a.images, b.images))
+
+    stored = [PowerProfile.of(std, at) for at in moments for std in (0.05, 0.1)]
+    target = PowerProfile.of(wanted, 3.0)
+    A = [[correlation(a, b) for b in stored] for a in stored]
+    expected = np.linalg.solve(np.array(A), np.array([correlation(a, target) for a in stored]))
+    free = combination(stored, target, mass=False)
+    np.testing.assert_allclose(free / free.sum(), expected / expected.sum(), rtol=1e-6, atol=1e-8)
+    assert abs(free.sum() - 1) > 1e-4
+
+
 def test_the_mass_is_one_and_the_shape_hardly_worse():
     stored = [PowerProfile.of(std, TOTAL * k / 4) for k in range(1, 5) for std in (0.05, 0.1)]
     target = PowerProfile.of(0.15, TOTAL)
