@@ -18,14 +18,15 @@ from cmcore.atomic import write_atomic
 from cmcore.config import ConfigError, join, plain, read
 from cmcore.data.images import open_data
 from cmcore.errors import DataError
-from cmcore.nets.public import edm, edm2, openai
+from cmcore.nets.public import edm, edm2, openai, own
 from cmcore.nets.public.base import MappingError, PublicNet
 from cmcore.nets.public.foreign import Record, load_foreign, named_tensors
 from cmcore.tracking.base import Tracker
+from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
 from cmcore.train.timing import TIME, TrainingTime
 
-MAPPINGS = (edm2, edm, openai)
+MAPPINGS = (own, edm2, edm, openai)
 INITIAL = ("dropout", "dropout_resolution", "residual_gain", "attention_gain", "fourier_scale")  # no part of weights
 
 
@@ -33,12 +34,13 @@ class WeightsError(DataError):
     """The file is not the weights of a network that is built here."""
 
 
-def read_public(path: Path, part: str = "ema", hints: Mapping[str, Any] | None = None) -> PublicNet:
+def read_public(path: Path, part: str = "", hints: Mapping[str, Any] | None = None) -> PublicNet:
     """The network in a public weight file; nothing that the file brings along is executed.
 
     Args:
-        path: a pickle of NVlabs or a state dict of OpenAI.
-        part: the entry of a pickle that holds the network.
+        path: a pickle of NVlabs, a state dict of OpenAI, or a .safetensors file of this project.
+        part: the entry of a pickle that holds the network, by default "ema"; of a file of this project the profile of
+            weights, by default the one that its run evaluates.
         hints: what the file may not say (see cmcore/nets/public/base.py).
 
     Returns:
@@ -47,7 +49,8 @@ def read_public(path: Path, part: str = "ema", hints: Mapping[str, Any] | None =
     Raises:
         DataError: the file cannot be read, or holds no network of a known family.
     """
-    named, attributes = _contents(load_foreign(path), part, path)
+    part = part or default_part(path)
+    named, attributes = _own(path, part) if _is_own(path) else _contents(load_foreign(path), part, path)
     for mapping in MAPPINGS:
         if mapping.recognise(named, attributes):
             try:
@@ -69,6 +72,29 @@ def _contents(data: Any, part: str, path: Path) -> tuple[dict[str, Tensor], dict
         said = {key: value for key, value in data.state.items() if isinstance(value, (int, float, str))}
         attributes = {**said, **(data.state.get("_init_kwargs") or {}), "class_name": data.kind}
     return dict(named_tensors(data)), attributes
+
+
+def default_part(path: Path) -> str:
+    """What is read where no part is named: NVlabs' averages, or the profile that the run of our own file evaluates."""
+    try:
+        return str(checkpoint.header(path).get("eval_ema", "")) if _is_own(path) else "ema"
+    except checkpoint.CheckpointError as error:
+        raise WeightsError(str(error)) from error
+
+
+def _is_own(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _own(path: Path, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a profile by name, and the header."""
+    try:
+        profiles = checkpoint.header(path).get("profiles") or []
+        if part not in profiles:
+            raise WeightsError(f"{path}: part: expected one of {', '.join(profiles) or 'no profile'}, got {part!r}")
+        return checkpoint.load(path, f"{part}/")
+    except checkpoint.CheckpointError as error:
+        raise WeightsError(str(error)) from error
 
 
 def net_of(public: PublicNet) -> NetChoice:
@@ -172,7 +198,7 @@ def import_run(
         public = read_public(file, config.part, {"resolution": shape.resolution, "head_channels": head})
         tensors = fitting(run, public, shape)
         mark = fingerprint(run, inputs)
-        source = {"file": file.name, "sha256": digest, "part": config.part, "family": public.family}
+        source = {"file": file.name, "sha256": digest, "part": config.part or default_part(file), "family": public.family}
         tracker.params(resolved(run))
         TrainingTime().write(folder / TIME)
         _write(folder, run, shape, tensors, {"images": 0, "fingerprint": mark, "source": source})

@@ -40,9 +40,9 @@ class SampleConfig:
 class WeightsConfig:
     """A public weight file as the source of a run's weights, instead of training. `cmlab import-weights` prints it."""
 
-    file: str  # a network pickle of NVlabs or a state dict of OpenAI
+    file: str  # a network pickle of NVlabs, a state dict of OpenAI, or a .safetensors file of this project
     sha256: str = ""  # of the file; another file is refused. Empty accepts any
-    part: str = "ema"  # entry of a pickle
+    part: str = ""  # entry of a pickle, by default "ema"; profile of a file of this project, by default the evaluated one
 
     def __post_init__(self) -> None:
         hexadecimal = len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")

@@ -26,6 +26,6 @@ def describe(path: Path, part: str) -> str:
             f"conditional: {'true' if public.classes else 'false'}",
             "runs:",
             f"  {path.stem.replace('-', '_')}: {{method: edm, init: random, teacher: none, weights: {{file: {path}, "
-            f"sha256: {file_digest(path)}, part: {part}}}}} # or, of a consistency model, method: cd",
+            f"sha256: {file_digest(path)}{f', part: {part}' if part else ''}}}}} # or, of a consistency model, method: cd",
         ]
     )

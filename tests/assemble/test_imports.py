@@ -12,7 +12,7 @@ from public_weights import CASES, inputs, nvlabs_pickle, weights
 
 from cmcore.assemble.checks import require_files
 from cmcore.assemble.imports import WeightsError, import_run, read_public, section
-from cmcore.assemble.models import load_model, save_empty
+from cmcore.assemble.models import ModelShape, build_denoiser, load_model, save_empty, save_model
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.summary import SUMMARY, file_digest
 from cmcore.assemble.training import HISTORY, WEIGHTS, Inputs, fingerprint, train_run
@@ -24,6 +24,7 @@ from cmcore.data.sources.prepare import prepare
 from cmcore.diffusion.precond import Condition
 from cmcore.errors import DataError
 from cmcore.tracking.base import Null
+from cmcore.train import checkpoint
 
 UNET = {
     "kind": "unet", "model_channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [8],
@@ -145,6 +146,56 @@ def test_the_fingerprint_follows_the_file_and_not_its_place(root: Path, tmp_path
     ]
     assert prints[0] == prints[1] == fingerprint(run, start(root))
     assert prints[2] != prints[0]
+
+
+def own_file(root: Path, path: Path, dtype: torch.dtype = torch.float16, **meta: Any) -> dict[str, torch.Tensor]:
+    """A weight file of this project in another floating-point type, with two profiles; the result is the averages."""
+    run = edm(root).run("public")
+    shape, random = ModelShape(3, 16, 0), torch.Generator().manual_seed(1)
+    net = build_denoiser(run.net, shape, run.diffusion, boundary=False).net
+    named = {name: torch.randn(t.shape, generator=random).to(dtype) for name, t in net.state_dict().items()}
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in named.items()}
+    save_model(path, {"ema": named, "raw": zeros}, run, shape, {"images": 64, "fingerprint": "0", **meta})
+    return named
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_teacher_from_a_file_of_this_project(root: Path, tmp_path: Path, dtype: torch.dtype):
+    file = tmp_path / "own.safetensors"
+    named = own_file(root, file, dtype)
+    model = load_model(imported(root, project(root, UNET, {"file": str(file)}), tmp_path / "run") / WEIGHTS)
+    loaded = model.denoiser.net.state_dict()
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in named.items())
+    assert model.meta["source"]["family"] == "this project's unet of the method edm"
+    raw = project(root, UNET, {"file": str(file), "part": "raw"})
+    zeros = load_model(imported(root, raw, tmp_path / "raw") / WEIGHTS).denoiser.net.state_dict()
+    assert not any(tensor.any() for tensor in zeros.values())
+    text = describe(file, "")
+    assert "every name and shape matches" in text
+    pasted = yaml.safe_load(text.partition("runs:")[2].partition("#")[0])["own"]
+    assert pasted["weights"] == {"file": str(file), "sha256": file_digest(file)}
+
+
+def test_a_file_of_this_project_that_does_not_serve_is_refused(root: Path, tmp_path: Path):
+    file = tmp_path / "own.safetensors"
+    own_file(root, file)
+    with pytest.raises(WeightsError, match="part: expected one of ema, raw, got 'long'"):
+        read_public(file, "long")
+    own_file(root, file, inputs=[{"name": "r", "kind": "time", "neutral": 1.0}])
+    with pytest.raises(WeightsError, match="expected a network of the image and its noise level alone"):
+        read_public(file)
+    own_file(root, file, net={"kind": "unet", "guidance": True})
+    with pytest.raises(WeightsError, match="expected a network of the image and its noise level alone"):
+        read_public(file)
+    own_file(root, file, net={"kind": "unet", "guidance": False})  # as headers were before networks had inputs
+    assert "guidance" not in read_public(file).options
+    checkpoint.save(file, {}, {"kind": "random"})
+    with pytest.raises(WeightsError, match="part: expected one of no profile"):
+        read_public(file)
+    file.write_bytes(b"no weights")
+    with pytest.raises(WeightsError, match=r"own\.safetensors: expected a weight file"):
+        read_public(file)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
