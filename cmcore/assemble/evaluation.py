@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,13 +77,16 @@ class Evaluation:
         seen_by += [self.decoding.digest] if self.decoding else []
         code = source_digest(["cmcore.assemble.evaluation", f"cmcore.nets.{self.run.net.kind}"])
         samplers = [f"{one.name} {_described_sampler(one.sampler)}" for one in self.passes]
-        return self.work / f"{self.run.name}-{digest([self.config, found, seen_by, code, samplers])}"
+        described: list[Any] = [self.config, found, seen_by, code, samplers]
+        if self.device != "cpu":  # where the run's precision is that of its samples
+            described += [self.device, self.run.train.precision]
+        return self.work / f"{self.run.name}-{digest(described)}"
 
     @cached_property
     def shards(self) -> Shards:
         """Its shards, finished or not."""
         extractors = [reference.extractor for reference in self.references]
-        return Shards(self.store, self.config, self.run.objective, extractors, self.device, self.decoding or to_uint8)
+        return Shards(self.store, self.config, self.run, extractors, self.device, self.decoding or to_uint8)
 
 
 def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int], None]) -> None:

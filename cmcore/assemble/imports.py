@@ -198,7 +198,12 @@ def import_run(
         public = read_public(file, config.part, {"resolution": shape.resolution, "head_channels": head})
         tensors = fitting(run, public, shape)
         mark = fingerprint(run, inputs)
-        source = {"file": file.name, "sha256": digest, "part": config.part or default_part(file), "family": public.family}
+        source = {
+            "file": file.name,
+            "sha256": digest,
+            "part": config.part or default_part(file),
+            "family": public.family,
+        }
         tracker.params(resolved(run))
         TrainingTime().write(folder / TIME)
         _write(folder, run, shape, tensors, {"images": 0, "fingerprint": mark, "source": source})

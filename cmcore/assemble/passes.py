@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmcore.assemble.inference import for_samples
 from cmcore.assemble.models import LoadedModel, load_model
 from cmcore.assemble.run import Run
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS
@@ -19,7 +20,6 @@ from cmcore.evaluate.endpoints import squared_errors
 from cmcore.evaluate.features import FeatureExtractor
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.settings import EvalConfig
-from cmcore.methods.base import Method
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
@@ -99,7 +99,7 @@ class Shards:
 
     store: Path
     config: EvalConfig
-    method: Method
+    run: Run
     extractors: Sequence[FeatureExtractor]
     device: str = "cpu"
     to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
@@ -164,8 +164,9 @@ class Shards:
                 yield batch
                 on_images(len(batch))
 
+        trained = self.run.objective.model(model.denoiser)
         batches = generate(
-            one.sampler, self.method.model(model.denoiser), _shape(model), range(start, stop), seed=self.config.seed,
+            one.sampler, trained, _shape(model), range(start, stop), seed=self.config.seed,
             batch=self.config.batch, classes=model.shape.classes, device=self.device, to_images=self.to_images,
         )  # fmt: skip
         keep = max(0, self.config.kept - offset)
@@ -182,7 +183,7 @@ class Shards:
         one, (start, stop) = unit
         assert one.teacher is not None
         model, teacher = self._model(one.weights), self._model(one.teacher)
-        trained = self.method.model(model.denoiser)
+        trained = self.run.objective.model(model.denoiser)
         truth: Sampler = ode_sampler(teacher.diffusion, self.config.teacher_steps)
         if isinstance(one.sampler, GuidedSampler):
             truth = GuidedSampler(truth, one.sampler.s)
@@ -202,7 +203,12 @@ class Shards:
 
     @cached_property
     def _model(self) -> Callable[[Path], LoadedModel]:
-        return lru_cache(maxsize=2)(lambda path: load_model(path, device=self.device))
+        def model(path: Path) -> LoadedModel:
+            loaded = load_model(path, device=self.device)
+            for_samples(loaded.denoiser, self.run.train, self.device)
+            return loaded
+
+        return lru_cache(maxsize=2)(model)
 
 
 def _shape(model: LoadedModel) -> tuple[int, int, int]:

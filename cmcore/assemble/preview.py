@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cmcore.assemble.inference import for_samples
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.run import Run
 from cmcore.atomic import write_atomic
@@ -26,11 +27,15 @@ def previewer(
     device: str = "cpu",
     to_images: Callable[[Tensor], Tensor] = to_uint8,
 ) -> Callable[[Denoiser, Path], None]:
-    """A function that draws columns^2 samples of a denoiser into a PNG file: always from the same noise and labels."""
+    """A function that draws columns^2 samples of a denoiser into a PNG file: always from the same noise and labels.
+
+    The denoiser is its own to change: on a GPU it is brought to the precision of the run.
+    """
     method = run.objective
     sampler = method.samplers(run.sampling(STEPS))[0]
 
     def draw(denoiser: Denoiser, path: Path) -> None:
+        denoiser = for_samples(denoiser, run.train, device, compiled=False)
         shape, count = (model.channels, model.resolution, model.resolution), columns**2
         batches = generate(
             sampler, method.model(denoiser), shape, range(count), seed=SEED, batch=count, classes=model.classes,

@@ -42,7 +42,9 @@ class WeightsConfig:
 
     file: str  # a network pickle of NVlabs, a state dict of OpenAI, or a .safetensors file of this project
     sha256: str = ""  # of the file; another file is refused. Empty accepts any
-    part: str = ""  # entry of a pickle, by default "ema"; profile of a file of this project, by default the evaluated one
+    part: str = (
+        ""  # entry of a pickle, by default "ema"; profile of a file of this project, by default the evaluated one
+    )
 
     def __post_init__(self) -> None:
         hexadecimal = len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from cmcore.diffusion.precond import Condition, Denoiser
 from cmcore.methods.base import STUDENT, Batch
 from cmcore.rng import Draws
 from cmcore.tracking.base import Tracker
+from cmcore.train.background import Writer, held
 from cmcore.train.precision import choose_matrix_units
 from cmcore.train.session import HISTORY, run_session
 from cmcore.train.state import State, new_state
@@ -29,6 +31,7 @@ from cmcore.train.steps import ALONE, Worker
 
 FINAL = "final"  # appears, whole, when the run has ended
 WEIGHTS, SNAPSHOTS = "weights.safetensors", "snapshots"
+Weights = dict[str, dict[str, Tensor]]  # by profile and name
 Preview = Callable[[Denoiser, Path], None]
 
 
@@ -114,7 +117,7 @@ def train_run(
         stds = {name: ema.power_std for name, ema in run.train.ema.items() if ema.power_std}
         kept = {name: state.weights(name) for name in {profile, *stds}}
         meta = {"images": state.images, "fingerprint": mark, "power_stds": stds}
-        save_model(path, kept, run, shape, meta)
+        _write_model(writer, path, kept, run, shape, meta)
         if preview is not None:
             grid = path.with_suffix(".png")
             preview(averaged(state, profile), grid)
@@ -124,19 +127,38 @@ def train_run(
 
     if worker.lead:
         tracker.params(resolved(run))
-    run_session(
-        state,
-        method,
-        image_batches(data, run, device),
-        run.train,
-        folder=folder,
-        fingerprint=mark,
-        tracker=tracker,
-        on_progress=on_progress,
-        on_snapshot=on_snapshot,
-        worker=worker,
-    )
+    with Writer() as writer:
+        run_session(
+            state,
+            method,
+            image_batches(data, run, device),
+            run.train,
+            folder=folder,
+            fingerprint=mark,
+            tracker=tracker,
+            on_progress=on_progress,
+            on_snapshot=on_snapshot,
+            writer=writer,
+            worker=worker,
+        )
     return _finish(state, run, shape, folder, mark, worker.world) if worker.lead else folder / FINAL
+
+
+def _write_model(
+    writer: Writer, path: Path, profiles: Weights, run: Run, shape: ModelShape, meta: dict[str, Any]
+) -> None:
+    """Write the present weights of some profiles, beside the training."""
+    writer.wait()  # before the copy: memory holds one
+    copy = held({f"{p}/{name}": tensor for p, named in profiles.items() for name, tensor in named.items()})
+
+    def write() -> None:
+        copy.ready()
+        kept = {
+            profile: {name: copy.tensors[f"{profile}/{name}"] for name in profiles[profile]} for profile in profiles
+        }
+        save_model(path, kept, run, shape, meta)
+
+    writer.start(write)
 
 
 def _networks(
@@ -194,7 +216,7 @@ def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str, 
     partial = folder / f".{FINAL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    profiles: dict[str, dict[str, Tensor]] = {name: state.weights(name) for name in (RAW, *run.train.ema)}
+    profiles: Weights = {name: state.weights(name) for name in (RAW, *run.train.ema)}
     save_model(partial / WEIGHTS, profiles, run, shape, {"images": state.images, "fingerprint": mark})
     (partial / SNAPSHOTS).mkdir()
     for path in sorted((folder / SNAPSHOTS).glob("*.safetensors")):

@@ -387,7 +387,12 @@ def sync() -> None:
 @app.command()
 def import_weights(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A network of EDM, EDM2, Consistency Models or ECT: .pkl or .pt; or of this project: .safetensors.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A network of EDM, EDM2, Consistency Models or ECT: .pkl or .pt; or of this project: .safetensors."
+        ),
+    ],
     part: Annotated[str, typer.Option(help="Which weights of a file that holds several.")] = "",
 ) -> None:
     """Describe a public weight file.

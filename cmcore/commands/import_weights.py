@@ -16,6 +16,7 @@ def describe(path: Path, part: str) -> str:
     buffers = ("freqs", "phases")
     count = sum(tensor.numel() for name, tensor in public.tensors.items() if not name.endswith(buffers))
     unmatched = [f"{len(lines)} names do not match:", *lines[:SHOWN]] if lines else ["every name and shape matches"]
+    chosen = f", part: {part}" if part else ""
     return "\n".join(
         [
             f"{path.name}: {public.family}, {count:,} parameters",
@@ -26,6 +27,6 @@ def describe(path: Path, part: str) -> str:
             f"conditional: {'true' if public.classes else 'false'}",
             "runs:",
             f"  {path.stem.replace('-', '_')}: {{method: edm, init: random, teacher: none, weights: {{file: {path}, "
-            f"sha256: {file_digest(path)}{f', part: {part}' if part else ''}}}}} # or, of a consistency model, method: cd",
+            f"sha256: {file_digest(path)}{chosen}}}}} # or, of a consistency model, method: cd",
         ]
     )

@@ -2,7 +2,8 @@
 
 A session lives in a folder named by the run's fingerprint, so what it finds there was made by the same configuration,
 code and data. Averages of the history start anew at every logged line, and checkpoints are taken only there, so a
-resumed run writes the same history and ends in the same bits as one that was never interrupted.
+resumed run writes the same history and ends in the same bits as one that was never interrupted. Checkpoints are written
+beside the training; a kill leaves the new one or the one before, whole.
 """
 
 import os
@@ -23,6 +24,7 @@ from cmcore.methods.base import Method
 from cmcore.tracking import jsonl
 from cmcore.tracking.base import Tracker
 from cmcore.train import checkpoint
+from cmcore.train.background import Writer, held
 from cmcore.train.gate import NonFiniteError
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State, load_state_tensors, state_tensors
@@ -124,6 +126,7 @@ def run_session(
     tracker: Tracker,
     on_progress: Callable[[int, int], None],
     on_snapshot: Callable[[State], None],
+    writer: Writer,
     worker: Worker = ALONE,
 ) -> None:
     """Train to the end, from the start or from the folder's checkpoint.
@@ -138,6 +141,7 @@ def run_session(
         tracker: receives the history as it grows.
         on_progress: called with (images seen, total).
         on_snapshot: called at `config.snapshots` equidistant moments, the last being the end.
+        writer: of the checkpoints; the caller waits for the last one.
         worker: one of the workers of the run. Only the lead writes, logs and speaks; the others compute.
 
     Raises:
@@ -171,10 +175,10 @@ def run_session(
             tracker.metrics({f"train/{name}": value for name, value in values.items()}, record.images)
             on_progress(record.images, config.total)
             if record.images == config.total or time.monotonic() - saved >= config.checkpoint_seconds:
-                watch.write()
-                _save(state, folder, fingerprint, history)
+                _save(state, folder, fingerprint, history, watch, writer)
                 saved = time.monotonic()
     except NonFiniteError as error:
+        writer.wait()
         good = folder / CHECKPOINT
         where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
         raise NonFiniteError(f"{error}; {where}") from error
@@ -193,9 +197,19 @@ def _agree(state: State, folder: Path, worker: Worker) -> None:
         )
 
 
-def _save(state: State, folder: Path, fingerprint: str, history: History) -> None:
+def _save(
+    state: State, folder: Path, fingerprint: str, history: History, watch: Stopwatch, writer: Writer
+) -> None:  # fmt: skip
+    writer.wait()  # before the copy: memory holds one
+    copy, seconds = held(state_tensors(state)), watch.seconds
     meta = {"fingerprint": fingerprint, "images": state.images, "history": history.checksum}
-    checkpoint.save(folder / CHECKPOINT, state_tensors(state), meta)
+
+    def write() -> None:
+        copy.ready()
+        watch.write(seconds)
+        checkpoint.save(folder / CHECKPOINT, copy.tensors, meta)
+
+    writer.start(write)
 
 
 def snapshot_images(config: TrainConfig, number: int) -> int:

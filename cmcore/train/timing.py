@@ -38,9 +38,14 @@ class Stopwatch:
         self._before = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else 0.0
         self._start = time.monotonic()
 
-    def write(self) -> None:
-        """Write the time until now."""
-        seconds = round(self._before + time.monotonic() - self._start, 3)
+    @property
+    def seconds(self) -> float:
+        """The time until now."""
+        return round(self._before + time.monotonic() - self._start, 3)
+
+    def write(self, seconds: float | None = None) -> None:
+        """Write the time until now, or until an earlier moment."""
+        seconds = self.seconds if seconds is None else seconds
         TrainingTime(seconds=seconds, device=self._device, workers=self._workers).write(self._path)
 
 

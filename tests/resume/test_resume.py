@@ -107,7 +107,8 @@ def test_a_killed_process_continues(inputs: dict[str, Inputs], tmp_path: Path):
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "final").exists()
     _, meta = checkpoint.load(folder / CHECKPOINT, "nothing")
-    assert reached - run.train.log_images <= meta["images"] < run.train.total
+    # At most one checkpoint is on its way when the next is due.
+    assert reached - 2 * run.train.log_images <= meta["images"] < run.train.total
     assert results(train(run, use, folder)) == results(train(run, use, tmp_path / "whole"))
 
 

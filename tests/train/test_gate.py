@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cmcore.rng import Draws
 from cmcore.tracking.base import Null
 from cmcore.train import ema, steps
+from cmcore.train.background import Writer
 from cmcore.train.checkpoint import load
 from cmcore.train.gate import NonFiniteError, Watch, choose, gated_step
 from cmcore.train.session import CHECKPOINT, HISTORY, run_session
@@ -192,17 +193,18 @@ def test_the_end_of_a_run_waits_for_its_last_step():
 def test_nothing_is_saved_or_shown_of_a_bad_step(tmp_path: Path):
     method, config = Overflows(make_method("edm"), lambda k: k == 4), make_train(log_images=160, snapshots=2)
     shown: list[int] = []
-    with pytest.raises(NonFiniteError, match=r"at step 5 .*there is no checkpoint yet"):
+    with pytest.raises(NonFiniteError, match=r"at step 5 .*there is no checkpoint yet"), Writer() as writer:
         run_session(
             make_state(method, config), method, batches, config,
             folder=tmp_path, fingerprint="f", tracker=Null(), on_progress=lambda *_: None,
-            on_snapshot=lambda state: shown.append(state.images),
+            on_snapshot=lambda state: shown.append(state.images), writer=writer,
         )  # fmt: skip
     assert (shown, (tmp_path / HISTORY).read_text()) == ([], "")
-    run_session(
-        make_state(method.inner, config), method.inner, batches, replace(config, images=160),
-        folder=tmp_path, fingerprint="f", tracker=Null(), on_progress=lambda *_: None, on_snapshot=lambda _: None,
-    )  # fmt: skip
+    with Writer() as writer:
+        run_session(
+            make_state(method.inner, config), method.inner, batches, replace(config, images=160), folder=tmp_path,
+            fingerprint="f", tracker=Null(), on_progress=lambda *_: None, on_snapshot=lambda _: None, writer=writer,
+        )  # fmt: skip
     assert load(tmp_path / CHECKPOINT)[1]["images"] == 160
 
 
