@@ -170,7 +170,7 @@ def test_unit_magnitude_of_zeros_has_a_finite_tangent():
 
 def test_a_tangent_costs_one_convolution():
     layer, x = Conv2d(4, 6, 3), torch.randn(1, 4, 6, 6)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         layer(Dual(x, x))
     assert sum(event.count for event in profile.key_averages() if event.key == "aten::convolution") == 2
 

@@ -1,5 +1,6 @@
 """Memory format and compilation change how a network is computed, and nothing that is saved."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ def images(draws: Draws) -> Batch:
     return Batch(0.5 * draws.normal((2, 8, 8), stream="data"), None)
 
 
-def unet_state(method: Method, config: TrainConfig) -> State:
+def unet_state(method: Method, config: TrainConfig, dropout: float = 0.0) -> State:
     def denoiser(seed: int) -> Denoiser:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             small = unet.Config(
-                model_channels=8, channel_mult=(1, 2), blocks=1, attention_resolutions=(4,), dropout=0.0
+                model_channels=8, channel_mult=(1, 2), blocks=1, attention_resolutions=(4,), dropout=dropout
             )
             net = unet.build(small, channels=2, resolution=8, classes=0)
             with torch.no_grad():
@@ -82,6 +83,17 @@ def test_compiled_networks_train_alike_and_share_their_dropout_masks(name: str):
 
     plain, compiled = ends(name, state, batches, compile=True)
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["edm", "ect", "sct"])
+def test_a_compiled_u_net_drops_what_the_plain_one_drops(name: str):
+    """ECT's target repeats the student's masks, and sCT carries them in a pass with its tangent."""
+    plain, compiled = ends(name, partial(unet_state, dropout=0.3), images, compile=True)
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=2e-4)
+    other, _ = ends(name, unet_state, images)
+    assert not torch.allclose(other, plain, rtol=1e-2)
 
 
 @pytest.mark.slow
