@@ -77,7 +77,7 @@ def _contents(data: Any, part: str, path: Path) -> tuple[dict[str, Tensor], dict
 def default_part(path: Path) -> str:
     """What is read where no part is named: NVlabs' averages, or the profile that the run of our own file evaluates."""
     try:
-        return str(checkpoint.header(path).get("eval_ema", "")) if _is_own(path) else "ema"
+        return str(checkpoint.header(path, early=True).get("eval_ema", "")) if _is_own(path) else "ema"
     except checkpoint.CheckpointError as error:
         raise WeightsError(str(error)) from error
 
@@ -87,12 +87,12 @@ def _is_own(path: Path) -> bool:
 
 
 def _own(path: Path, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a profile by name, and the header."""
+    """The tensors of a profile by name, and the header. Early files have no checksums: `sha256` is there for them."""
     try:
-        profiles = checkpoint.header(path).get("profiles") or []
+        profiles = checkpoint.header(path, early=True).get("profiles") or []
         if part not in profiles:
             raise WeightsError(f"{path}: part: expected one of {', '.join(profiles) or 'no profile'}, got {part!r}")
-        return checkpoint.load(path, f"{part}/")
+        return checkpoint.load(path, f"{part}/", early=True)
     except checkpoint.CheckpointError as error:
         raise WeightsError(str(error)) from error
 

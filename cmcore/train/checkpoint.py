@@ -45,22 +45,25 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     write_atomic(path, to_bytes(held, {"meta": _sealed(text, list(held))}))
 
 
-def header(path: Path) -> dict[str, Any]:
-    """The JSON data of a file; no tensor is read. The errors are those of `load`."""
-    with _opened(path) as (_, meta, _):
+def header(path: Path, *, early: bool = False) -> dict[str, Any]:
+    """The JSON data of a file; no tensor is read. Arguments and errors are those of `load`."""
+    with _opened(path, early) as (_, meta, _):
         return meta
 
 
-def load(path: Path, prefix: str | Callable[[dict[str, Any]], str] = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(
+    path: Path, prefix: str | Callable[[dict[str, Any]], str] = "", *, early: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors whose names start with `prefix` (without it), and the JSON data, which may choose the prefix.
 
-    A file that is missing, damaged or not one of ours gives a CheckpointError.
+    With `early`, files of before there were checksums are read as well, unchecked. A file that is missing, damaged or
+    not one of ours gives a CheckpointError.
     """
-    with _opened(path) as (file, meta, checksums):
+    with _opened(path, early) as (file, meta, checksums):
         start = prefix if isinstance(prefix, str) else prefix(meta)
         tensors = {name: file.get_tensor(name) for name in checksums if name.startswith(start)}
         for name, tensor in tensors.items():
-            if checksum(tensor) != checksums[name]:
+            if checksums[name] is not None and checksum(tensor) != checksums[name]:
                 raise DataError(f"a damaged tensor, {name}, which does not have its checksum")
         return {name[len(start) :]: tensor for name, tensor in tensors.items()}, meta
 
@@ -77,12 +80,15 @@ def _sealed(text: str, names: Sequence[str]) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
+def _opened(path: Path, early: bool = False) -> Iterator[tuple[Any, dict[str, Any], dict[str, int | None]]]:
     """A file of tensors with its JSON data, and the checksums of its tensors."""
     try:
         check_safetensors(path)
         with safe_open(path, framework="pt") as file:
             names, sealed = sorted(file.keys()), (file.metadata() or {})["meta"]
+            if early and sealed.startswith("{"):
+                yield file, parse_json(sealed, "meta"), dict.fromkeys(names)
+                return
             if sealed != _sealed(sealed[8:], names):
                 raise DataError("a header that is damaged or without a checksum")
             held = parse_json(sealed[8:], "meta")

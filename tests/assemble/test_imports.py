@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from public_weights import CASES, inputs, nvlabs_pickle, weights
+from safetensors.torch import save_file
 
 from cmcore.assemble.checks import require_files
 from cmcore.assemble.imports import WeightsError, import_run, read_public, section
@@ -175,6 +176,19 @@ def test_a_teacher_from_a_file_of_this_project(root: Path, tmp_path: Path, dtype
     assert "every name and shape matches" in text
     pasted = yaml.safe_load(text.partition("runs:")[2].partition("#")[0])["own"]
     assert pasted["weights"] == {"file": str(file), "sha256": file_digest(file)}
+
+
+def test_a_file_of_before_there_were_checksums(root: Path, tmp_path: Path):
+    named, file = own_file(root, tmp_path / "new.safetensors"), tmp_path / "early.safetensors"
+    meta = checkpoint.header(tmp_path / "new.safetensors")
+    del meta["inputs"]
+    meta["net"]["guidance"] = False
+    save_file({f"ema/{name}": tensor for name, tensor in named.items()}, file, {"meta": json.dumps(meta)})
+    with pytest.raises(checkpoint.CheckpointError, match="without a checksum"):
+        checkpoint.load(file)
+    public = read_public(file)
+    assert all(torch.equal(public.tensors[name], tensor.float()) for name, tensor in named.items())
+    imported(root, project(root, UNET, {"file": str(file), "sha256": file_digest(file)}), tmp_path / "run")
 
 
 def test_a_file_of_this_project_that_does_not_serve_is_refused(root: Path, tmp_path: Path):
