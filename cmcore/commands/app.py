@@ -353,6 +353,28 @@ def report() -> None:
 
 
 @app.command()
+def likelihood(
+    run: Annotated[str, typer.Argument(help="A run whose method has a denoiser in it.", autocompletion=complete.runs)],
+    images: Annotated[int, typer.Option(help="How many training images.")] = 500,
+    steps: Annotated[int, typer.Option(help="Steps of the solver, each of four evaluations.")] = 30,
+    seed: Annotated[int, typer.Option(help="Which images, and their noise.")] = 1,
+) -> None:
+    """Measure the bits per dimension of a trained run.
+
+    Reads the run's weights and the data in outputs/, writes nothing. By the probability-flow ODE and Hutchinson's
+    estimator, so only diffusion models and CTM have it.
+
+    \b
+    Example:
+      cmlab likelihood edm
+    """
+    from cmcore.commands.likelihood import line
+    from cmcore.pipeline.common import load
+
+    print(line(load(), run, images=images, steps=steps, seed=seed))
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens on 127.0.0.1.")] = 5000) -> None:
     """Open MLflow's pages for this machine.
 

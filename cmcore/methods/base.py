@@ -186,6 +186,10 @@ class Method(ABC):
         """The function that samplers call, from the trained network; by default the denoiser itself."""
         return denoiser
 
+    def diffusion_model(self, denoiser: Denoiser) -> Denoise | None:
+        """The denoiser of the data that the trained network holds, for likelihoods; None where it holds none."""
+        return None if self.traits.few_step else denoiser
+
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """The samplers behind the rows of the tables; the first also shows how a run gets on.
 

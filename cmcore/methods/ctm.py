@@ -150,6 +150,10 @@ class CTM(Method):
         """Jumps, to sigma_min unless a sampler names another level."""
         return Jumps(denoiser, self.diffusion.sigma_min)
 
+    def diffusion_model(self, denoiser: Denoiser) -> Denoise:
+        """g(x, t; t), which the denoising loss trains."""
+        return lambda x, sigma, labels=None: denoiser(x, sigma, with_inputs(labels, s=sigma))
+
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """One jump, two, and four along a Karras grid."""
         d = sampling.diffusion

@@ -24,6 +24,7 @@ COMMANDS = (
     "tune",
     "adopt",
     "report",
+    "likelihood",
     "ui",
     "sync",
     "import-weights",
