@@ -189,6 +189,19 @@ ENTRIES: dict[str, Entry] = {
             ("fake", "forward"): 1, ("fake", "forward+backward"): 5,
         },
     ),
+    # arXiv 2404.04057 and its repository's run_sid.sh, for CIFAR-10
+    "sid": Entry(
+        paper={"alpha": 1.2, "sigma_init": 2.5, "highest": 0.8, "P_mean": -1.2, "P_std": 1.2, "turns": 1},
+        teacher=True, start="edm",
+        wrong=(
+            ({"alpha": -0.1}, "alpha"), ({"sigma_init": 0.0}, "sigma_init"), ({"highest": 1.1}, "highest"),
+            ({"P_std": 0.0}, "P_std"), ({"turns": 0}, "turns"),
+        ),
+        short={"turns": 2}, lr=2e-3, distance=0.15,
+        passes=WITH_GRADIENT | {
+            ("student", "forward"): 1, ("teacher", "forward+backward"): 1, ("fake", "forward+backward"): 2,
+        },
+    ),
     # arXiv 2310.02279 and its repository, without the GAN; the authors balance the denoising loss by gradients
     "ctm": Entry(
         paper={
