@@ -22,11 +22,18 @@ def compute(setup: Setup, name: str, replicate: int) -> Outcome:
     """Evaluate a replicate of the run; all but the first without scans and snapshots."""
     run, folders, config = setup.project.replicate(name, replicate), setup.folders, setup.project.sections.eval
     results = folders.run(name, replicate)
-    folders.require([folders.reference, results, *(setup.weights(one, replicate) for one in (run.init, run.teacher))])
+    folders.require(
+        [
+            folders.manifest,
+            folders.reference,
+            results,
+            *(setup.weights(one, replicate) for one in (run.init, run.teacher)),
+        ]
+    )
     source = endpoint_run(setup.project.runs, run)
     teacher = setup.weights(source, replicate) if source else None
     work = folders.work / folders.workload / "shards"
-    files = EvaluationFiles(folders.reference, results, teacher, work, final_only=replicate > 0)
+    files = EvaluationFiles(folders.reference, results, teacher, work, replicate > 0, folders.data)
     fingerprint = read_summary(results)["fingerprint"]
     with setup.tracker(run, fingerprint) as tracker:
         with listener(job_name(f"evaluate {name}", replicate), "img") as listen:
@@ -42,6 +49,8 @@ def write(setup: Setup, name: str, outcomes: Sequence[Outcome]) -> list[Path]:
     replicates = tuple(Replicate(seed=o.metrics.facts.seed, records=o.metrics.records) for o in others)
     write_arrays(folders.samples / f"{name}.npz", first.samples)
     write_atomic(grid, to_png(next(iter(first.samples.values())), columns=8))
+    assert first.times is not None, "it is measured with the images, which the first replicate has"
+    write_json(folders.sampling_times / f"{name}.json", first.times.to_json())
     write_json(metrics, replace(first.metrics, replicates=replicates).to_json())
     with setup.tracker(setup.project.run(name), first.metrics.records[0].provenance.fingerprint) as tracker:
         tracker.artifact(grid, "grids")

@@ -7,11 +7,13 @@ from pathlib import Path
 from cmcore.assemble.evaluation import Evaluation, Outcome, Share, draw, evaluate_run
 from cmcore.assemble.project import Run
 from cmcore.config import digest
+from cmcore.data.images import ImageData, open_data
 from cmcore.edge.autoencoder import load_decoding
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_each import execute_each
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
+from cmcore.evaluate.nearest import Training
 from cmcore.evaluate.records import RunMetrics
 from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import EvalConfig
@@ -28,7 +30,8 @@ class EvaluationFiles:
     results: Path  # folder of the run
     teacher: Path | None  # weight file of the run that it starts from
     work: Path  # for the shards
-    final_only: bool = False  # without scans, snapshots and images, as of all replicates but the first
+    final_only: bool = False  # without scans, snapshots, images and times, as of all replicates but the first
+    data: Path | None = None  # folder of the training images; None: no sample is compared with them
 
 
 def job(
@@ -47,9 +50,12 @@ def job(
     if inception is not None:
         references.append(load_reference(files.reference / INCEPTION, inception, references[0].digest))
     decoding = load_decoding(files.reference, config.decoder, device)
+    images = open_data(files.data) if files.data else None
+    training = Training(images.images, images.digest) if isinstance(images, ImageData) else None
     whole = Evaluation(
-        run, workload, config, references, files.results, files.teacher, files.work, device, decoding, files.final_only
-    )
+        run, workload, config, references, files.results, files.teacher, files.work, device, decoding, files.final_only,
+        training,
+    )  # fmt: skip
     kept = kept_records(whole, why_not)
     if files.final_only and kept.exists():
         return Outcome(RunMetrics.from_json(json.loads(kept.read_text(encoding="utf-8"))), {}, whole.store)

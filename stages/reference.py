@@ -8,7 +8,7 @@ from cmcore.edge.autoencoder import open_images, save_decoding
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.reference import reference, store_features, store_published
+from cmcore.evaluate.reference import TEST, reference, store_features, store_published
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.progress import Emit, listener
@@ -21,14 +21,15 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
     del emit
     device = pick_device(compute)
     images = open_images(data, config.decoder, device)
+    test = open_images(data / TEST, config.decoder, device) if (data / TEST).is_dir() else None
     inception = load_inception(config.inception, device).extractor
     with replacing(out) as folder:
-        reference(images, config, workload, folder, device)
+        reference(images, config, workload, folder, device, test)
         save_decoding(images, folder)
         if inception is not None and config.reference_npz:
             store_published(Path(config.reference_npz), inception.dim, folder / INCEPTION)
         elif inception is not None:
-            store_features(images, inception, config, folder / INCEPTION, device)
+            store_features(images, inception, config, folder / INCEPTION, device, test)
 
 
 def compute(setup: Setup, replicate: int = 0) -> None:

@@ -40,6 +40,7 @@ def main() -> None:
         runs=folders.runs,
         samples=folders.samples,
         times=folders.times,
+        sampling=folders.sampling_times,
         order=tuple(setup.project.runs),
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
         ablations=ablations,

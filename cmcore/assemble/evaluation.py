@@ -1,5 +1,6 @@
 """Evaluation of one run: samples at every number of function evaluations, measured against the references."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cmcore.assemble.passes import Pass, Shards, passes
 from cmcore.assemble.run import Run
@@ -16,12 +18,17 @@ from cmcore.closure import source_digest
 from cmcore.config import digest
 from cmcore.data.decoded import Decoding
 from cmcore.evaluate.endpoints import endpoint_rmse
+from cmcore.evaluate.nearest import Training
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, Provenance, RunFacts, RunMetrics, Source
 from cmcore.evaluate.settings import EvalConfig
-from cmcore.evaluate.suite import Reference, measure, record
+from cmcore.evaluate.suite import Reference, copies, measure, record
+from cmcore.evaluate.timing import SamplingTimes
 from cmcore.sample.base import Sampler
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
+from cmcore.train.timing import device_name
+
+NEAREST = "nearest_"  # begins the name of images that are the nearest training images of others
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,9 @@ class Outcome:
     """The content of metrics/<run>.json, and uint8 images by name for the figures."""
 
     metrics: RunMetrics
-    samples: dict[str, np.ndarray]
+    samples: dict[str, np.ndarray]  # of every row, and of its nearest training images
     store: Path  # the shards
+    times: SamplingTimes | None = None  # of this machine; None where no images are kept
 
     @property
     def superfluous(self) -> list[Path]:
@@ -60,7 +68,8 @@ class Evaluation:
     work: Path  # where finished shards lie, in folders named by their fingerprint
     device: str = "cpu"
     decoding: Decoding | None = None  # what makes images of samples that are latents
-    final_only: bool = False  # without scans, snapshots and images
+    final_only: bool = False  # without scans, snapshots, images and times
+    training: Training | None = None  # images that samples are compared with in pixels
 
     @cached_property
     def passes(self) -> list[Pass]:
@@ -75,6 +84,7 @@ class Evaluation:
         found = [file_digest(path) for path in files]
         seen_by = [reference.extractor.digest for reference in self.references]
         seen_by += [self.decoding.digest] if self.decoding else []
+        seen_by += [self.training.digest] if self.training else []
         code = source_digest(["cmcore.assemble.evaluation", f"cmcore.nets.{self.run.net.kind}"])
         samplers = [f"{one.name} {_described_sampler(one.sampler)}" for one in self.passes]
         described: list[Any] = [self.config, found, seen_by, code, samplers]
@@ -86,7 +96,8 @@ class Evaluation:
     def shards(self) -> Shards:
         """Its shards, finished or not."""
         extractors = [reference.extractor for reference in self.references]
-        return Shards(self.store, self.config, self.run, extractors, self.device, self.decoding or to_uint8)
+        to_images = self.decoding or to_uint8
+        return Shards(self.store, self.config, self.run, extractors, self.device, to_images, self.training)
 
 
 def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int], None]) -> None:
@@ -139,7 +150,20 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
     records, scan, snapshots = (tuple(lists[place]) for place in ("records", "scan", "snapshots"))
     metrics = RunMetrics(facts=facts, records=records, scan=scan, snapshots=snapshots)
     shown = {one.name: evaluation.shards.shown(one) for one in evaluation.passes if one.shown}
-    return Outcome(metrics, shown, evaluation.store)
+    for one in (one for one in evaluation.passes if one.shown):
+        found = evaluation.shards.nearest(one)
+        if found is not None and evaluation.training is not None:
+            shown[f"{NEAREST}{one.name}"] = np.array(
+                evaluation.training.images[found.row[: len(shown[one.name])].numpy()]
+            )
+    return Outcome(metrics, shown, evaluation.store, None if evaluation.final_only else _times(evaluation))
+
+
+def _times(evaluation: Evaluation) -> SamplingTimes:
+    rows = tuple(
+        evaluation.shards.time(one) for one in evaluation.passes if one.place == "records" and one.teacher is None
+    )
+    return SamplingTimes(device=device_name(torch.device(evaluation.device)), rows=rows)
 
 
 def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
@@ -147,7 +171,13 @@ def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
     if one.teacher is None:
         firsts = [index * one.samples for index in range(one.ranges)]
         judges = evaluation.references[: one.judges]
-        return measure(shards.parts(one), judges, source, config, firsts, evaluation.device)
+        final = one.place == "records"
+        made = measure(shards.parts(one), judges, source, config, firsts, evaluation.device, every=final)
+        found, training = shards.nearest(one), evaluation.training
+        if found is not None and training is not None:
+            pixels = math.prod(training.images.shape[1:])
+            made += copies(found.squared, pixels, evaluation.references[0].digest, len(training.images), source)
+        return made
     provenance = Provenance(
         **vars(source),
         extractor=NO_EXTRACTOR,

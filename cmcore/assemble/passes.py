@@ -1,5 +1,7 @@
 """The passes of an evaluation, cut into shards: any worker does any shard, and a finished shard is a file."""
 
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from cmcore.evaluate.collect import Part, Span, collect, joined, spans
 from cmcore.evaluate.endpoints import squared_errors
 from cmcore.evaluate.features import FeatureExtractor
 from cmcore.evaluate.moments import Moments
+from cmcore.evaluate.nearest import Nearest, Training
 from cmcore.evaluate.settings import EvalConfig
+from cmcore.evaluate.timing import RowTime
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
@@ -31,6 +35,7 @@ from cmcore.train.session import snapshot_images
 
 SHOWN = 64  # images of every sampler that are kept for the figures
 ENDPOINTS = "endpoints"
+_CALLS, _SECONDS = 20, 0.05  # of a measurement of latency, whichever comes first
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Shards:
     extractors: Sequence[FeatureExtractor]
     device: str = "cpu"
     to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
+    training: Training | None = None  # images that the first samples of every row are compared with
 
     def units(self, wanted: Sequence[Pass]) -> list[Unit]:
         """All shards of some passes."""
@@ -143,6 +149,40 @@ class Shards:
         """The first images of a pass, uint8 (K, C, H, W)."""
         return checkpoint.load(self.path(self.units([one])[0]), "shown")[0][""].numpy()
 
+    def nearest(self, one: Pass) -> Nearest | None:
+        """The nearest training images of the first samples of a row; None where they were not looked for."""
+        if not self._searched(one):
+            return None
+        units = self.units([one])
+        found = [checkpoint.load(self.path(unit), "nearest/")[0] for unit in units if unit.span.start < self._most(one)]
+        return Nearest(*(torch.cat([named[name] for named in found]) for name in Nearest._fields))
+
+    def time(self, one: Pass) -> RowTime:
+        """The speed of a pass whose shards are finished. Latency is measured now, after a call for warming up."""
+        seconds = sum(float(checkpoint.load(self.path(unit), "seconds")[0][""]) for unit in self.units([one]))
+        model = self._model(one.weights)
+        trained, calls = self.run.objective.model(model.denoiser), list[float]()
+        labels = uniform_labels([0], self.config.seed, model.shape.classes)
+        labels = labels if labels is None else labels.to(self.device)
+        while len(calls) < 2 or (len(calls) <= _CALLS and sum(calls[1:]) < _SECONDS):
+            start = time.perf_counter()
+            source = NoiseSource(self.config.seed, [0], self.device)
+            self.to_images(one.sampler(trained, _shape(model), source, labels)).cpu()
+            calls.append(time.perf_counter() - start)
+        return RowTime(
+            nfe=one.sampler.nfe,
+            sampler=one.sampler.name,
+            latency=statistics.median(calls[1:]),
+            images_per_second=one.samples * one.ranges / seconds,
+            batch=min(self.config.batch, self.config.shard, one.samples),
+        )
+
+    def _searched(self, one: Pass) -> bool:
+        return one.place == "records" and not one.teacher and self.training is not None and self.config.nearest > 0
+
+    def _most(self, one: Pass) -> int:
+        return min(self.config.nearest, one.samples)
+
     def errors(self, one: Pass) -> Tensor:
         """The squared errors of a pass that is compared with a teacher, one per image."""
         return torch.cat([checkpoint.load(self.path(unit), "errors")[0][""] for unit in self.units([one])])
@@ -156,13 +196,23 @@ class Shards:
         one, (start, stop) = unit
         model, offset = self._model(one.weights), start % one.samples
         first: list[Tensor] = []
+        compared: list[Tensor] = []
+        most = max(0, self._most(one) - start) if self._searched(one) else 0
+        seconds = 0.0
 
         def watched(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+            nonlocal seconds
+            begun = time.perf_counter()
             for batch in batches:
+                self._wait()
+                seconds += time.perf_counter() - begun
+                if (left := most - sum(map(len, compared))) > 0:
+                    compared.append(batch[:left])
                 if start == 0 and sum(map(len, first)) < one.shown:
                     first.append(batch[: one.shown - sum(map(len, first))].cpu())
                 yield batch
                 on_images(len(batch))
+                begun = time.perf_counter()
 
         trained = self.run.objective.model(model.denoiser)
         batches = generate(
@@ -173,6 +223,10 @@ class Shards:
         extractors = self.extractors[: one.judges]
         parts = collect(watched(batches), extractors, shard=self.config.shard, keep=keep, device=self.device)
         tensors = {"shown": torch.cat(first)} if first else {}
+        tensors["seconds"] = torch.tensor(seconds, dtype=torch.float64)
+        if compared and self.training is not None:
+            found = self.training.nearest(torch.cat(compared), self.device)
+            tensors |= {f"nearest/{name}": value for name, value in found._asdict().items()}
         for judge, part in enumerate(parts):
             tensors |= {f"{judge}/mean": part.moments.mean, f"{judge}/cov": part.moments.cov}
             tensors[f"{judge}/features"] = part.features
@@ -200,6 +254,11 @@ class Shards:
                 first.append(self.to_images(theirs[: one.shown - at]).cpu())
             on_images(len(rows))
         return {"errors": torch.cat(errors), **({"shown": torch.cat(first)} if first else {})}
+
+    def _wait(self) -> None:
+        """Wait until the device has done its work, so that the clock tells the time of it."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     @cached_property
     def _model(self) -> Callable[[Path], LoadedModel]:

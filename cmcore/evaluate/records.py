@@ -81,7 +81,7 @@ class SeedRange:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRecord:
-    """One measured value. `metric` is the kind ("fd", "kid", "precision", "recall", "score", "fid", "endpoint_rmse").
+    """One measured value. `metric` is the kind, such as "fd", "kid", "fid", "endpoint_rmse" or "memorised".
 
     Where several ranges of samples were measured, the value is their mean and the spread their standard deviation.
 
@@ -242,10 +242,11 @@ class ReferenceFacts:
     extractor: ExtractorFacts
     halves: float  # Frechet distance between two halves of the images; 0 where not measured
     baseline: tuple[MetricRecord, ...]  # of what is no run
+    anchors: tuple[MetricRecord, ...] = ()  # of real images as if they were samples: a half, and the test images
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
-        return {**asdict(self), "baseline": [record.to_json() for record in self.baseline]}
+        return {**asdict(self), **{key: [r.to_json() for r in getattr(self, key)] for key in ("baseline", "anchors")}}
 
     @classmethod
     def from_json(cls, data: Any) -> "ReferenceFacts":
@@ -254,8 +255,8 @@ class ReferenceFacts:
         Raises:
             ValueError: a field is missing, unknown or of the wrong type.
         """
-        facts = read(cls, {**_mapping(data), "baseline": []})
-        return replace(facts, baseline=_records(data, "baseline"))
+        facts = read(cls, {**_mapping(data), "baseline": [], "anchors": []})
+        return replace(facts, baseline=_records(data, "baseline"), anchors=_records(data, "anchors"))
 
 
 def _replicates(data: Mapping[str, Any], first: int) -> tuple[Replicate, ...]:

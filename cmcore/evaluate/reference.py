@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,48 @@ from torch import Tensor
 from cmcore.config import ConfigError, digest
 from cmcore.evaluate.baseline import gaussian_pixels
 from cmcore.evaluate.classifier import judge, train_classifier
-from cmcore.evaluate.collect import Collector
+from cmcore.evaluate.collect import Collector, Part
 from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor, random_extractor
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.images import ImageArray, ImageSet
 from cmcore.evaluate.moments import Moments
+from cmcore.evaluate.nearest import Training
 from cmcore.evaluate.published import read_moments
 from cmcore.evaluate.records import DataFacts, ExtractorFacts, MetricRecord, ReferenceFacts, Source
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.shipped import SHIPPED, shipped_extractor
-from cmcore.evaluate.suite import Reference, evaluate_samples
+from cmcore.evaluate.suite import Reference, copies, evaluate_samples, measure
 from cmcore.rng import generator
 
 REFERENCE = "reference.json"
+TEST = "test"  # folder of the test images' features, and of the prepared test images
 _SAMPLES, _FITTED = 5000, 10_000  # most samples of the baseline, and most images of its fit
 _NUMBERS = 2**28  # most numbers in all of the samples
 
 
 def reference(
-    images: ImageSet, config: EvalConfig, workload: str, out: Path, device: torch.device | str = "cpu"
+    images: ImageSet,
+    config: EvalConfig,
+    workload: str,
+    out: Path,
+    device: torch.device | str = "cpu",
+    test: ImageSet | None = None,
 ) -> Reference:
     """Take, train or, for unlabelled images, draw the workload's extractor and store the reference in its features.
 
     Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, the distance between
-    two halves of the images, and the records of the Gaussian baseline) into the folder `out`. The extractor is trained
-    on the CPU, where the same data give the same bits.
+    two halves of the images, and the records of the baselines) into the folder `out`, and the features of the test
+    images into its folder `test`. The extractor is trained on the CPU, where the same data give the same bits.
     """
     out.mkdir(parents=True, exist_ok=True)
     extractor, accuracy = _extractor(images, config, workload)
     extractor.save(out / "extractor.safetensors")
-    built = store_features(images, extractor.to(device), config, out, device)
-    baseline = _baseline(images, built, config, workload, device)
+    built = store_features(images, extractor.to(device), config, out, device, test)
+    training = Training(images.images, images.digest) if isinstance(images.images, np.ndarray) else None
+    baseline = _baseline(images, built, training, config, workload, device)
+    anchors = _halves(built, training, config, workload, device)
+    if test is not None:
+        anchors += _test_images(test, built, training, config, workload, device)
     facts = ReferenceFacts(
         workload=workload,
         data=DataFacts(digest=images.digest, count=len(images.images), classes=images.classes),
@@ -57,16 +68,23 @@ def reference(
         ),
         halves=halves(built, config.seed),
         baseline=tuple(baseline),
+        anchors=tuple(anchors),
     )
     _write_json(out / REFERENCE, facts.to_json())
     return built
 
 
 def store_features(
-    images: ImageSet, extractor: FeatureExtractor, config: EvalConfig, out: Path, device: torch.device | str = "cpu"
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    config: EvalConfig,
+    out: Path,
+    device: torch.device | str = "cpu",
+    test: ImageSet | None = None,
 ) -> Reference:
     """Write the features and moments of the images under any extractor to features.npy and moments.npz in `out`.
 
+    Those of test images are written to its folder `test`, with their digest.
     The moments are of all images, the features of at most `config.kept` of them, chosen at random. Memory holds a batch
     of images and a shard of features.
     """
@@ -83,6 +101,9 @@ def store_features(
         collector.add(features)
     kept.flush()
     collector.part().moments.save(out / "moments.npz")
+    if test is not None:
+        store_features(test, extractor, config, out / TEST, device)
+        _write_json(out / TEST / "digest.json", {"digest": test.digest})
     return load_reference(out, extractor, images.digest)
 
 
@@ -133,15 +154,81 @@ def load_reference(
         return Reference(extractor, moments, None, published["digest"], published["absent"])
     # Copy on write, as torch has no read-only tensors.
     features = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False))
-    return Reference(extractor, moments, features, digest)
+    test = folder / TEST
+    if not test.is_dir():
+        return Reference(extractor, moments, features, digest)
+    test_digest = json.loads((test / "digest.json").read_text(encoding="utf-8"))["digest"]
+    return Reference(
+        extractor, moments, features, digest, test=Moments.load(test / "moments.npz"), test_digest=test_digest
+    )
 
 
 def halves(built: Reference, seed: int) -> float:
     """Frechet distance between two random halves of the reference, the level that finite samples alone cause."""
     assert built.features is not None
+    first, second = _half_rows(built, seed)
+    return frechet_distance(Moments.of(built.features[first]), Moments.of(built.features[second]))
+
+
+def _half_rows(built: Reference, seed: int) -> tuple[Tensor, Tensor]:
+    assert built.features is not None
     order = torch.randperm(len(built.features), generator=generator(seed, "halves"))
     first, second = order.tensor_split(2)
-    return frechet_distance(Moments.of(built.features[first]), Moments.of(built.features[second]))
+    return first, second
+
+
+def _halves(
+    built: Reference, training: Training | None, config: EvalConfig, workload: str, device: torch.device | str
+) -> list[MetricRecord]:
+    """Records of one half of the images, as if it were samples, against the other: fresh images are like this."""
+    assert built.features is not None
+    first, second = _half_rows(built, config.seed)
+    known = built.features[second]
+    if min(len(first), len(second)) < max(2, config.neighbours + 1, config.score_splits):
+        return []
+    few = replace(config, kid_size=min(config.kid_size, len(second)))
+    half = Reference(built.extractor, Moments.of(known), known, digest([built.digest, "half"]))
+    part = Part(Moments.of(built.features[first]), built.features[first])
+    source = _source("half", half.digest, workload, 0, config)
+    records = measure([[part]], [half], source, few, device=device, every=True)
+    if training is None or not config.nearest:
+        return records
+    rows = kept_rows(len(training.images), len(built.features))
+    others = Training(training.images[np.sort(rows[second])], half.digest)
+    samples = torch.from_numpy(np.array(training.images[rows[first[: config.nearest]]]))
+    return records + _copies(samples, others, source, device)
+
+
+def _test_images(
+    test: ImageSet,
+    built: Reference,
+    training: Training | None,
+    config: EvalConfig,
+    workload: str,
+    device: torch.device | str,
+) -> list[MetricRecord]:
+    """Records of the test images, as if they were samples."""
+    if len(test.images) < config.least:
+        return []
+    source = _source("test", test.digest, workload, 0, config)
+    own = replace(built, test=None)  # their distance from themselves says nothing
+    records = evaluate_samples(_batches(test.images, config.batch), [own], source, config, device, every=True)
+    if training is None or not config.nearest:
+        return records
+    samples = torch.from_numpy(np.array(test.images[: config.nearest]))
+    return records + _copies(samples, training, source, device)
+
+
+def _copies(samples: Tensor, training: Training, source: Source, device: torch.device | str) -> list[MetricRecord]:
+    found = training.nearest(samples, device)
+    return copies(found.squared, samples[0].numel(), training.digest, len(training.images), source)
+
+
+def _source(name: str, mark: str, workload: str, images: int, config: EvalConfig) -> Source:
+    return Source(
+        workload=workload, run=name, method=name, fingerprint=digest([name, mark]), sampler=name, nfe=0, ema="none",
+        images=images, seed=config.seed,
+    )  # fmt: skip
 
 
 def _extractor(
@@ -161,26 +248,24 @@ def _extractor(
 
 
 def _baseline(
-    images: ImageSet, built: Reference, config: EvalConfig, workload: str, device: torch.device | str
+    images: ImageSet,
+    built: Reference,
+    training: Training | None,
+    config: EvalConfig,
+    workload: str,
+    device: torch.device | str,
 ) -> list[MetricRecord]:
     """Records of the Gaussian baseline, from as many images and samples as fit into memory."""
     name, pixels = "gaussian_pixels", images.images[0].size
     count = max(min(config.samples, _SAMPLES, _NUMBERS // pixels), config.least)
     few = min(_FITTED, 4 * _NUMBERS // pixels)
     fitted = images.images if len(images.images) <= few else images.images[kept_rows(len(images.images), few)]
-    source = Source(
-        workload=workload,
-        run=name,
-        method=name,
-        fingerprint=digest([name, images.digest]),
-        sampler=name,
-        nfe=0,
-        ema="none",
-        images=len(fitted),
-        seed=config.seed,
-    )
-    samples = _batches(gaussian_pixels(fitted, count, config.seed), config.batch)
-    return evaluate_samples(samples, [built], source, config, device)
+    source = _source(name, images.digest, workload, len(fitted), config)
+    samples = gaussian_pixels(fitted, count, config.seed)
+    records = evaluate_samples(_batches(samples, config.batch), [built], source, config, device, every=True)
+    if training is None or not config.nearest:
+        return records
+    return records + _copies(samples[: config.nearest], training, source, device)
 
 
 def _batches(images: ImageArray | Tensor, batch: int) -> Iterator[Tensor]:

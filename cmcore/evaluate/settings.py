@@ -73,6 +73,7 @@ class EvalConfig:
     kid_size: int = 500
     neighbours: int = 3  # k of precision and recall
     score_splits: int = 10
+    nearest: int = 1000  # samples of a row whose nearest training images are searched for copies; 0 for none
     endpoints: int = 1000  # images of the comparison with the teacher's probability-flow end points
     scan: tuple[float, ...] = ()  # second-step levels to try for two-step sampling
     scan_samples: int = 2000
@@ -98,6 +99,7 @@ class EvalConfig:
         ):
             require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         require(self.bootstrap >= 0 and self.bootstrap != 1, "bootstrap", "0 or at least 2", self.bootstrap)
+        require(self.nearest >= 0, "nearest", "0 or more", self.nearest)
         require(self.kid_size >= 2, "kid_size", "at least 2", self.kid_size)
         for key in ("samples", "scan_samples", "snapshot_samples", "kept"):
             count = getattr(self, key)

@@ -8,13 +8,24 @@ from torch import Tensor
 
 from cmcore.evaluate.collect import Part, collect
 from cmcore.evaluate.features import FeatureExtractor
-from cmcore.evaluate.frechet import frechet
+from cmcore.evaluate.frechet import frechet, frechet_infinity
 from cmcore.evaluate.kernel import kid
-from cmcore.evaluate.manifold import neighbour_radii, precision_recall
+from cmcore.evaluate.manifold import manifold, neighbour_distances
 from cmcore.evaluate.moments import Moments
-from cmcore.evaluate.records import INCEPTION_DIGEST, Measured, MetricRecord, Provenance, Source, over_ranges
+from cmcore.evaluate.nearest import memorised, nearest_distance
+from cmcore.evaluate.records import (
+    INCEPTION_DIGEST,
+    NO_EXTRACTOR,
+    Measured,
+    MetricRecord,
+    Provenance,
+    Source,
+    over_ranges,
+)
 from cmcore.evaluate.score import split_score
 from cmcore.evaluate.settings import EvalConfig
+
+MORE = ("density", "coverage", "authenticity")  # beside precision and recall
 
 
 @dataclass(frozen=True)
@@ -26,14 +37,16 @@ class Reference:
     features: Tensor | None  # (N, D) float32, of at most `eval.kept` images; None: only moments are known
     digest: str  # of the images, or of the file of their moments
     absent: str = ""  # for a caption: the metrics that lack their features, and the reason
-    _radii: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    test: Moments | None = None  # of the test images, which no run is trained on; None: there are none
+    test_digest: str = ""  # of the test images
+    _distances: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def radii(self, k: int, device: torch.device | str = "cpu") -> Tensor:
-        """`neighbour_radii` of the features, cached."""
-        if k not in self._radii:
+    def distances(self, k: int, device: torch.device | str = "cpu") -> Tensor:
+        """`neighbour_distances` of the features, cached."""
+        if k not in self._distances:
             assert self.features is not None
-            self._radii[k] = neighbour_radii(self.features, k, device)
-        return self._radii[k]
+            self._distances[k] = neighbour_distances(self.features, k, device)
+        return self._distances[k]
 
 
 def evaluate_samples(
@@ -42,11 +55,13 @@ def evaluate_samples(
     source: Source,
     config: EvalConfig,
     device: torch.device | str = "cpu",
+    *,
+    every: bool = False,
 ) -> list[MetricRecord]:
     """Measure uint8 images, given as batches (B, C, H, W), against every reference, in one pass over the images."""
     extractors = [reference.extractor for reference in references]
     parts = collect(batches, extractors, shard=config.shard, keep=config.kept, device=device)
-    return measure([parts], references, source, config, device=device)
+    return measure([parts], references, source, config, device=device, every=every)
 
 
 def measure(
@@ -56,8 +71,10 @@ def measure(
     config: EvalConfig,
     firsts: Sequence[int] = (0,),
     device: torch.device | str = "cpu",
+    *,
+    every: bool = False,
 ) -> list[MetricRecord]:
-    """Every metric of one or several ranges of samples.
+    """Metrics of one or several ranges of samples.
 
     Args:
         ranges: for every range, the part under each reference's extractor.
@@ -66,6 +83,8 @@ def measure(
         config: the metrics' settings.
         firsts: the number of each range's first sample.
         device: device of the distances between many features.
+        every: measure also the distance of infinitely many samples and that from the test images, density, coverage and
+            authenticity.
 
     Returns:
         A record for every metric; over several ranges it holds the value of each.
@@ -74,30 +93,32 @@ def measure(
     config = config if len(ranges) == 1 else replace(config, bootstrap=0)
     records: list[MetricRecord] = []
     for index, reference in enumerate(references):
-        each = [_measure_range(parts[index], reference, source, config, device) for parts in ranges]
+        each = [_measure_range(parts[index], reference, source, config, device, every) for parts in ranges]
         records += each[0] if len(each) == 1 else [over_ranges(same, firsts) for same in zip(*each, strict=True)]
     return records
 
 
 def _measure_range(
-    part: Part, reference: Reference, source: Source, config: EvalConfig, device: torch.device | str
+    part: Part, reference: Reference, source: Source, config: EvalConfig, device: torch.device | str, every: bool
 ) -> list[MetricRecord]:
     extractor, features = reference.extractor, part.features
     official = extractor.digest.startswith(INCEPTION_DIGEST)
-    bootstrap = config.bootstrap
-    values = {"fid" if official else "fd": frechet(part.moments, features, reference.moments, bootstrap, config.seed)}
+    bootstrap, fd = config.bootstrap, "fid" if official else "fd"
+    added: dict[str, Measured] = {}
+    values = {fd: frechet(part.moments, features, reference.moments, bootstrap, config.seed)}
     if reference.features is not None:
         values["kid"] = kid(
             features, reference.features, subsets=config.kid_subsets, size=config.kid_size, seed=config.seed,
             fidelity=extractor.fidelity, device=device,
         )  # fmt: skip
         k = config.neighbours
-        radii = reference.radii(k, device)
-        values |= precision_recall(reference.features, features, k, real_radii=radii, device=device)._asdict()
+        distances = reference.distances(k, device)
+        found = manifold(reference.features, features, k, distances=distances, device=device)._asdict()
+        values |= {name: found[name] for name in ("precision", "recall")}
+        added = {name: found[name] for name in MORE}
     logits = extractor.logits(features)
     if logits is not None:
         values["score"] = split_score(logits, splits=config.score_splits, seed=config.seed, fidelity=extractor.fidelity)
-    whole = ("fid", "fd")  # of all images; the others are of the features that were kept
     known = 0 if reference.features is None else len(reference.features)
     provenance = Provenance(
         **vars(source),
@@ -107,8 +128,40 @@ def _measure_range(
         reference_count=reference.moments.count,
         samples=part.moments.count,
     )
-    capped = replace(provenance, samples=len(features), reference_count=known or provenance.reference_count)
-    return [record(name, value, provenance if name in whole else capped) for name, value in values.items()]
+    # The distance is of all images; the others are of the features that were kept.
+    kept = replace(provenance, samples=len(features))
+    capped = replace(kept, reference_count=known or provenance.reference_count)
+    made = [record(name, value, provenance if name == fd else capped) for name, value in values.items()]
+    if every:
+        made.append(record(f"{fd}_infinity", frechet_infinity(features, reference.moments, config.seed), kept))
+        made += [record(name, value, capped) for name, value in added.items()]
+    if every and reference.test is not None:
+        value = frechet(part.moments, features, reference.test, bootstrap, config.seed)
+        against = {"reference_digest": reference.test_digest, "reference_count": reference.test.count}
+        made.append(record(f"{fd}_test", value, replace(provenance, **against)))
+    return made
+
+
+def copies(squared: Tensor, pixels: int, digest: str, count: int, source: Source) -> list[MetricRecord]:
+    """Records of how near samples are to training images, from `Nearest.squared` of some of them.
+
+    Args:
+        squared: (B, 2).
+        pixels: numbers in an image.
+        digest: of the training images.
+        count: their number.
+        source: of the samples.
+    """
+    provenance = Provenance(
+        **vars(source),
+        extractor=NO_EXTRACTOR,
+        extractor_digest=NO_EXTRACTOR,
+        reference_digest=digest,
+        reference_count=count,
+        samples=len(squared),
+    )
+    values = {"memorised": memorised(squared), "nearest": nearest_distance(squared, pixels)}
+    return [record(name, value, provenance) for name, value in values.items()]
 
 
 def record(metric: str, measured: Measured, provenance: Provenance) -> MetricRecord:

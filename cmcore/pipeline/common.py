@@ -63,6 +63,11 @@ class Folders:
         return self.outputs / "times"
 
     @property
+    def sampling_times(self) -> Path:
+        """Speeds of sampling, likewise."""
+        return self.times / "sampling"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports" / self.workload
 

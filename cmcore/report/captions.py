@@ -7,8 +7,30 @@ from cmcore.numbers import rounded
 from cmcore.report.published import titles
 from cmcore.report.readers import RunReport
 
-NAMES = {"kid": "KID", "fid": "FID", "score": "classifier score", "endpoint_rmse": "end-point error"}
-BASELINES = {"gaussian_pixels": "Gaussian fit"}
+NAMES = {
+    "kid": "KID",
+    "fid": "FID",
+    "score": "classifier score",
+    "endpoint_rmse": "end-point error",
+    "fd_infinity": "fd, infinitely many samples",
+    "fid_infinity": "FID, infinitely many samples",
+    "fd_test": "fd to test images",
+    "fid_test": "FID to test images",
+    "memorised": "copies",
+    "nearest": "nearest training image",
+}
+BASELINES = {"gaussian_pixels": "Gaussian fit", "half": "half of the training images", "test": "test images"}
+MEASURES = (  # of the second table
+    "fd_infinity",
+    "fid_infinity",
+    "fd_test",
+    "fid_test",
+    "density",
+    "coverage",
+    "authenticity",
+    "memorised",
+    "nearest",
+)
 
 
 def title(method: str) -> str:
@@ -23,7 +45,8 @@ def run_title(run: RunReport) -> str:
 
 def metric_key(record: MetricRecord) -> str:
     """The column of a record; Inception features stand apart from the workload's own."""
-    inception = record.provenance.extractor_digest.startswith(INCEPTION_DIGEST) and record.metric != "fid"
+    named = record.metric.startswith("fid")
+    inception = record.provenance.extractor_digest.startswith(INCEPTION_DIGEST) and not named
     return f"{record.metric}_inception" if inception else record.metric
 
 
@@ -35,7 +58,7 @@ def metric_title(key: str) -> str:
 
 def is_high(key: str) -> bool:
     """Whether more is better."""
-    return key.split("_")[0] in ("precision", "recall", "score")
+    return key.split("_")[0] in ("precision", "recall", "score", "density", "coverage", "authenticity")
 
 
 def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: str) -> str:
@@ -69,7 +92,8 @@ def _listed(values: Iterable[int | str]) -> str:
 
 
 def _spreads(records: Sequence[MetricRecord]) -> str:
-    spreads = dict.fromkeys(f"{metric_title(r.metric)}: {r.spread_of}" for r in records if r.spread)
+    shown = [record for record in records if record.metric not in MEASURES]
+    spreads = dict.fromkeys(f"{metric_title(r.metric)}: {r.spread_of}" for r in shown if r.spread)
     return ", ".join(spreads) or "none measured"
 
 

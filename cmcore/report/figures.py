@@ -19,6 +19,39 @@ def samples(runs: Sequence[RunReport], columns: int = 8) -> Figure | None:
         rows.append(("teacher's ODE\nend point", endpoints))
     for run in runs:
         rows += [(f"{run_title(run)}\n{row}", images) for row, images in (run.samples or {}).items()]
+    return _bands(rows, columns)
+
+
+def nearest(runs: Sequence[RunReport], columns: int = 12, most: int = 6) -> Figure | None:
+    """Samples above their nearest training images, the nearest pairs first, of the `most` runs of the least distance.
+
+    A run is shown at its own best number of function evaluations.
+    """
+    ranked = sorted((found for run in runs if (found := _best(run)) is not None), key=lambda found: found[0])
+    rows: list[tuple[str, Images]] = []
+    for _, run, row in ranked[:most]:
+        ours, theirs = (run.samples or {})[row], (run.nearest or {})[row]
+        gaps = np.square(ours.astype(np.float64) - theirs).reshape(len(ours), -1).sum(1)
+        order = np.argsort(gaps, kind="stable")[:columns]
+        rows += [(f"{run_title(run)}\n{row}", ours[order]), ("nearest", theirs[order])]
+    return _bands(rows, columns)
+
+
+def _best(run: RunReport) -> tuple[float, RunReport, str] | None:
+    """The least distance of a run among its rows with nearest images, and the name of that row."""
+    found = [
+        (record.value, run, name)
+        for record in run.records
+        if record.metric == "fd"
+        for p in [record.provenance]
+        for name in (f"{p.nfe} NFE", f"{p.nfe} NFE, {p.sampler}")
+        if name in (run.nearest or {}) and name in (run.samples or {})
+    ]
+    return min(found, key=lambda one: one[0]) if found else None
+
+
+def _bands(rows: Sequence[tuple[str, Images]], columns: int) -> Figure | None:
+    """Rows of images under one another, with labels."""
     if not rows:
         return None
     columns = min(columns, *(len(images) for _, images in rows))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cmcore.config import read
 from cmcore.evaluate.records import ReferenceFacts, RunMetrics
+from cmcore.evaluate.timing import SamplingTimes
 from cmcore.tracking import jsonl
 from cmcore.train.timing import TrainingTime
 
@@ -32,6 +33,8 @@ class RunReport(RunMetrics):
     samples: Mapping[str, Images] | None = None  # by row, all runs from the same noise
     time: TrainingTime | None = None  # of the training, where it is known
     endpoints: Images | None = None  # the teacher's probability-flow end points from that noise
+    nearest: Mapping[str, Images] | None = None  # by row, the nearest training image of every sample
+    sampling: SamplingTimes | None = None  # of the rows, where it is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Inputs:
     runs: Path | None = None  # folder of <run>/history.jsonl
     samples: Path | None = None  # folder of <run>.npz
     times: Path | None = None  # folder of <run>.json
+    sampling: Path | None = None  # folder of <run>.json
     order: tuple[str, ...] = ()
     data: str = ""  # the data in words, for captions
     ablations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # comparisons of variants: title -> runs
@@ -76,13 +80,15 @@ def _run(path: Path, inputs: Inputs) -> RunReport:
     if (facts.run, facts.workload) != (path.stem, inputs.workload):
         expected = f"run {path.stem!r} of workload {inputs.workload!r}"
         raise ReportError(f"{path}: expected {expected}, got run {facts.run!r} of workload {facts.workload!r}")
-    samples, endpoints = _samples(inputs.samples / f"{facts.run}.npz" if inputs.samples else None)
+    samples, endpoints, nearest = _samples(inputs.samples / f"{facts.run}.npz" if inputs.samples else None)
     return RunReport(
         **vars(metrics),
         history=_history(inputs.runs / facts.run / "history.jsonl" if inputs.runs else None),
         samples=samples,
         time=_read_if_there(inputs.times and inputs.times / f"{facts.run}.json", partial(read, TrainingTime)),
         endpoints=endpoints,
+        nearest=nearest,
+        sampling=_read_if_there(inputs.sampling and inputs.sampling / f"{facts.run}.json", SamplingTimes.from_json),
     )
 
 
@@ -114,23 +120,31 @@ def _history(path: Path | None) -> tuple[dict[str, Any], ...]:
     return lines
 
 
-def _samples(path: Path | None) -> tuple[dict[str, Images] | None, Images | None]:
-    """Images by row, "<n> NFE", and of a distilled run the teacher's end points: uint8 (N, C, H, W)."""
+def _samples(path: Path | None) -> tuple[dict[str, Images] | None, Images | None, dict[str, Images] | None]:
+    """Images by row, "<n> NFE"; of a distilled run the teacher's end points; and nearest training images by row.
+
+    All are uint8 (N, C, H, W).
+    """
     if path is None or not path.exists():
-        return None, None
+        return None, None, None
     found: dict[tuple[int, str], Images] = {}
+    nearest: dict[tuple[int, str], Images] = {}
     endpoints = None
     with np.load(path, allow_pickle=False) as arrays:
         for name in sorted(arrays.files):
-            match = re.fullmatch(r"nfe_(\d+)(?:_(.+))?|endpoints", name)
+            match = re.fullmatch(r"(nearest_)?nfe_(\d+)(?:_(.+))?|endpoints", name)
             array = arrays[name]
             if not match or array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
                 raise ReportError(
-                    f"{path}: {name}: expected uint8 (N, 1 or 3, H, W) named nfe_<n> or endpoints, got {array.shape}"
+                    f"{path}: {name}: expected uint8 (N, 1 or 3, H, W) named nfe_<n>, nearest_nfe_<n> or endpoints, "
+                    f"got {array.shape}"
                 )
-            if match.group(1):
-                found[int(match.group(1)), match.group(2) or ""] = array
+            if match.group(2):
+                (nearest if match.group(1) else found)[int(match.group(2)), match.group(3) or ""] = array
             else:
                 endpoints = array
-    named = {f"{nfe} NFE" + (f", {sampler}" if sampler else ""): found[nfe, sampler] for nfe, sampler in sorted(found)}
-    return named, endpoints
+    return _by_row(found), endpoints, _by_row(nearest) or None
+
+
+def _by_row(found: Mapping[tuple[int, str], Images]) -> dict[str, Images]:
+    return {f"{nfe} NFE" + (f", {sampler}" if sampler else ""): found[nfe, sampler] for nfe, sampler in sorted(found)}

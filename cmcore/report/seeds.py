@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from cmcore.evaluate.records import MetricRecord
-from cmcore.report.captions import metric_key
+from cmcore.report.captions import MEASURES, metric_key
 from cmcore.report.readers import RunReport
 
 ALPHA = 0.05  # of a family of tests together
@@ -116,7 +116,7 @@ def seed_caption(runs: Sequence[RunReport]) -> str:
     parts = [f"Values are mean ± standard deviation over training seeds ({said} per run)."]
     spreads: dict[str, list[float]] = {}
     for record in (r for run in runs for r in (*run.records, *(r for one in run.replicates for r in one.records))):
-        if record.spread:
+        if record.spread and record.metric not in MEASURES:
             spreads.setdefault(f"{record.metric} ({record.spread_of})", []).append(record.spread)
     typical = ", ".join(f"{name} {statistics.median(found):.2g}" for name, found in spreads.items())
     parts.append(f"Typical spread of the samples of one training: {typical}." if typical else "")

@@ -1,11 +1,12 @@
 """Our runs compared, and beside the published numbers of the same methods. Built from records only."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, ReferenceFacts
-from cmcore.report.captions import BASELINES, caption, is_high, metric_key, metric_title, title
-from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, measured
+from cmcore.report.captions import BASELINES, MEASURES, caption, is_high, metric_key, metric_title, title
+from cmcore.report.cells import DASH, Better, Cell, Column, Table, Tied, count, duration, marked, measured
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
 from cmcore.report.seeds import Values, pooled, seed_caption, tied, values
@@ -13,6 +14,7 @@ from cmcore.train.timing import TrainingTime
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
 METRICS = ("fd", *FEATURE_METRICS, "endpoint_rmse", "fid", *(f"{name}_inception" for name in FEATURE_METRICS))
+SECOND = (*MEASURES, *(f"{name}_inception" for name in ("density", "coverage", "authenticity")))
 LEAST = "_least"
 EMPTY = Cell(DASH)
 Key = tuple[int, str]  # number of function evaluations, sampler
@@ -90,21 +92,102 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
         groups.append("")
     text = f"{caption(originals, reference, data)} {seed_caption(originals)}"
     table = Table("comparison", "Our runs", columns, tuple(rows), text, tuple(groups))
-    if not any(run.replicates for run in runs):
-        return marked(table)
+    return marked(table, _tied(samples) if any(run.replicates for run in runs) else None)
+
+
+def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None) -> Table | None:
+    """A second row for every row of `comparison`: bias, held-out images, diversity, copies and speed; None without any.
+
+    Real images stand below as anchors: a half of the training images measured against the other, and the test images.
+    """
+    originals, runs = runs, [pooled(run) for run in runs]
+    real = [*reference.baseline, *reference.anchors] if reference else []
+    ours = [record for run in runs for record in run.records]
+    metrics = [m for m in SECOND if any(metric_key(record) == m for record in ours)]
+    check_comparable(record for run in originals for one in (run, *run.replicates) for record in one.records)
+    timed = any(run.sampling for run in runs)
+    if not metrics and not timed:
+        return None
+    speed = (Column("latency", "Latency, ms", "low"), Column("images_per_second", "Images a second", "high"))
+    columns = (
+        Column("run", "Run"),
+        Column("nfe", "NFE"),
+        *(Column(m, metric_title(m), _better(m)) for m in metrics),
+        *(speed if timed else ()),
+    )
+    rows, groups, samples = [], [], list[dict[str, Values]]()
+    for original, run in zip(originals, runs, strict=True):
+        by_seed, keys = values(original), by_sampler(run.records)
+        for (nfe, sampler), found in keys.items():
+            name = f"{nfe} ({sampler})" if sum(n == nfe for n, _ in keys) > 1 else str(nfe)
+            cells = (Cell(run.facts.run), Cell(name, float(nfe)), *_values(found, metrics))
+            rows.append((*cells, *(_speed(run, nfe, sampler) if timed else ())))
+            groups.append(str(nfe))
+            samples.append({metric: by_seed[(nfe, sampler), metric] for metric in found})
+    for name, found in _by_run(real).items():
+        first = Cell(BASELINES.get(name, name))
+        rows.append((first, EMPTY, *_values(found, metrics), *([EMPTY] * len(speed) if timed else ())))
+        groups.append("")
+    table = Table("measures", "Held-out images, diversity, copies and speed", columns, tuple(rows), "", tuple(groups))
+    table = replace(table, caption=_measures_caption(runs, metrics, real))
+    return marked(table, _tied(samples) if any(run.replicates for run in runs) else None)
+
+
+def _better(key: str) -> Better:
+    """The good end of a measure; neither, where real images lie in the middle."""
+    if key.split("_")[0] in ("authenticity", "memorised", "nearest", "density"):
+        return ""
+    return "high" if is_high(key) else "low"
+
+
+def _speed(run: RunReport, nfe: int, sampler: str) -> tuple[Cell, Cell]:
+    rows = run.sampling.rows if run.sampling else ()
+    row = next((row for row in rows if (row.nfe, row.sampler) == (nfe, sampler)), None)
+    if row is None:
+        return EMPTY, EMPTY
+    milliseconds = 1000 * row.latency
+    return Cell(f"{milliseconds:.3g}", milliseconds), Cell(f"{row.images_per_second:.3g}", row.images_per_second)
+
+
+def _measures_caption(runs: Sequence[RunReport], metrics: Sequence[str], real: Sequence[MetricRecord]) -> str:
+    copies = next((r.provenance for run in runs for r in run.records if r.metric == "memorised"), None)
+    names = {record.provenance.run for record in real}
+    said = {run.sampling.device: max(row.batch for row in run.sampling.rows) for run in runs if run.sampling}
+    parts = [
+        "Infinitely many samples: the distance as a line in 1/N, extended to 1/N = 0."
+        if any(m.endswith("_infinity") for m in metrics)
+        else "",
+        f"Copies: share of the first {copies.samples} samples that are three times nearer to one training image than "
+        "to any other, in pixels; nearest training image: mean root mean square distance, pixels in [-1, 1]."
+        if copies
+        else "",
+        "Authenticity: share of samples farther from their nearest training image than that is from its own nearest."
+        if "authenticity" in metrics
+        else "",
+        "Half of the training images: measured against the other half." if "half" in names else "",
+        "Test images: not trained on by any run." if "test" in names else "",
+        *(f"Speed: {device}, beside other jobs; latency with one image, the rest in batches of {batch}."
+          for device, batch in said.items()),
+    ]  # fmt: skip
+    return " ".join(part for part in parts if part)
+
+
+def _tied(samples: Sequence[Mapping[str, Values]]) -> Tied:
+    """The rows that no test over training seeds tells from the best."""
 
     def tied_rows(key: str, inside: Sequence[int], best: int, group: bool) -> set[int]:
-        if key.endswith(LEAST):
+        if key not in samples[best] or key.endswith(LEAST):
             return {best}
         found = tied([samples[row][key] for row in inside], inside.index(best), every_pair=group)
         return {inside[place] for place in found}
 
-    return marked(table, tied_rows)
+    return tied_rows
 
 
 def by_training_seed(runs: Sequence[RunReport]) -> Table:
     """The values of every training seed: a row per run, number of function evaluations and seed."""
-    metrics = [m for m in METRICS if any(metric_key(record) == m for run in runs for record in run.records)]
+    recorded = {metric_key(record) for run in runs for record in run.records}
+    metrics = [m for m in (*METRICS, *SECOND) if m in recorded]
     columns = (
         *(
             Column(key, head)

@@ -16,7 +16,7 @@ from cmcore.report.plots import save
 from cmcore.report.published import DATASETS, Number, published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, RunReport, read_reference, read_runs
-from cmcore.report.tables import beside, by_training_seed, comparison
+from cmcore.report.tables import beside, by_training_seed, comparison, measures
 
 # name of the file: caption, description for those who cannot see it, whether it takes the whole width
 FIGURES = {
@@ -24,6 +24,12 @@ FIGURES = {
         "Samples from the same noise: every column starts from one noise image, every row is a method and its number "
         "of function evaluations.",
         "Grid of generated images, one row per method.",
+        True,
+    ),
+    "nearest": (
+        "Samples (upper lines) and their nearest training images in pixels (lower lines): of the 64 samples that are "
+        "kept, those nearest to a training image.",
+        "Pairs of rows: generated images above the training images that are nearest to them.",
         True,
     ),
     "one_step_by_seed": (
@@ -73,17 +79,18 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         ReportError: an input is missing, malformed, or not comparable with the others.
     """
     runs, reference, numbers = read_runs(inputs), read_reference(inputs.reference), published()
-    ours = comparison(runs, reference, inputs.data)
+    ours, second = comparison(runs, reference, inputs.data), measures(runs, reference)
+    seconds = () if second is None else (second,)
     each = (by_training_seed(runs),) if any(run.replicates for run in runs) else ()
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
     more = [table for section in extra for table in (*section.tables, *section.folded)]
-    files = _write_tables(out / "tables", (ours, *each, both, *more), quoted, complete(numbers))
+    files = _write_tables(out / "tables", (ours, *seconds, *each, both, *more), quoted, complete(numbers))
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     variants = _ablations(runs, inputs, out / "figures")
     files += [path for picture in (*pictures, *variants) for path in (picture.path, picture.path.with_suffix(".svg"))]
     sections = (
-        Section(title="Our runs", tables=(ours,), folded=each, figures=pictures),
+        Section(title="Our runs", tables=(ours, *seconds), folded=each, figures=pictures),
         *((Section(title="Ablations", figures=variants),) if variants else ()),
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
@@ -124,6 +131,7 @@ def _write_tables(folder: Path, ours: Sequence[Table], quoted: Sequence[Table], 
 def _draw(runs: Sequence[RunReport], baseline: Sequence[MetricRecord], folder: Path) -> tuple[Picture, ...]:
     drawn: dict[str, Figure | None] = {
         "samples": figures.samples(runs),
+        "nearest": figures.nearest(runs),
         "one_step_by_seed": curves.one_step_by_seed(runs),
         "quality_by_nfe": curves.quality_by_nfe(runs, baseline),
         "level_scan": curves.level_scan(runs),

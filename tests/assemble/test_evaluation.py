@@ -19,17 +19,19 @@ from cmcore.data.images import ImageData
 from cmcore.evaluate.collect import Span
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
+from cmcore.evaluate.nearest import Training
 from cmcore.evaluate.records import MetricRecord
 from cmcore.evaluate.reference import reference
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.evaluate.suite import Reference
+from cmcore.evaluate.timing import SamplingTimes
 from cmcore.sample.presets import few_step_sampler, ode_sampler
 from cmcore.sample.stream import generate
 from cmcore.tracking.base import Null
 
 CONFIG = EvalConfig(
     samples=60, batch=30, shard=40, teacher_steps=3, bootstrap=2, kid_subsets=2, kid_size=20, score_splits=2,
-    endpoints=50, scan=(0.5, 2.0), scan_samples=30, snapshot_samples=30,
+    nearest=50, endpoints=50, scan=(0.5, 2.0), scan_samples=30, snapshot_samples=30,
     reference=ClassifierConfig(width=4, features=8, images=300, batch=50),
 )  # fmt: skip
 
@@ -54,7 +56,10 @@ def ref(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def ect(inputs: dict[str, Inputs], results: Path, ref: Reference, tmp_path: Path) -> Evaluation:
-    return Evaluation(every_run().run("ect"), "tiny", CONFIG, [ref], results, inputs["ect"].init, tmp_path / "shards")
+    data = ImageData.open(inputs["ect"].data)
+    training = Training(data.images, data.digest)
+    run, init = every_run().run("ect"), inputs["ect"].init
+    return Evaluation(run, "tiny", CONFIG, [ref], results, init, tmp_path / "shards", training=training)
 
 
 def outcome_of(evaluation: Evaluation, said: list[tuple[int, int]] | None = None) -> Outcome:
@@ -72,23 +77,62 @@ def test_an_evaluation_has_every_number_with_its_provenance(ect: Evaluation, ref
     outcome = outcome_of(ect, said)
     metrics, mark = outcome.metrics.to_json(), load_model(results / WEIGHTS).meta["fingerprint"]
     by_nfe = {nfe: {r["metric"] for r in metrics["records"] if r["provenance"]["nfe"] == nfe} for nfe in (1, 2)}
-    assert by_nfe[2] == {"fd", "kid", "precision", "recall", "score"}
+    features = {"fd", "kid", "precision", "recall", "score", "fd_infinity", "density", "coverage", "authenticity"}
+    assert by_nfe[2] == features | {"memorised", "nearest"}
     assert by_nfe[1] - by_nfe[2] == {"endpoint_rmse"}
     for record in metrics["records"]:
         p = record["provenance"]
         assert (p["run"], p["method"], p["fingerprint"], p["ema"]) == ("ect", "ect", mark, "ema")
         assert (p["images"], p["seed"]) == (ect.run.train.total, CONFIG.seed)
-        if record["metric"] != "endpoint_rmse":
+        if record["metric"] in ("memorised", "nearest"):
+            assert (p["extractor"], p["reference_digest"], p["samples"]) == ("pixels", ref.digest, 50)
+        elif record["metric"] != "endpoint_rmse":
             assert (p["extractor"], p["reference_digest"], p["samples"]) == (ref.extractor.name, ref.digest, 60)
             assert p["levels"] == ([20.0] if p["nfe"] == 1 else [20.0, ect.run.sample.two_step])
+    assert {r["metric"] for r in [*metrics["scan"], *metrics["snapshots"]]} == {
+        "fd",
+        "kid",
+        "precision",
+        "recall",
+        "score",
+    }
     assert {r["provenance"]["levels"][1] for r in metrics["scan"]} == {0.5, 2.0}
     assert sorted({r["provenance"]["images"] for r in metrics["snapshots"]}) == [384, 704, 1024]
     assert (metrics["fid_absent"], "left_out" in metrics) == ("no weights", False)
     shapes = {name: images.shape for name, images in outcome.samples.items()}
-    assert shapes == {"nfe_1": (40, 1, 8, 8), "nfe_2": (40, 1, 8, 8), "endpoints": (40, 1, 8, 8)}
+    assert shapes == dict.fromkeys(("nfe_1", "nfe_2", "endpoints", "nearest_nfe_1", "nearest_nfe_2"), (40, 1, 8, 8))
     assert all(not {"ranges", "minimum"} & record.keys() for record in metrics["records"])
     total = 2 * 60 + 2 * 30 + 3 * 30 + 50
     assert [now for now in said if now[0] == now[1]] == [(total, total)]
+
+
+def test_the_nearest_images_are_those_of_the_training_data(ect: Evaluation):
+    outcome, training = outcome_of(ect), ect.training
+    assert training is not None
+    gaps = np.square(outcome.samples["nfe_1"][:, None].astype(int) - training.images[None]).reshape(40, -1, 64).sum(2)
+    assert np.array_equal(outcome.samples["nearest_nfe_1"], training.images[gaps.argmin(1)])
+    (value,) = (r.value for r in outcome.metrics.records if r.metric == "nearest" and r.provenance.nfe == 1)
+    found = ect.shards.nearest(ect.passes[0])
+    assert found is not None
+    assert (len(found.squared), found.squared[:40, 0].tolist()) == (50, gaps.min(1).tolist())
+    assert value == pytest.approx((found.squared[:, 0] / 64).sqrt().mean().item() / 127.5)
+
+
+def test_without_training_images_no_copies_are_looked_for(ect: Evaluation):
+    for other in (replace(ect, training=None), replace(ect, config=replace(CONFIG, nearest=0))):
+        outcome = outcome_of(other)
+        assert not {"memorised", "nearest"} & {record.metric for record in outcome.metrics.records}
+        assert not any(name.startswith("nearest") for name in outcome.samples)
+
+
+def test_every_row_has_its_speed_beside_the_records(ect: Evaluation):
+    times = outcome_of(ect).times
+    assert times is not None
+    assert [(row.nfe, row.batch) for row in times.rows] == [(1, 30), (2, 30)]
+    assert all(0 < row.latency < 5 and 1 < row.images_per_second < 1e7 for row in times.rows)
+    assert "thread" in times.device
+    assert SamplingTimes.from_json(times.to_json()) == times
+    assert outcome_of(replace(ect, final_only=True)).times is None
 
 
 def test_a_diffusion_model_is_sampled_by_the_ode_solver_alone(ect: Evaluation, inputs: dict[str, Inputs]):
@@ -166,7 +210,7 @@ def test_seed_ranges_are_disjoint_samples_under_one_seed(ect: Evaluation, ref: R
     assert record.minimum == min(one.value for one in record.ranges) == metrics["records"][0]["minimum"]
     for several, one in zip(metrics["records"], single["records"], strict=True):
         assert several["provenance"] == one["provenance"]
-        if several["metric"] != "endpoint_rmse":
+        if several["metric"] not in ("endpoint_rmse", "memorised", "nearest"):
             assert several["ranges"][0]["value"] == one["value"]
             assert all({"spread", "spread_of", "first", "samples"} < range_.keys() for range_ in several["ranges"])
 
@@ -177,7 +221,7 @@ def test_features_are_kept_up_to_a_number(ect: Evaluation):
     for a, b in zip(
         few, outcome_of(replace(ect, config=replace(CONFIG, bootstrap=0))).metrics.to_json()["records"], strict=True
     ):
-        if a["metric"] in ("fd", "endpoint_rmse"):
+        if a["metric"] in ("fd", "endpoint_rmse", "memorised", "nearest"):
             assert a == b
         else:
             assert (a["provenance"]["samples"], b["provenance"]["samples"]) == (25, 60)
@@ -187,7 +231,9 @@ def test_a_reference_of_moments_alone_leaves_out_what_needs_features_and_says_so
     published = replace(ref, features=None, absent="No KID: only moments")
     found = outcome_of(replace(ect, references=[published])).metrics.to_json()
     assert found["left_out"] == "No KID: only moments"
-    assert {r["metric"] for r in found["records"]} == {"fd", "score", "endpoint_rmse"}
+    assert {r["metric"] for r in found["records"]} == {
+        "fd", "fd_infinity", "score", "endpoint_rmse", "memorised", "nearest"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ["samples", "weights", "extractor"])

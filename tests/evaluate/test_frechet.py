@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from cmcore.evaluate.frechet import covariance_root, frechet, frechet_distance, frechet_spread
+from cmcore.evaluate.frechet import covariance_root, frechet, frechet_distance, frechet_infinity, frechet_spread
 from cmcore.evaluate.moments import Moments
 
 
@@ -101,3 +101,32 @@ def test_twenty_replicates_are_cheap():
     start = time.process_time()
     frechet_spread(X, Moments.of(X + 1), 20, seed=0)
     assert time.process_time() - start < 2
+
+
+def test_the_limit_of_infinitely_many_samples_has_no_bias_and_a_true_error():
+    """Samples of the reference's own Gaussian: the distance of N samples is about c/N, its limit is 0."""
+    rng = torch.Generator().manual_seed(0)
+    reference = gaussian(torch.zeros(4), torch.eye(4))
+    draws = [torch.randn((100, 4), generator=rng, dtype=torch.float64) for _ in range(150)]
+    plain = torch.tensor([frechet_distance(Moments.of(x), reference) for x in draws])
+    found = [frechet_infinity(x, reference, seed) for seed, x in enumerate(draws)]
+    values = torch.tensor([one.value for one in found])
+    assert plain.mean() > 0.05
+    assert abs(values.mean()) < 0.1 * plain.mean()
+    assert sum(one.spread for one in found) / len(found) == pytest.approx(values.std().item(), rel=0.35)
+
+
+def test_the_limit_of_a_shifted_gaussian_is_its_distance():
+    reference, shift = gaussian(torch.zeros(3), torch.eye(3)), torch.tensor([0.5, 0.0, 0.0])
+    x = shift + 2 * torch.randn((4000, 3), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = frechet_infinity(x, reference, 0)
+    assert found.value == pytest.approx(0.25 + 3, abs=3 * found.spread)
+    assert 0.01 < found.spread < 0.2
+    assert found == frechet_infinity(x, reference, 0)
+
+
+def test_the_limit_needs_two_samples():
+    reference = gaussian(torch.zeros(3), torch.eye(3))
+    assert math.isfinite(frechet_infinity(torch.randn(2, 3), reference, 0).value)
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        frechet_infinity(torch.randn(1, 3), reference, 0)

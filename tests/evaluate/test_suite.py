@@ -25,6 +25,7 @@ CONFIG = EvalConfig(
     score_splits=2,
     reference=ClassifierConfig(width=8, features=6, images=3000, batch=20, lr=0.02),
 )
+EVERY = {"fd_infinity", "density", "coverage", "authenticity", "memorised", "nearest"}
 SOURCE = Source(
     workload="stripes",
     run="edm",
@@ -85,10 +86,56 @@ def test_description_holds_accuracy_and_the_gaussian_baseline(built):
     assert described["extractor"]["accuracy"]["held_out"] > 0.9
     assert described["extractor"]["name"] == built[0].extractor.name
     records = by_metric(MetricRecord.from_json(data) for data in described["baseline"])
-    assert set(records) == {"fd", "kid", "precision", "recall", "score"}
+    assert set(records) == {"fd", "kid", "precision", "recall", "score", *EVERY}
     baseline = records["fd"]
     assert (baseline.provenance.run, baseline.provenance.samples) == ("gaussian_pixels", 120)
     assert baseline.value > 5 * described["halves"] > 0
+
+
+def test_a_half_of_the_images_stands_for_fresh_ones(built):
+    anchors = by_metric(
+        MetricRecord.from_json(data) for data in json.loads((built[1] / "reference.json").read_text())["anchors"]
+    )
+    assert set(anchors) == {"fd", "kid", "precision", "recall", "score", *EVERY}
+    described = json.loads((built[1] / "reference.json").read_text())
+    assert anchors["fd"].value == pytest.approx(described["halves"], rel=1e-12)
+    assert anchors["fd_infinity"].value < anchors["fd"].value
+    assert anchors["memorised"].value == 0
+    assert {(a.provenance.run, a.provenance.samples, a.provenance.reference_count) for a in anchors.values()} == {
+        ("half", 75, 75)
+    }
+
+
+def test_test_images_are_measured_against_and_measured_themselves(data, tmp_path):
+    train = replace(data, images=data.images[:100], labels=data.labels[:100])
+    test = replace(data, images=data.images[100:], labels=data.labels[100:], digest="e" * 64)
+    made = reference(train, CONFIG, "stripes", tmp_path, test=test)
+    loaded = load_reference(tmp_path)
+    assert (loaded.test_digest, loaded.test.count) == ("e" * 64, 50)
+    samples = torch.from_numpy(255 - data.images[:120])
+    records = by_metric(evaluate_samples(samples.split(40), [loaded], SOURCE, CONFIG, every=True))
+    expected = frechet_distance(
+        Moments.of(made.extractor(samples)), Moments.of(made.extractor(torch.from_numpy(test.images)))
+    )
+    assert records["fd_test"].value == pytest.approx(expected, rel=1e-4)
+    assert records["fd_test"].value != records["fd"].value
+    p = records["fd_test"].provenance
+    assert (p.reference_digest, p.reference_count, p.samples) == ("e" * 64, 50, 120)
+    anchors = [
+        MetricRecord.from_json(found) for found in json.loads((tmp_path / "reference.json").read_text())["anchors"]
+    ]
+    of_test = by_metric(record for record in anchors if record.provenance.run == "test")
+    assert of_test["fd"].provenance.samples == 50
+    assert of_test["memorised"].value == 0
+    assert "fd_test" not in of_test
+
+
+def test_fewer_metrics_unless_all_are_asked_for(built, data):
+    plain = by_metric(evaluate_samples(torch.from_numpy(data.images).split(40), [built[0]], SOURCE, CONFIG))
+    every = by_metric(evaluate_samples(torch.from_numpy(data.images).split(40), [built[0]], SOURCE, CONFIG, every=True))
+    assert set(every) - set(plain) == EVERY - {"memorised", "nearest"}
+    assert all(every[name] == record for name, record in plain.items())
+    assert every["authenticity"].value == 0, "the data itself is all copies"
 
 
 def test_written_bytes_are_the_same_the_second_time(built, data, tmp_path):
@@ -149,7 +196,7 @@ def test_unlabelled_images_fall_back_to_a_random_network(data, tmp_path):
     assert made.extractor.name.startswith("random_conv_")
     described = json.loads((tmp_path / "reference.json").read_text())
     assert described["extractor"]["kind"] == "random"
-    assert {data["metric"] for data in described["baseline"]} == {"fd", "kid", "precision", "recall"}
+    assert {data["metric"] for data in described["baseline"]} == {"fd", "kid", "precision", "recall", *EVERY}
     assert load_reference(tmp_path).extractor.name == made.extractor.name
 
 

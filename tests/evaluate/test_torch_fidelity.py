@@ -12,7 +12,7 @@ from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.evaluate.collect import collect
 from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor, Shape, build_classifier
 from cmcore.evaluate.kernel import kid
-from cmcore.evaluate.manifold import precision_recall
+from cmcore.evaluate.manifold import manifold
 from cmcore.evaluate.records import MetricRecord, Source
 from cmcore.evaluate.score import classifier_score
 from cmcore.evaluate.settings import EvalConfig, InceptionConfig
@@ -49,7 +49,7 @@ def test_kernel_distance():
 def test_precision_and_recall(k):
     fake, real = pair(400, 6)
     theirs = prc_features_to_metric(fake, real, prc_neighborhood=k, save_cpu_ram=False, verbose=False)
-    ours = precision_recall(real, fake, k)
+    ours = manifold(real, fake, k)
     assert (ours.precision.value, ours.recall.value) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
     assert ours.precision.value != pytest.approx(ours.recall.value, abs=0.01)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cmcore.evaluate.records import MetricRecord, Provenance
+from cmcore.evaluate.timing import RowTime, SamplingTimes
 from cmcore.report.readers import Inputs
 from cmcore.train.timing import TrainingTime
 
@@ -56,6 +57,10 @@ def measured(run: str, nfe: int, fd: float) -> list[MetricRecord]:
         record("precision", 0.95 - fd / 60, source),
         record("recall", 0.9 - fd / 40, source),
         record("score", 9.5 - fd / 10, source, of="splits"),
+        record("fd_infinity", fd - 0.3, source, of="jackknife"),
+        record("coverage", 0.97 - fd / 50, source, of="images"),
+        record("authenticity", 0.4 + fd / 90, source, of="images"),
+        record("memorised", 0.001, provenance(run, nfe, extractor="pixels", extractor_digest="pixels", samples=1000)),
     ]
     if run not in ("edm", "ct", "ict") and nfe == 1:
         pixels = provenance(run, nfe, extractor="pixels", extractor_digest="pixels", samples=1000)
@@ -114,10 +119,17 @@ def write_run(root: Path, run: str, channels: int = 1) -> None:
     (root / "runs" / run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (root / "times").mkdir(exist_ok=True)
     TrainingTime(seconds=60.0 * (RUNS.index(run) + 1), device="Abacus, 1 thread").write(root / "times" / f"{run}.json")
+    rows = tuple(
+        RowTime(nfe=n, sampler="multistep", latency=n / 1000, images_per_second=9e3 / n, batch=500) for n in steps
+    )
+    (root / "times" / "sampling").mkdir(exist_ok=True)
+    times = SamplingTimes(device="Abacus, 1 thread", rows=rows)
+    (root / "times" / "sampling" / f"{run}.json").write_text(json.dumps(times.to_json()))
     arrays = {
         f"nfe_{nfe}": np.stack([digit(noise, 4 * fd) for _ in range(COLUMNS)]).repeat(channels, axis=1)
         for nfe, fd in steps.items()
     }
+    arrays |= {f"nearest_{name}": images[::-1] for name, images in arrays.items()}
     if run == "ect":
         arrays["endpoints"] = arrays["nfe_2"]
     (root / "samples").mkdir(exist_ok=True)
@@ -134,6 +146,7 @@ def write_workload(root: Path, runs: tuple[str, ...] = RUNS) -> Inputs:
     for run in runs:
         write_run(root, run)
     gaussian = provenance("gaussian_pixels", 0, method="gaussian_pixels", sampler="gaussian_pixels", ema="none")
+    half = provenance("half", 0, method="half", sampler="half", ema="none", reference_digest="ha1f" * 16, samples=898)
     reference = {
         "workload": "synthetic",
         "data": {"digest": REFERENCE, "count": 1797, "classes": 10},
@@ -147,6 +160,7 @@ def write_workload(root: Path, runs: tuple[str, ...] = RUNS) -> Inputs:
         },
         "halves": 0.41,
         "baseline": [record("fd", 44.0, gaussian).to_json(), record("kid", 0.061, gaussian).to_json()],
+        "anchors": [record("coverage", 0.98, half).to_json(), record("authenticity", 0.45, half).to_json()],
     }
     (root / "reference.json").write_text(json.dumps(reference))
     return Inputs(
@@ -156,6 +170,7 @@ def write_workload(root: Path, runs: tuple[str, ...] = RUNS) -> Inputs:
         runs=root / "runs",
         samples=root / "samples",
         times=root / "times",
+        sampling=root / "times" / "sampling",
         order=RUNS,
         data="synthetic rings, invented numbers",
     )

@@ -62,7 +62,7 @@ def test_the_report_shows_every_search(workload, tmp_path):
     written = tabulate(workload(), out, sections(read_searches(tmp_path / "tune"), {}))
     text = (out / "index.html").read_text()
     assert text.index("<h2>Searches") < text.index("<h2>Search lr") < text.index("<h2>Search other")
-    assert text.count("data:image/png;base64,") == 5
+    assert text.count("data:image/png;base64,") == 6
     assert text.count("data:image/svg+xml;base64,") == 4
     names = {f"search_{name}{part}" for name in ("lr", "other") for part in ("", "_values", "_trials")} | {"searches"}
     for file in (out / "tables" / f"{name}.{end}" for name in names for end in ("md", "csv", "tex")):

@@ -11,7 +11,7 @@ from cmcore.report.cells import DASH, Cell, Table
 from cmcore.report.published import published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
-from cmcore.report.tables import beside, comparison
+from cmcore.report.tables import beside, comparison, measures
 from cmcore.train.timing import TrainingTime
 
 
@@ -222,3 +222,42 @@ def test_other_malformed_files_are_refused(workload: Callable[..., Inputs]) -> N
         read_runs(inputs)
     with pytest.raises(ReportError, match="run the evaluate stage first"):
         read_runs(replace(inputs, metrics=inputs.metrics / "none"))
+
+
+def test_measures_stand_in_a_table_of_their_own_with_real_images_below(synthetic: Inputs) -> None:
+    runs, reference = read_runs(synthetic), read_reference(synthetic.reference)
+    table, first = measures(runs, reference), comparison(runs, reference)
+    assert table is not None
+    assert [column.key for column in table.columns] == [
+        "run", "nfe", "fd_infinity", "coverage", "authenticity", "memorised", "latency", "images_per_second"
+    ]  # fmt: skip
+    assert not {"fd_infinity", "coverage", "memorised"} & {column.key for column in first.columns}
+    assert "jackknife" not in first.caption
+    assert [row[0].text for row in table.rows[-2:]] == ["Gaussian fit", "half of the training images"]
+    assert cell(table, "coverage", "half of the training images", None).value == 0.98
+    assert cell(table, "fd_infinity", "ect", 1).text == "4.10 ± 0.10"
+    assert cell(table, "coverage", "edm", 35).best
+    assert not any(row[4].best or row[4].best_of_group for row in table.rows), "neither end of authenticity is good"
+    assert cell(table, "latency", "ect", 2).text == "2"
+    assert cell(table, "images_per_second", "ect", 1).value == 9e3
+    assert "Abacus, 1 thread" in table.caption
+    assert "the first 1000 samples" in table.caption
+
+
+def test_measures_of_different_references_do_not_stand_side_by_side(synthetic: Inputs) -> None:
+    runs = read_runs(synthetic)
+    other = replace(runs[0].records[0].provenance, reference_digest="beef" * 16)
+    changed = tuple(
+        replace(record, provenance=other) if record.metric == "coverage" else record for record in runs[0].records
+    )
+    with pytest.raises(ReportError, match="coverage: expected one extractor and one reference"):
+        measures([replace(runs[0], records=changed), *runs[1:]])
+
+
+def test_a_report_of_older_records_has_no_second_table(synthetic: Inputs) -> None:
+    old = ("fd", "kid", "precision", "recall", "score")
+    runs = [
+        replace(run, sampling=None, records=tuple(record for record in run.records if record.metric in old))
+        for run in read_runs(synthetic)
+    ]
+    assert measures(runs) is None

@@ -30,8 +30,12 @@ def written(synthetic: Inputs, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_everything_is_written(written: tuple[Path, Written]) -> None:
     out, result = written
-    tables = {f"tables/{name}.{end}" for name in ("comparison", "beside", "published") for end in ("md", "csv", "tex")}
-    names = ("samples", "quality_by_nfe", "level_scan", "quality_by_images", "training_curves")
+    tables = {
+        f"tables/{name}.{end}"
+        for name in ("comparison", "measures", "beside", "published")
+        for end in ("md", "csv", "tex")
+    }
+    names = ("samples", "nearest", "quality_by_nfe", "level_scan", "quality_by_images", "training_curves")
     drawn = {f"figures/{name}.{end}" for name in names for end in ("png", "svg")}
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert files == tables | drawn | {"index.html"}
@@ -76,7 +80,7 @@ def test_the_page_needs_nothing_else(written: tuple[Path, Written]) -> None:
     text = (written[0] / "index.html").read_text()
     links = Links()
     links.feed(text)
-    assert len(links.targets) == 5
+    assert len(links.targets) == 6
     assert all(target.startswith("data:image/png;base64,") for target in links.targets)
     assert not {"script", "link", "iframe", "object"} & set(links.tags)
     assert "url(" not in text
@@ -219,3 +223,16 @@ def test_variants_of_an_ablation_share_a_figure(workload, tmp_path):
     assert "<h2>Ablations" in text
     assert "CD: solver: distance of snapshots" in text
     assert "alone:" not in text
+
+
+def test_samples_stand_above_their_nearest_images_the_nearest_pair_first(synthetic: Inputs) -> None:
+    run = read_runs(synthetic)[0]
+    ours = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
+    theirs = np.array([9, 1, 4, 3], np.uint8)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
+    one = replace(run, samples={"35 NFE": ours}, nearest={"35 NFE": theirs})
+    figure = figures.nearest([one])
+    assert figure is not None
+    picture = figure.axes[0].images[0].get_array()
+    assert [picture[10, 10 + 68 * column, 0] for column in range(4)] == [1, 3, 2, 0]
+    assert [picture[80, 10 + 68 * column, 0] for column in range(4)] == [1, 3, 4, 9]
+    assert figures.nearest([replace(run, nearest=None)]) is None
