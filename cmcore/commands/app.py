@@ -220,9 +220,11 @@ def tune(
       cmlab tune ect_schedule
     """
     from cmcore.commands.tune import tune as search
+    from cmcore.pipeline.turn import turn
 
     require_own_code(Path.cwd())
-    raise typer.Exit(search(name))
+    with turn(Path.cwd(), f"{NAME} tune {name}", wait=False):
+        raise typer.Exit(search(name))
 
 
 @app.command()
@@ -348,8 +350,10 @@ def report() -> None:
       cmlab report
     """
     from cmcore.commands import report as pages
+    from cmcore.pipeline.turn import turn
 
-    raise typer.Exit(pages.main())
+    with turn(Path.cwd(), f"{NAME} report", wait=False):
+        raise typer.Exit(pages.main())
 
 
 @app.command()

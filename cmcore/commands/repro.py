@@ -43,11 +43,12 @@ class Driver:
             ComputeError: a stage failed; those that do not need it are done.
         """
         setup = self._setup
+        self._repository.mend(self._tell)
         self._repository.reproduce("code", environment())
         if changed(setup.folders.source, setup.project.sections.data):  # which DVC does not see
             print(f"{setup.project.sections.data.place} has changed since it was prepared", flush=True)
             self._repository.reproduce("prepare", environment(), force=True)
-        self._todo, restored = self._repository.plan(LAST)
+        self._todo, restored = self._repository.plan(LAST, self._tell)
         self._total = len(self._todo)
         names = f": {', '.join(self._todo)}" if self._todo else ""
         print(f"{setup.project.workload}: {self._total} stages to run{names}", flush=True)
@@ -78,6 +79,10 @@ class Driver:
         start = time.monotonic()
         self._repository.reproduce(stage, variables)
         self._speeds.learn(stage, self._setup.project, time.monotonic() - start - STARTING)
+
+    @staticmethod
+    def _tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     def _say(self, text: str, stage: str) -> None:
         self._todo.remove(stage)

@@ -5,13 +5,26 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from cmcore.config import PARAMS
 from cmcore.edge.ray_session import ComputeError
+from cmcore.errors import reason
 from cmcore.pipeline.code import code_file, code_roots, describe_code
 from cmcore.pipeline.common import Setup
+from cmcore.pipeline.guard import (
+    LOCK_FILE,
+    Checksums,
+    keep_lock_file,
+    mend_dvc_folder,
+    mend_lock_file,
+    parse_lock,
+    recorded,
+    remove_damaged,
+    set_aside,
+)
 from cmcore.pipeline.process import DRIVER
 from cmcore.pipeline.speeds import changed_stages
 
@@ -28,30 +41,103 @@ class Repository:
         self._roots = code_roots(setup.project.sections)
         self._params, self._code = self._read_params(), describe_code(self._roots)
         self._lock = threading.Lock()  # DVC's own lock is of processes
+        self._checksums = Checksums()
 
-    def plan(self, last: str) -> tuple[list[str], list[str]]:
+    def mend(self, say: Callable[[str], None]) -> None:
+        """Put in order what a kill, a full disk or a merge left of DVC's files, and say so in a line each."""
+        root = self._folders.root
+        for line in mend_lock_file(root):
+            say(line)
+        for line in mend_dvc_folder(root):
+            say(line)
+        with self._open() as repo:
+            self._set_aside_changed(repo, repo.status(targets=["code"]), say)
+
+    def plan(self, last: str, say: Callable[[str], None] = print) -> tuple[list[str], list[str]]:
         """The stages that `dvc repro` would run for the stage `last`, in order, and those of them that were restored.
 
-        A stage is restored and recorded where DVC's run cache holds its results.
+        A stage is restored and recorded where DVC's run cache holds its results. Results that are not what DVC
+        recorded are set aside, and their stages are among those to run.
+
+        Args:
+            last: the stage.
+            say: takes a line for every result that was set aside.
         """
         with self._open() as repo:
             import networkx
             from dvc.repo import lock_repo
-            from dvc.stage.cache import RunCacheNotFoundError
 
             graph = repo.index.graph
             end = next(stage for stage in graph if stage.addressing == last)
             stages = {stage.addressing: stage for stage in networkx.dfs_postorder_nodes(graph, end)}
             parents = {name: [other.addressing for other in graph.successors(stage)] for name, stage in stages.items()}
-            todo, restored = changed_stages(repo.status(), parents), list[str]()
-            with lock_repo(repo):
-                for name in todo:
-                    if set(restored).issuperset(parent for parent in parents[name] if parent in todo):
-                        with contextlib.suppress(RunCacheNotFoundError):
-                            repo.stage_cache.restore(stages[name])
-                            repo.commit(name, force=True)
+            todo, restored = list[str](), list[str]()
+            while True:
+                status = repo.status()
+                todo = [*restored, *(name for name in changed_stages(status, parents) if name not in restored)]
+                self._set_aside_changed(repo, status, say)
+                with lock_repo(repo):
+                    for name in todo:
+                        waiting = [parent for parent in parents[name] if parent in todo and parent not in restored]
+                        if not waiting and name not in restored and self._restore(repo, stages[name], say):
                             restored.append(name)
-            return todo, restored
+                if not self._damaged_inputs(stages, [name for name in todo if name not in restored], say):
+                    return [name for name in stages if name in todo], restored
+
+    def _restore(self, repo: Any, stage: Any, say: Callable[[str], None]) -> bool:
+        """Whether the stage was restored from the cache with results that have their checksums, and recorded."""
+        from dvc.exceptions import DvcException
+        from dvc.stage.cache import RunCacheNotFoundError
+        from dvc_objects.errors import ObjectFormatError
+
+        root, cache, why, found = self._folders.root, Path(repo.cache.local.path), "", True
+        try:
+            repo.stage_cache.restore(stage)
+        except RunCacheNotFoundError:
+            found = False
+        except (DvcException, ObjectFormatError, OSError) as error:
+            why = f" ({reason(error)})"
+        kept = (repo.stage_cache._load(stage) or {}).get("outs", ())
+        if not found:
+            for out in kept:  # or DVC would not write anew what it believes to have
+                remove_damaged(cache, out["md5"])
+            return False
+        wanted = {out["path"]: out["md5"] for out in kept} or {out.def_path: out.hash_info.value for out in stage.outs}
+        damaged = list(wanted) if why else self._checksums.damaged(root, wanted)
+        if not damaged:
+            repo.commit(stage.addressing, force=True)
+            keep_lock_file(root)
+            return True
+        say(f"{', '.join(damaged)}: damaged in DVC's cache{why}, made again")
+        for path in damaged:
+            remove_damaged(cache, wanted[path])
+            if (root / path).exists():
+                set_aside(root, root / path)
+        return False
+
+    def _set_aside_changed(self, repo: Any, status: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """Set aside results that differ from what DVC recorded, for which it would ask before it replaces them."""
+        cached = {out.def_path for out in repo.index.outs if out.use_cache}
+        for entries in status.values():
+            for entry in entries:
+                for path, how in entry.get("changed outs", {}).items() if isinstance(entry, Mapping) else ():
+                    if how == "modified" and path in cached and (self._folders.root / path).exists():
+                        self._aside(path, say)
+
+    def _damaged_inputs(self, stages: Mapping[str, Any], todo: list[str], say: Callable[[str], None]) -> bool:
+        """Whether a result that stages to run read, and that none of them makes, was damaged and set aside."""
+        root = self._folders.root
+        if not todo or not (root / LOCK_FILE).is_file():
+            return False
+        read = {dep.def_path for name in todo for dep in stages[name].deps}
+        damaged = self._checksums.damaged(root, recorded(parse_lock((root / LOCK_FILE).read_bytes()), read, todo))
+        for path in damaged:
+            self._aside(path, say)
+        return bool(damaged)
+
+    def _aside(self, path: str, say: Callable[[str], None]) -> None:
+        place = set_aside(self._folders.root, self._folders.root / path)
+        say(f"{path} is not what was recorded: set aside as {place}, and made again")
 
     def reproduce(self, stage: str, environment: Mapping[str, str], *, force: bool = False) -> None:
         """Run one stage in a process of its own as `dvc repro --single-item` does, unless nothing has changed.
@@ -65,6 +151,7 @@ class Repository:
         with self._open() as repo:
             named = {DRIVER: str(os.getpid()), **environment}
             repo.reproduce(stage, single_item=True, force=force, run_env=named)
+            keep_lock_file(self._folders.root)
 
     def record(self, stage: str) -> None:
         """Record the results of a stage, which are in their places, as `dvc commit` does: in dvc.lock and the caches.
@@ -75,6 +162,7 @@ class Repository:
         self._check(stage)
         with self._open() as repo:
             repo.commit(stage, force=True)
+            keep_lock_file(self._folders.root)
 
     def _check(self, stage: str) -> None:
         again = "is not recorded; start again to compute with the new ones"

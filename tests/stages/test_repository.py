@@ -1,5 +1,6 @@
 """Recording results through real DVC, with the project's own dvc.yaml and files that stand for results."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -98,3 +99,75 @@ def test_nothing_is_recorded_after_a_change(folders, monkeypatch, edit, message)
 def test_an_error_of_dvc_is_one_line(folders):
     with pytest.raises(ComputeError, match=r"^DVC: output '.*data' does not exist$"):
         Repository(load()).record("prepare")
+
+
+def recorded_data(folders: Folders) -> Repository:
+    prepare(folders)
+    found = Repository(load())
+    found.record("prepare")
+    return found
+
+
+def test_a_damaged_result_is_set_aside_and_comes_back_from_the_cache(folders):
+    found, said = recorded_data(folders), []
+    folders.weights("random").write_text("wei")  # the size shows it
+    assert found.plan("prepare", said.append) == (["prepare"], ["prepare"])
+    assert folders.weights("random").read_text() == "weights"
+    assert len(said) == 1
+    assert said[0].startswith("outputs/tiny/runs/random/weights.safetensors is not what was recorded: set aside as")
+    assert Repository(load()).plan("prepare") == ([], [])
+
+
+def flip(path: Path) -> None:
+    """Damage that neither size nor time shows."""
+    before = path.stat()
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    path.chmod(before.st_mode)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_damage_that_dvc_does_not_see_is_found_before_a_stage_reads_it(folders):
+    found, said = recorded_data(folders), []
+    flip(folders.manifest)
+    assert found.plan("reference", said.append) == (["prepare", "reference"], ["prepare"])
+    assert folders.manifest.read_text() == "{}"
+    assert said[0].startswith("outputs/tiny/data is not what was recorded")
+
+
+def test_what_is_damaged_in_the_cache_as_well_is_made_again(folders):
+    found, said = recorded_data(folders), []
+    (cached,) = (
+        path for path in (folders.root / ".dvc/cache").rglob("*") if path.is_file() and path.read_bytes() == b"{}"
+    )
+    flip(cached)
+    flip(folders.manifest)
+    assert found.plan("reference", said.append) == (["prepare", "reference"], [])
+    assert not cached.exists()
+    assert not folders.data.exists()
+    assert said[-1] == "outputs/tiny/data: damaged in DVC's cache, made again"
+
+
+def test_a_damaged_list_of_a_folder_in_the_cache_is_removed(folders):
+    found = recorded_data(folders)
+    (listed,) = (path for path in (folders.root / ".dvc/cache").rglob("*.dir") if b"manifest" in path.read_bytes())
+    flip(listed)
+    shutil.rmtree(folders.data)
+    assert found.plan("prepare") == (["prepare"], [])
+    assert not listed.exists()
+
+
+@pytest.mark.parametrize("content", ["", "schema: '2.0'\nstages:\n  prepare:\n    cmd: pyth", "<<<<<<< HEAD\n"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_damaged_lock_file_does_not_stop_anything(folders, content: str, kept: bool):
+    found, said = recorded_data(folders), []
+    Path("dvc.lock").write_text(content)
+    if not kept:
+        Path(".work/dvc.lock").unlink()
+    found.mend(said.append)
+    assert said[0].startswith("dvc.lock was damaged")
+    expected = ([], []) if kept else (["code", "prepare"], ["code", "prepare"])
+    assert found.plan("prepare") == expected
+    assert Repository(load()).plan("prepare") == ([], [])

@@ -12,19 +12,14 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
-
-import yaml
 
 from cmcore.commands.doctor.finding import FAIL, OK, WARN, Finding
 from cmcore.edge.settings import ComputeConfig, TrackingConfig
+from cmcore.pipeline.guard import LOCK_FILE, parse_lock
 
-LOCK_FILE = "dvc.lock"
 DEFAULT_PORTS = {"http": 80, "https": 443}
-CHECKSUM = re.compile(r"[0-9a-f]{32}(\.dir)?")  # of a file or a folder in a lock file
 PATIENCE = 2.0  # seconds for a server
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times quicker where it was compiled
 
 
 def check_git(root: Path) -> Finding:
@@ -54,7 +49,7 @@ def check_dvc(root: Path) -> Finding:
     try:
         stages = locked_stages(root / LOCK_FILE)
     except ValueError as error:
-        remedy = f"git checkout {LOCK_FILE}, or delete it: `cmlab repro` then takes results from DVC's cache"
+        remedy = "`cmlab repro` sets it aside and goes on from the last sound one"
         return Finding("dvc", FAIL, f"{LOCK_FILE} is damaged ({error})", remedy)
     try:
         if holder := lock_holder(root / ".dvc" / "tmp"):
@@ -71,23 +66,10 @@ def check_dvc(root: Path) -> Finding:
 
 def locked_stages(path: Path) -> int:
     """The number of stages in a lock file, 0 where there is none; a ValueError where it is cut or garbled."""
-    if not path.exists():
-        return 0
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    stages = data.get("stages") if isinstance(data, dict) else None
-    if not isinstance(stages, dict) or "schema" not in data:
-        raise ValueError("expected a schema and stages")
-    for name, stage in stages.items():
-        # A cut leaves valid YAML, and an entry without its whole checksum.
-        entries = (
-            [*stage.get("deps", ()), *stage.get("outs", ())] if isinstance(stage, dict) and "cmd" in stage else [0]
-        )
-        if not all(isinstance(entry, dict) and CHECKSUM.fullmatch(str(entry.get("md5"))) for entry in entries):
-            raise ValueError(f"stage {name} is incomplete")
-    return len(stages)
+        return len(parse_lock(path.read_bytes())) if path.exists() else 0
+    except OSError as error:
+        raise ValueError(str(error)) from error
 
 
 def lock_holder(tmp: Path) -> str:
