@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cmcore.config import flatten
 from cmcore.edge.settings import TrackingConfig
+from cmcore.errors import reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FOLDER = Path(".tracking")
+SQLITE = "sqlite:///"
+SPECIAL = re.compile(r"[?#%]")
 PARENT = "mlflow.parentRunId"  # by this tag MLflow shows one run below another
 PARAM_LENGTH, KEY_LENGTH, PARAMS_AT_ONCE, TAGS_AT_ONCE, POINTS_AT_ONCE = 6000, 250, 100, 100, 1000  # MLflow's limits
 # MLflow's own defaults let one call wait for four minutes; telemetry would write to the user's home.
@@ -66,7 +69,10 @@ class Store(NamedTuple):
     @classmethod
     def of(cls, config: TrackingConfig, root: Path, workload: str) -> "Store":
         """MLFLOW_TRACKING_URI, else `tracking.uri`, else a database below `root`; the experiment of the workload."""
-        own = f"sqlite:///{(root / FOLDER / 'mlflow.db').resolve()}"
+        path = (root / FOLDER / "mlflow.db").resolve()
+        # Of characters with a meaning in addresses, the path from the project folder has none.
+        near = SPECIAL.search(str(path)) and root.resolve() == Path.cwd()
+        own = f"sqlite:///{path.relative_to(root.resolve()) if near else path}"
         uri = os.environ.get("MLFLOW_TRACKING_URI") or config.uri or own
         return cls(uri, config.experiment or workload)
 
@@ -164,13 +170,9 @@ class RunState:
             writer = Writer(store, self.tags, again=again)
             self.id = writer.id
             return total([writer.update(part) for part in self.requests()])
-        except Exception as error:
-            from mlflow.exceptions import MlflowException
-
-            if not isinstance(error, (MlflowException, OSError)):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise TrackingError(f"MLflow at {store.uri} did not take run {self.tags['run']}: {reason}") from error
+        except Exception as error:  # of MLflow, SQLAlchemy, alembic, requests or sqlite, for whatever is wrong there
+            why = f"{reason(error, 300)}; runs are complete without it, and `cmlab sync` sends them again"
+            raise TrackingError(f"MLflow at {store.uri} did not take run {self.tags['run']}: {why}") from error
 
 
 class Writer:
@@ -254,11 +256,15 @@ def open_run(store: Store, tags: Mapping[str, str]) -> tuple["MlflowClient", "Ru
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
+    from cmcore.edge.mlflow_database import prepare_database
+
     # After the import, which sets up loggers of its own.
     for chatty in ("alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
     with _lock(store.uri):
+        if store.uri.startswith(SQLITE):
+            prepare_database(Path(store.uri.removeprefix(SQLITE)))
         client = MlflowClient(tracking_uri=store.uri)
         group = _experiment(client, store)
         wanted = " and ".join(f"tags.{key} = '{tags[key]}'" for key in ("fingerprint", "run"))
@@ -270,8 +276,8 @@ def open_run(store: Store, tags: Mapping[str, str]) -> tuple["MlflowClient", "Ru
 @contextmanager
 def _lock(uri: str) -> Iterator[None]:
     """One process of this machine at a time; the kernel lets go of the lock when its holder dies."""
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).with_suffix(".lock")
+    if uri.startswith(SQLITE):
+        path = Path(uri.removeprefix(SQLITE)).with_suffix(".lock")
     else:
         digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
         path = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}.lock"
@@ -283,8 +289,8 @@ def _lock(uri: str) -> Iterator[None]:
 
 def _experiment(client: "MlflowClient", store: Store) -> "Experiment":
     own = None
-    if store.uri.startswith("sqlite:///"):
-        own = Path(store.uri.removeprefix("sqlite:///")).parent / "artifacts"
+    if store.uri.startswith(SQLITE):
+        own = Path(store.uri.removeprefix(SQLITE)).resolve().parent / "artifacts"
     found = client.get_experiment_by_name(store.experiment)
     if found is None:
         location = own.as_uri() if own else None

@@ -1,5 +1,6 @@
 """The life of a stage process: one-line errors, a clean end on every signal, and no life after DVC's."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -7,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import psutil
 
 from cmcore.config import ConfigError
+from cmcore.pipeline.turn import turn
 
 DRIVER = "CMLAB_DRIVER"  # names the process that runs DVC as a library
 GRACE = 15.0  # seconds for a clean end, once DVC is gone
@@ -37,14 +40,15 @@ def guarded(name: str, main: Callable[[], None]) -> NoReturn:
     if "DVC_STAGE" in os.environ:
         threading.Thread(target=_end_with, args=(caller(),), daemon=True).start()
     try:
-        main()
+        with turn(Path.cwd(), f"stage {name}", wait=True) if "DVC_STAGE" in os.environ else contextlib.nullcontext():
+            main()
     except ConfigError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if not isinstance(error, expected()):
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{name}: stopped; start again, and it continues from its last checkpoint", file=sys.stderr)
