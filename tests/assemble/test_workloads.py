@@ -56,6 +56,10 @@ def test_what_a_run_says_is_what_it_gets(name, projects):
             for field, value in entry.get(section, {}).items():
                 if field == "ema":
                     assert {k: v for k, v in value.items() if not hasattr(run.train.ema[k], "half_life")} == {}
+                elif field == "players":
+                    players = {name: vars(player) for name, player in run.train.players.items()}
+                    own = {name: {k: float(v) for k, v in settings.items()} for name, settings in value.items()}
+                    assert {n: {k: players[n][k] for k in known} for n, known in own.items()} == own, (key, field)
                 elif field != "kind":
                     got = getattr(config, field)
                     wanted = tuple(value) if isinstance(value, list) else value
