@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmcore import plugins
 from cmcore.assemble.choice import choose
-from cmcore.assemble.imports import net_of, read_public, shape_of
+from cmcore.assemble.imports import default_part, net_of, read_public, shape_of
 from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model
 from cmcore.assemble.passes import weights_at
 from cmcore.assemble.posthoc import reconstruct
@@ -27,6 +27,8 @@ from cmcore.sample.base import Sampler
 from cmcore.sample.settings import Sampling
 from cmcore.sample.stream import generate, uniform_labels
 from cmcore.tensors import to_uint8
+from cmcore.train import checkpoint
+from cmcore.train.checkpoint import CheckpointError
 
 FOREIGN = (".pkl", ".pt", ".pth")  # endings of public weight files
 NUMBERS_AT_ONCE = {"cpu": 2**18, "cuda": 2**21}  # in the images of a batch
@@ -201,8 +203,8 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
 
 def _of_path(path: Path, project: Project | None, profile: str, device: str, method: str) -> TrainedRun:
     file = _weights_in(path) if path.is_dir() else path
-    if file.suffix in FOREIGN:
-        model, options = _public(file, profile or "ema", device), None
+    if file.suffix in FOREIGN or _is_early(file):
+        model, options = _public(file, profile, device), None
     else:
         model = _load(file, profile, device)
         run = _known(project, model)
@@ -244,14 +246,27 @@ def _known(project: Project | None, model: LoadedModel) -> Run | None:
     return run if run and same and {"kind": run.net.kind, **plain(run.net.config)} == model.meta["net"] else None
 
 
+def _is_early(file: Path) -> bool:
+    """Whether it is a file of this project of before there were checksums."""
+    try:
+        checkpoint.header(file)
+    except CheckpointError:
+        try:
+            return bool(checkpoint.header(file, early=True))
+        except CheckpointError:
+            return False
+    return False
+
+
 def _public(file: Path, part: str, device: str) -> LoadedModel:
-    """A public weight file as a model."""
-    public = read_public(file, part)
+    """A public weight file, or an early one of this project, as a model."""
+    public, part = read_public(file, part), part or default_part(file)
+    meta = {} if file.suffix in FOREIGN else checkpoint.header(file, early=True)
     shape: ModelShape = shape_of(public)
-    diffusion = DiffusionConfig(sigma_data=public.sigma_data)
+    diffusion = DiffusionConfig(**(meta.get("diffusion") or {"sigma_data": public.sigma_data}))
     denoiser = build_denoiser(net_of(public), shape, diffusion, boundary=bool(public.boundary))
     try:
         denoiser.net.load_state_dict(public.tensors)
     except RuntimeError as error:
         raise DataError(f"{file}: does not fit {public.family}; `cmlab import-weights {file}` says where") from error
-    return LoadedModel(denoiser.eval().to(device), part, shape, diffusion, {})
+    return LoadedModel(denoiser.eval().to(device), part, shape, diffusion, meta)

@@ -22,7 +22,7 @@ from cmcore.commands.place import CommandError, project_root, require_own_code, 
 from cmcore.config import ConfigError
 
 NAME = "cmlab"
-OUTSIDE = ("import-weights", "sample", "edit")  # commands that work without a project folder, too
+OUTSIDE = ("import-weights", "sample", "edit", "gallery")  # commands that work without a project folder, too
 UNTOUCHED = ("doctor", *OUTSIDE)  # commands that change no file
 WRITES_PARAMETERS = ("use", "adopt")
 CONTINUED = ("repro", "tune")
@@ -335,6 +335,38 @@ def edit(
         change(
             what, Path.cwd(), start, task=task, image=image, mask=mask, factor=factor, sigma=sigma, out=out,
             count=count, steps=steps, label=label, seed=seed, ema=ema, device=device, method=method,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def gallery(
+    context: typer.Context,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL, autocompletion=complete.runs)],
+    images: Annotated[Path, typer.Option(help="Folder of image files: the truth.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Images, the first by name.")] = 8,
+    steps: Annotated[str, typer.Option(metavar="N1,N2,..", help="Evaluations.")] = "40",
+    factor: Annotated[int, typer.Option(min=2, help="Of super-resolution.")] = 4,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder.")] = Path("gallery"),
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is some.")] = "auto",
+) -> None:
+    """Compare models by their edits of known images.
+
+    Takes the middle, the colour or the resolution of images away, lets every model restore it, and writes a figure and
+    the errors against the truth into a folder. Reads weights and images.
+
+    \b
+    Example:
+      cmlab gallery ect edm --images photos --steps 10,40 --out gallery
+    """
+    from cmcore.commands.gallery import gallery as draw
+
+    start = context.ensure_object(Call).start
+    show(
+        draw(
+            models, Path.cwd(), start, images=images, count=count, steps=steps, factor=factor, out=out, seed=seed,
+            device=device,
         )
     )  # fmt: skip
 

@@ -1,10 +1,12 @@
 """A trained run opened from Python."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from public_weights import EDM, nvlabs_pickle
+from safetensors.torch import save_file
 from stored import PARAMS, store
 
 from cmcore.assemble.models import ModelShape, load_model
@@ -13,6 +15,7 @@ from cmcore.assemble.training import WEIGHTS
 from cmcore.config import ConfigError
 from cmcore.errors import DataError
 from cmcore.sample.stream import generate
+from cmcore.train import checkpoint
 
 
 def test_the_samplers_are_those_of_the_tables(tmp_path):
@@ -159,6 +162,18 @@ def test_public_weights_are_opened(tmp_path):
     run = open_run(file)
     assert run.sample(1, sampler=run.sampler(2)).shape == (1, 3, 16, 16)
     assert open_run(file, method="ect").nfes == (1, 2)
+
+
+def test_half_precision_weights_of_before_there_were_checksums_are_opened(tmp_path):
+    store(tmp_path, "ect")
+    tensors, meta = checkpoint.load(tmp_path / "outputs/tiny/runs/ect" / WEIGHTS)
+    early = {key: value for key, value in meta.items() if key != "inputs"}
+    save_file({key: value.half() for key, value in tensors.items()}, tmp_path / "early.safetensors",
+              {"meta": json.dumps(early)})  # fmt: skip
+    run = open_run(tmp_path / "early.safetensors", profile="raw")
+    assert (run.name, run.nfes, run.model.profile, run.model.diffusion.sigma_max) == ("ect", (1, 2), "raw", 20.0)
+    now = open_run("ect", tmp_path, profile="raw").sample(4)
+    torch.testing.assert_close(run.sample(4).float(), now.float(), rtol=0, atol=4)
 
 
 @pytest.mark.parametrize(("shape", "batch"), [((1, 8), 500), ((3, 32), 85), ((3, 256), 1)])

@@ -32,6 +32,7 @@ COMMANDS = (
     "doctor",
     "sample",
     "edit",
+    "gallery",
 )
 
 

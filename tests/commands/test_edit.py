@@ -1,5 +1,6 @@
 """`cmlab edit`: files in, files out, and its errors of one line."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +92,33 @@ def test_an_error_is_one_line(project, capsys, words, message):
     assert said.startswith("cmlab edit: " + message.format(root=project))
     assert said.count("\n") == 1
     assert not (project / "edited.png").exists()
+
+
+def test_a_gallery_has_figure_errors_and_provenance(project, capsys):
+    (project / "photos").mkdir()
+    for index in range(3):
+        (project / f"photos/{index}.png").write_bytes((project / "in.png").read_bytes())
+    words = ("--images", "photos", "--steps", "3,5", "--factor", "2", "--out", "drawn")
+    assert call("gallery", "ect", "edm", *words) == 0
+    assert {path.name for path in (project / "drawn").iterdir()} == {"gallery.json", "gallery.png", "gallery.svg"}
+    found = json.loads((project / "drawn/gallery.json").read_text())
+    assert list(found["images"]) == ["0.png", "1.png", "2.png"]
+    assert len(found["errors"]) == 8
+    assert {"task", "model", "nfe", "error", "standard_error", "known_error"} == found["errors"][0].keys()
+    assert "drawn/gallery.png shows 3 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ect", "--images", "none"], "--images: expected a folder with image files, got none"),
+        (["ect", "--images", ".", "--steps", "a"], "--steps: expected numbers with commas between"),
+        (["ect", "--images", ".", "--factor", "3"], "--factor: expected a divisor of 8"),
+        (["edm", "--images", ".", "--steps", "1"], "--steps: expected at least 3 for a diffusion model, got 1"),
+    ],
+)
+def test_an_error_of_a_gallery_is_one_line(project, capsys, words, message):
+    assert call("gallery", *words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("cmlab gallery: " + message)
+    assert said.count("\n") == 1
