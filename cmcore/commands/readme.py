@@ -1,4 +1,4 @@
-"""`cmlab readme`: the default workload's comparison table, copied between the markers of README.md."""
+"""`cmlab readme`: the default workload's headline table, copied between the markers of README.md."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from cmcore.atomic import write_atomic
 from cmcore.commands.place import CommandError
 
-TABLE = Path("reports/digits/tables/comparison.md")
+TABLE = Path("reports/digits/tables/headline.md")
 README = Path("README.md")
 BLOCK = re.compile(r"(?<=<!-- results:start -->\n).*?(?=<!-- results:end -->)", re.DOTALL)
 

@@ -90,11 +90,11 @@ class Driver:
 
 
 def summary(setup: Setup) -> str:
-    """The comparison table, and where everything is."""
+    """The comparison at a glance, and where everything is."""
     reports = setup.folders.reports.relative_to(setup.folders.root)
     return "\n".join(
         (
-            (setup.folders.reports / "tables" / "comparison.md").read_text(encoding="utf-8"),
+            (setup.folders.reports / "tables" / "headline.md").read_text(encoding="utf-8"),
             f"Report   {reports / 'index.html'}",
             f"Figures  {reports / 'figures'}/",
             f"Tables   {reports / 'tables'}/ (Markdown, CSV, LaTeX)",

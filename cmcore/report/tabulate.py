@@ -11,6 +11,7 @@ from cmcore.report import curves, figures
 from cmcore.report.captions import title
 from cmcore.report.cells import Cell, Column, Table
 from cmcore.report.formats import csv_text, latex, markdown
+from cmcore.report.headline import headline
 from cmcore.report.page import Picture, Section, page
 from cmcore.report.plots import save
 from cmcore.report.published import DATASETS, Number, published
@@ -64,10 +65,10 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Written:
-    """The files that `tabulate` wrote, and the comparison as Markdown for a terminal."""
+    """The files that `tabulate` wrote, and the headline table as Markdown for a terminal."""
 
     files: tuple[Path, ...]
-    comparison: str
+    headline: str
 
 
 def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Written:
@@ -79,18 +80,19 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         ReportError: an input is missing, malformed, or not comparable with the others.
     """
     runs, reference, numbers = read_runs(inputs), read_reference(inputs.reference), published()
-    ours, second = comparison(runs, reference, inputs.data), measures(runs, reference)
+    first, ours = headline(runs, reference, inputs.data), comparison(runs, reference, inputs.data)
+    second = measures(runs, reference)
     seconds = () if second is None else (second,)
     each = (by_training_seed(runs),) if any(run.replicates for run in runs) else ()
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
     more = [table for section in extra for table in (*section.tables, *section.folded)]
-    files = _write_tables(out / "tables", (ours, *seconds, *each, both, *more), quoted, complete(numbers))
+    files = _write_tables(out / "tables", (first, ours, *seconds, *each, both, *more), quoted, complete(numbers))
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     variants = _ablations(runs, inputs, out / "figures")
     files += [path for picture in (*pictures, *variants) for path in (picture.path, picture.path.with_suffix(".svg"))]
     sections = (
-        Section(title="Our runs", tables=(ours, *seconds), folded=each, figures=pictures),
+        Section(title="Our runs", tables=(first,), folded=(ours, *seconds, *each), figures=pictures),
         *((Section(title="Ablations", figures=variants),) if variants else ()),
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
@@ -100,7 +102,7 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     text = page(f"Consistency models on {inputs.workload}", _intro(inputs, runs), sections)
     index = out / "index.html"
     index.write_text(text, encoding="utf-8")
-    return Written((*files, index), markdown(ours))
+    return Written((*files, index), markdown(first))
 
 
 def _intro(inputs: Inputs, runs: Sequence[RunReport]) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ def test_the_version(capsys):
         (["ui", "--port", "0"], 2, "cmlab ui: Invalid value for '--port'"),
         (["adopt", "nothing"], 2, "cmlab adopt: NAME: expected a search that has run (none has), got 'nothing'"),
         (["import-weights", "none.pkl"], 1, "cmlab import-weights: "),
-        (["readme"], 1, "cmlab readme: there is no reports/digits/tables/comparison.md yet"),
+        (["readme"], 1, "cmlab readme: there is no reports/digits/tables/headline.md yet"),
         (["repro"], 1, "cmlab repro: the project is "),
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 
 from cmcore.report.cells import Table
 from cmcore.report.formats import csv_text
-from cmcore.report.readers import Inputs, read_runs
+from cmcore.report.headline import headline
+from cmcore.report.readers import Inputs, read_reference, read_runs
 from cmcore.report.seeds import decided, holm, p_value, pooled, tied, values
 from cmcore.report.tables import by_training_seed, comparison
 from cmcore.report.tabulate import tabulate
@@ -104,6 +105,28 @@ def test_the_comparison_shows_mean_and_deviation_over_seeds(seeded: Inputs) -> N
     assert "Values are mean ± standard deviation over training seeds (5 per run)." in table.caption
     assert "1, 2, 3, 4, 5 for training" in table.caption
     assert "Typical spread of the samples of one training: fd (bootstrap)" in table.caption
+
+
+def test_the_headline_has_a_row_per_run_and_ties(seeded: Inputs) -> None:
+    table = headline(read_runs(seeded), read_reference(seeded.reference), "digits")
+    keys = [column.key for column in table.columns]
+    rows = {row[0].text: dict(zip(keys, row, strict=True)) for row in table.rows}
+    assert list(rows) == ["edm", "cd", "ct", "ict", "ect", "sct", "scd"]
+    assert rows["ect"]["1"].text == "4.4 ± 0.8"
+    assert (rows["ect"]["4"].value, rows["ect"]["more"].value) == (None, None)
+    assert rows["edm"]["more"].text.endswith("(35)")
+    assert rows["ect"]["1"].best
+    assert rows["scd"]["1"].best
+    assert not rows["ct"]["1"].best
+    assert "(5 per run)" in table.caption
+    assert "Gaussian fit" in table.caption
+
+
+def test_the_headline_of_one_seed_marks_the_least_alone(workload: Callable[..., Inputs]) -> None:
+    inputs = workload("edm", "ct", "ect", "scd")
+    table = headline(read_runs(inputs))
+    assert [row[0].text for row in table.rows if row[2].best] == ["ect"]
+    assert table.caption.count("One training seed per run") == 1
 
 
 def test_rows_that_seeds_do_not_decide_share_the_mark(seeded: Inputs) -> None:

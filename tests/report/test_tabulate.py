@@ -21,6 +21,8 @@ from cmcore.report.plots import apart, canvas
 from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
 from cmcore.report.tabulate import Written, tabulate
 
+TABLES = ("headline", "comparison", "measures", "beside", "published")
+
 
 @pytest.fixture(scope="module")
 def written(synthetic: Inputs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Written]:
@@ -30,17 +32,13 @@ def written(synthetic: Inputs, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_everything_is_written(written: tuple[Path, Written]) -> None:
     out, result = written
-    tables = {
-        f"tables/{name}.{end}"
-        for name in ("comparison", "measures", "beside", "published")
-        for end in ("md", "csv", "tex")
-    }
+    tables = {f"tables/{name}.{end}" for name in TABLES for end in ("md", "csv", "tex")}
     names = ("samples", "nearest", "quality_by_nfe", "level_scan", "quality_by_images", "training_curves")
     drawn = {f"figures/{name}.{end}" for name in names for end in ("png", "svg")}
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert files == tables | drawn | {"index.html"}
     assert {str(path.relative_to(out)) for path in result.files} == files
-    assert result.comparison == (out / "tables" / "comparison.md").read_text()
+    assert result.headline == (out / "tables" / "headline.md").read_text()
 
 
 def test_the_same_input_gives_the_same_bytes(written: tuple[Path, Written], synthetic: Inputs, tmp_path: Path) -> None:
@@ -131,7 +129,7 @@ def test_one_run_with_one_record_is_enough(workload: Callable[..., Inputs], tmp_
             data | {"records": data["records"][:1], "scan": data["scan"][:1], "snapshots": data["snapshots"][:1]}
         )
     )
-    assert "| ect | ECT | 1 |" in tabulate(replace(inputs, reference=None), tmp_path / "out").comparison
+    assert "| ect | ECT |" in tabulate(replace(inputs, reference=None), tmp_path / "out").headline
 
 
 def test_many_runs_and_non_positive_losses_draw(workload: Callable[..., Inputs], tmp_path: Path) -> None:
