@@ -170,7 +170,7 @@ def test_ours_beside_published_matches_method_and_nfe(synthetic: Inputs) -> None
     table = beside(read_runs(synthetic), published())
     found = {(row[0].text, row[1].value): (row[2].value, row[3].value, row[6].text, row[7].text) for row in table.rows}
     assert found["CD", 1][1:] == (3.55, "arXiv 2303.01469", "paper")
-    assert found["EDM", 35][1:] == (1.97, "arXiv 2206.00364, Table 2", "from memory, unverified")
+    assert found["EDM", 35][1:] == (1.97, "arXiv 2206.00364, Table 2 (read in NVlabs/edm, README)", "repository")
     assert found["EDM", 1][1] is None
     assert found["sCT", 2][:2] == (pytest.approx(0.72 * 5.2), 2.06)
     assert "another feature space" in table.caption
