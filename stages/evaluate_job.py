@@ -9,6 +9,7 @@ from cmcore.assemble.project import Run
 from cmcore.config import digest
 from cmcore.data.images import ImageData, open_data
 from cmcore.edge.autoencoder import load_decoding
+from cmcore.edge.compile_cache import keep_compiled
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_each import execute_each
 from cmcore.edge.ray_run import execute, pick_device
@@ -18,7 +19,7 @@ from cmcore.evaluate.records import RunMetrics
 from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.files import write_json
-from cmcore.pipeline.progress import Emit, added, reporter
+from cmcore.pipeline.progress import Emit, added, reporter, spoken
 from stages.reference import INCEPTION
 
 
@@ -45,6 +46,7 @@ def job(
 ) -> Outcome | None:
     """Sample a share of the images; without one, all that are left, and measure them."""
     device = pick_device(compute)
+    keep_compiled(compute)
     references = [load_reference(files.reference, device=device)]
     inception, why_not = load_inception(config.inception, device)
     if inception is not None:
@@ -59,9 +61,10 @@ def job(
     kept = kept_records(whole, why_not)
     if files.final_only and kept.exists():
         return Outcome(RunMetrics.from_json(json.loads(kept.read_text(encoding="utf-8"))), {}, whole.store)
-    if share is not None:
-        return draw(whole, share, reporter(emit))
-    outcome = evaluate_run(whole, fid_absent=why_not, on_progress=reporter(emit))
+    with spoken(emit):
+        if share is not None:
+            return draw(whole, share, reporter(emit))
+        outcome = evaluate_run(whole, fid_absent=why_not, on_progress=reporter(emit))
     if files.final_only:
         write_json(kept, outcome.metrics.to_json())
     return outcome

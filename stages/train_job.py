@@ -10,11 +10,12 @@ from cmcore.assemble.training import Inputs, train_run
 from cmcore.consistency import distances
 from cmcore.data.images import open_data
 from cmcore.edge.autoencoder import image_converter
+from cmcore.edge.compile_cache import keep_compiled
 from cmcore.edge.lpips import load_lpips
 from cmcore.edge.ray_run import pick_device
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.settings import DecoderConfig
-from cmcore.pipeline.progress import Emit, reporter
+from cmcore.pipeline.progress import Emit, reporter, spoken
 from cmcore.tracking.base import Sender
 from cmcore.train.steps import ALONE, Worker
 
@@ -27,12 +28,14 @@ def job(
     if run.weights is not None:
         return import_run(run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit))
     device = pick_device(compute)
+    keep_compiled(compute)
     if "lpips" in run.services:
         distances.provide("lpips", load_lpips(run.train.lpips_weights, pooling=run.train.lpips_pooling, device=device))
     data = open_data(inputs.data)
     to_images = image_converter(data, decoder, device)
     preview = to_images and previewer(run, ModelShape.of(data, run.conditional), device=device, to_images=to_images)
-    return train_run(
-        run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit), preview=preview, device=device,
-        worker=worker,
-    )  # fmt: skip
+    with spoken(emit):
+        return train_run(
+            run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit), preview=preview, device=device,
+            worker=worker,
+        )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cmcore.diffusion.precond import Denoiser
+from cmcore.train.compiled import or_plain
 from cmcore.train.layout import arrange
 from cmcore.train.precision import autocast, choose_matrix_units
 from cmcore.train.settings import TrainConfig
@@ -25,7 +26,7 @@ class Autocast(nn.Module):
 
     def forward(self, x: torch.Tensor, *seen: Any) -> torch.Tensor:
         with autocast(self.train_config.precision, x.device):
-            return self.net(x, *seen).float()
+            return or_plain([self.net], lambda: self.net(x, *seen)).float()
 
 
 def for_samples(

@@ -17,6 +17,7 @@ class ComputeConfig:
     address: str = ""  # of a Ray cluster; the variable RAY_ADDRESS has precedence; empty: a local Ray
     threads: int = 2  # of torch, in every job: the number of threads changes the last bits of a result
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    compile_cache: str = ""  # folder of compiled networks; empty: cmlab/compiled in the user's cache folder
     workers: int = 1  # processes of one training run, or of one evaluation, each with `threads` threads
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Progress of a stage: a bar on a terminal, one line at the start and one at the end anywhere else."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,39 @@ class Done(NamedTuple):
 
     done: int
     total: int
+
+
+class Line(NamedTuple):
+    """A line to show."""
+
+    text: str
+
+
+class _Speaker(logging.Handler):
+    """Emits what is logged."""
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__(logging.INFO)
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._emit(Line(record.getMessage()))
+
+
+@contextmanager
+def spoken(emit: Emit) -> Iterator[None]:
+    """For a job: what the project logs in the block is shown by the driver, and nowhere else."""
+    logger, speaker = logging.getLogger("cmcore"), _Speaker(emit)
+    before = logger.level, logger.propagate
+    logger.addHandler(speaker)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(speaker)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def reporter(emit: Emit, pause: float = 0.2) -> Callable[[int, int], None]:
@@ -37,6 +71,9 @@ def added(listen: Emit, jobs: int) -> Callable[[int, Any], None]:
     each = [Done(0, 0)] * jobs
 
     def hear(job: int, event: Any) -> None:
+        if not isinstance(event, Done):
+            listen(event)
+            return
         each[job] = event
         listen(Done(sum(one.done for one in each), sum(one.total for one in each)))
 
@@ -62,6 +99,8 @@ def listener(title: str, unit: str, tracker: Tracker | None = None) -> Iterator[
             # What a continued run did earlier must not count as speed.
             bar.initial = bar.initial or (event.done if bar.n == 0 else 0)
             bar.update(event.done - bar.n)
+        elif isinstance(event, Line):
+            (print if bar is None else bar.write)(f"{title}: {event.text}")
 
     try:
         yield listen

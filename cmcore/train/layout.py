@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from cmcore.train.compiled import CLOCK
 from cmcore.train.settings import TrainConfig
 
 
@@ -11,5 +12,6 @@ def arrange(net: nn.Module, config: TrainConfig) -> None:
     if config.channels_last:
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (missing in the stubs)
     if config.compile:
+        CLOCK.watch()
         # The same generator as without: student and target have to drop the same units, in whatever kernel that is.
         net.compile(options={"fallback_random": True, "triton.cudagraphs": config.cuda_graphs})

@@ -25,6 +25,7 @@ from cmcore.tracking import jsonl
 from cmcore.tracking.base import Tracker
 from cmcore.train import checkpoint
 from cmcore.train.background import Writer, held
+from cmcore.train.compiled import CLOCK, LOG
 from cmcore.train.gate import NonFiniteError
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import State, load_state_tensors, state_tensors
@@ -157,11 +158,14 @@ def run_session(
     checkpoint.remove_partial(folder)
     history, window = History(folder / HISTORY, state.images), Window()
     watch = Stopwatch(folder / TIME, state.device, worker.world)
-    saved = time.monotonic()
+    saved, told = time.monotonic(), False
     on_progress(state.images, config.total)
     try:
         for record in steps(state, method, batches, config, worker):
             window.add(record)
+            if CLOCK.seconds and not told:
+                LOG.info("compiling took %.0f s", CLOCK.seconds)
+                told = True
             snapshot = _crossed(record.images, config.batch, config.total, config.snapshots)
             logged = record.images == config.total or record.images % config.log_images < config.batch
             if snapshot or logged:
@@ -201,12 +205,12 @@ def _save(
     state: State, folder: Path, fingerprint: str, history: History, watch: Stopwatch, writer: Writer
 ) -> None:  # fmt: skip
     writer.wait()  # before the copy: memory holds one
-    copy, seconds = held(state_tensors(state)), watch.seconds
+    copy, took = held(state_tensors(state)), watch.read()
     meta = {"fingerprint": fingerprint, "images": state.images, "history": history.checksum}
 
     def write() -> None:
         copy.ready()
-        watch.write(seconds)
+        took.write(folder / TIME)
         checkpoint.save(folder / CHECKPOINT, copy.tensors, meta)
 
     writer.start(write)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from cmcore.layers.magnitude import force_normalisation, unit_layers
 from cmcore.methods.base import STUDENT, Action, Batch, Blend, Copy, Method, Progress
 from cmcore.rng import Draws
 from cmcore.train import ema
+from cmcore.train.compiled import or_plain
 from cmcore.train.gate import Watch, gated_step
 from cmcore.train.optim import learning_rate, set_learning_rate
 from cmcore.train.precision import autocast
@@ -135,7 +137,7 @@ class _Loop:
         values: Values = {}
         taken: dict[str, Tensor | bool] = {}  # by player: whether its last step was taken, on the device or here
         for turn in turns_of(self.method, progress):
-            finite = self._turn(turn, progress, values)
+            finite = or_plain(state.nets.modules.values(), partial(self._turn, turn, progress, values))
             optimiser = state.players[turn.player].optimiser
             if self.direct:
                 taken[turn.player] = bool(finite)

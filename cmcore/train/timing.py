@@ -24,6 +24,7 @@ class TrainingTime:
     seconds: float = 0.0  # of the clock; what a kill threw away is not in it
     device: str = ""  # of one worker; empty where nothing was trained
     workers: int = 1
+    compile_seconds: float = 0.0  # of them
 
     def write(self, path: Path) -> None:
         """Write, or replace, the file."""
@@ -35,18 +36,24 @@ class Stopwatch:
 
     def __init__(self, path: Path, device: "torch.device", workers: int) -> None:
         self._path, self._device, self._workers = path, device_name(device), workers
-        self._before = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else 0.0
-        self._start = time.monotonic()
+        before = TrainingTime(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else TrainingTime()
+        self._start = time.monotonic() - before.seconds
+        from cmcore.train.compiled import CLOCK  # imports torch
 
-    @property
-    def seconds(self) -> float:
+        self._compiling, self._compile_start = CLOCK, CLOCK.seconds - before.compile_seconds
+
+    def read(self) -> TrainingTime:
         """The time until now."""
-        return round(self._before + time.monotonic() - self._start, 3)
+        return TrainingTime(
+            seconds=round(time.monotonic() - self._start, 3),
+            device=self._device,
+            workers=self._workers,
+            compile_seconds=round(self._compiling.seconds - self._compile_start, 3),
+        )
 
-    def write(self, seconds: float | None = None) -> None:
-        """Write the time until now, or until an earlier moment."""
-        seconds = self.seconds if seconds is None else seconds
-        TrainingTime(seconds=seconds, device=self._device, workers=self._workers).write(self._path)
+    def write(self) -> None:
+        """Write the time until now."""
+        self.read().write(self._path)
 
 
 def device_name(device: "torch.device") -> str:
