@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmcore.diffusion.path import TrigFlow
-from cmcore.diffusion.precond import Denoiser, Labels, noise_coordinate
+from cmcore.diffusion.precond import Denoiser, Labels, noise_coordinate, with_inputs
 from cmcore.dual import Dual, Value, each, entrywise
 from cmcore.tensors import expand_like, full_precision, norm_per_sample
 
@@ -118,3 +118,19 @@ def total_derivative(
         along = (by_x * dx_dt).sum() + (by_t * ones).sum()
         (df_dt,) = torch.autograd.grad(along, w, create_graph=True)
     return f, df_dt
+
+
+def end_derivative(
+    denoiser: Denoiser, x: Tensor, t: Tensor, name: str, end: Tensor, labels: Labels = None
+) -> tuple[Tensor, Tensor]:
+    """D(x, t) of a network whose input `name` is the level (B,) where a jump ends, and dD/dend; both with a graph.
+
+    The derivative is the gradient of w -> <w, dD/dend>, which is a gradient itself.
+    """
+    with full_precision(x.device), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        end = end.detach().requires_grad_()
+        D = denoiser(x, t, with_inputs(labels, **{name: end}))
+        w = torch.zeros_like(D, requires_grad=True)
+        (by_end,) = torch.autograd.grad(D, end, w, create_graph=True)
+        (derivative,) = torch.autograd.grad(by_end.sum(), w, create_graph=True)
+    return D, derivative

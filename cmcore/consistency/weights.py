@@ -45,3 +45,20 @@ class AdaptiveWeight(nn.Module):
         phase = t.to(torch.float32)[:, None] * self.get_buffer("frequencies")
         with full_precision(t.device):
             return self.linear(torch.cat([phase.cos(), phase.sin()], dim=1)).squeeze(1)
+
+
+class PairWeight(nn.Module):
+    """w(t, r) of two times, and another function of t alone where they are equal; starts at w = 0 (arXiv 2505.18825).
+
+    Args:
+        features: size of the embedding of a time, and width; even.
+    """
+
+    def __init__(self, features: int = 64) -> None:
+        super().__init__()
+        self.equal, self.t, self.r = (AdaptiveWeight(features) for _ in range(3))
+        self.gap = AdaptiveWeight(features)
+
+    def forward(self, t: Tensor, r: Tensor) -> Tensor:
+        """t and r <= t (B,) in [0, 1] -> w (B,) float32."""
+        return torch.where(r == t, self.equal(t), self.t(t) + self.r(r) + self.gap(t - r))

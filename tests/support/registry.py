@@ -244,6 +244,18 @@ ENTRIES: dict[str, Entry] = {
         steps=300, lr=3e-3, distance=0.3,
         passes={("student", "jvp+backward"): 1, ("student", "forward"): 1},
     ),
+    # arXiv 2505.18825 and its project page; the share of rows and the weight from memory
+    "flowmap": Entry(
+        paper={"objective": "lagrangian", "middle": "half", "every": 4, "weighting": "learned"},
+        variants=({"objective": "eulerian"}, {"objective": "progressive"}, {"weighting": "none"}),
+        wrong=(
+            ({"objective": "x"}, "objective"), ({"middle": "x"}, "middle"), ({"every": 1}, "every"),
+            ({"weighting": "x"}, "weighting"),
+        ),
+        coarse={"weighting": "none"},
+        steps=300, lr=3e-3, distance=0.3,
+        passes=WITH_GRADIENT,  # the equation's own are for one row in `every`, of which a plan tries none
+    ),
     # arXiv 2512.15657 and its repository's cifar.yaml
     "soflow": Entry(
         paper={
