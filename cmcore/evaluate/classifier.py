@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmcore.evaluate.features import Classifier, NetworkExtractor, Shape, build_classifier
+from cmcore.evaluate.features import NetworkExtractor
 from cmcore.evaluate.images import ImageArray
 from cmcore.evaluate.settings import ClassifierConfig
+from cmcore.layers.classifier import Classifier, Shape, build_classifier
 from cmcore.rng import Draws, generator
 from cmcore.tensors import to_float
 

@@ -22,8 +22,9 @@ from cmcore.evaluate.nearest import Training
 from cmcore.evaluate.published import read_moments
 from cmcore.evaluate.records import DataFacts, ExtractorFacts, MetricRecord, ReferenceFacts, Source
 from cmcore.evaluate.settings import EvalConfig
-from cmcore.evaluate.shipped import SHIPPED, shipped_extractor
+from cmcore.evaluate.shipped import shipped_extractor
 from cmcore.evaluate.suite import Reference, copies, evaluate_samples, measure
+from cmcore.layers.classifier import SHIPPED
 from cmcore.rng import generator
 
 REFERENCE = "reference.json"

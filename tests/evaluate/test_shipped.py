@@ -12,7 +12,8 @@ from cmcore.closure import ROOT
 from cmcore.config import ConfigError
 from cmcore.evaluate.classifier import judge
 from cmcore.evaluate.settings import ClassifierConfig
-from cmcore.evaluate.shipped import shipped_extractor, shipped_file
+from cmcore.evaluate.shipped import shipped_extractor
+from cmcore.layers.classifier import shipped_file
 
 DIGESTS = {"digits": "4a0598e6"}
 FEATURES = """

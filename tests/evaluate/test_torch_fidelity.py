@@ -10,13 +10,14 @@ import torch
 from cmcore.edge.inception import load_inception
 from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.evaluate.collect import collect
-from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor, Shape, build_classifier
+from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor
 from cmcore.evaluate.kernel import kid
 from cmcore.evaluate.manifold import manifold
 from cmcore.evaluate.records import MetricRecord, Source
 from cmcore.evaluate.score import classifier_score
 from cmcore.evaluate.settings import EvalConfig, InceptionConfig
 from cmcore.evaluate.suite import Reference, evaluate_samples
+from cmcore.layers.classifier import Shape, build_classifier
 
 try:
     import_torchvision()

@@ -131,7 +131,7 @@ def test_every_network_starts_and_stands_as_its_role_says(name: str, options: di
     for key, network in method.networks.items():
         dropping = network.role == "trained" or (network.role == "moved" and network.dropout)
         assert {module.training for module in nets[key].modules()} == {dropping}, key
-        assert (nets[key] is sources.get(network.start)) == (network.role == "frozen")
+        assert (nets[key] is sources.get(network.start)) == (network.role == "frozen" and network.start != "new")
         if network.start != "new":
             assert torch.equal(flat(nets[key].parameters()), flat(sources[network.start].parameters())), key
 

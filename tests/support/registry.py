@@ -202,6 +202,17 @@ ENTRIES: dict[str, Entry] = {
             ("student", "forward"): 1, ("teacher", "forward+backward"): 1, ("fake", "forward+backward"): 2,
         },
     ),
+    # arXiv 2604.28190, abstract: 50k images behind the moments, 1024 behind the gradient
+    "fd_loss": Entry(
+        paper={"batches": 49},
+        other=("extractor",),
+        start="edm",
+        wrong=(({"batches": 0}, "batches"), ({"extractor": "mine"}, "extractor")),
+        coarse={"batches": 2},
+        # Towards the moments of digits, whatever the images of a test; its own tests have pixels for features.
+        short={"batches": 2}, steps=5, lr=1e-4, distance=2.0,
+        passes=WITH_GRADIENT | {("student", "forward"): 2},
+    ),
     # arXiv 2310.02279 and its repository, without the GAN; the authors balance the denoising loss by gradients
     "ctm": Entry(
         paper={
