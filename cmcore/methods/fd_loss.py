@@ -104,7 +104,7 @@ class FDLoss(Method):
         found = self.population(nets, batch, draws)
         with draws.dropout():
             x_g = self.generated(nets, draws.normal(batch.x.shape[1:], stream="latent"))
-        f = nets[EXTRACTOR].features(x_g.float()).double()
+        f = features(nets, x_g)
         return LossOut(found.influence(f).float(), {"fd": found.distance.float()})
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class FDLoss(Method):
         with draws.dropout():
             for _ in range(self.config.batches):
                 n = torch.randn(shape, generator=source, device=draws.device)
-                rows.append(nets[EXTRACTOR].features(self.generated(nets, n).float()).double())
+                rows.append(features(nets, self.generated(nets, n)))
         f = torch.cat(rows)
         mean = f.mean(0)
         centred = f - mean
@@ -135,6 +135,11 @@ class FDLoss(Method):
         """None, as there is no second step."""
         del sampling, levels
         return []
+
+
+def features(nets: Nets, x: Tensor) -> Tensor:
+    """Features (B, D) in float64 of images as they are measured: clipped, or the generator hides beyond the range."""
+    return nets[EXTRACTOR].features(x.float().clamp(-1, 1)).double()
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> FDLoss:
