@@ -12,7 +12,7 @@ from cmcore.rng import NoiseSource
 from cmcore.sample import edit
 from cmcore.sample.fewstep import Multistep
 from cmcore.sample.imputation import impute
-from cmcore.sample.known import LUMA, Known, known_grey, known_means, known_pixels
+from cmcore.sample.known import Known, grey, known_grey, known_means, known_pixels
 from cmcore.sample.presets import ode_sampler
 from cmcore.sample.solvers import Heun
 
@@ -42,9 +42,7 @@ def known_part(
             raise ValueError("mask: expected one for inpainting, white where pixels are missing, got none")
         return known_pixels(images, missing)
     if task == "colourise":
-        luma = torch.tensor(LUMA, dtype=torch.float64, device=images.device)
-        grey = images if images.shape[1] == 1 else torch.einsum("bchw,c->bhw", images.double(), luma)[:, None]
-        return known_grey(grey)
+        return known_grey(images if images.shape[1] == 1 else grey(images))
     if images.shape[-1] == resolution:
         if factor < 2 or resolution % factor:
             raise ValueError(f"factor: expected a divisor of {resolution}, at least 2, got {factor}")

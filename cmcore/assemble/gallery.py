@@ -8,6 +8,7 @@ from torch import Tensor
 from cmcore.assemble.editing import Task, known_part, restore
 from cmcore.assemble.results import TrainedRun
 from cmcore.report.gallery import Edit, Edited
+from cmcore.sample.known import grey
 from cmcore.tensors import mean_per_sample, to_float, to_uint8
 
 TASKS: tuple[Task, ...] = ("inpaint", "colourise", "super-resolution")
@@ -65,5 +66,7 @@ def edits(
                     )
                 )  # fmt: skip
         shown = known_part(task, images, missing=hole(size), factor=factor, resolution=size).shown()
+        if task == "colourise":  # zeros along the axes of colour would be purple
+            shown = grey(images).expand_as(images)
         found.append(Edit(task=task, known=to_uint8(shown).numpy(), results=results))
     return found

@@ -22,11 +22,12 @@ from cmcore.commands.place import CommandError, project_root, require_own_code, 
 from cmcore.config import ConfigError
 
 NAME = "cmlab"
-OUTSIDE = ("import-weights", "sample", "edit", "gallery")  # commands that work without a project folder, too
+OUTSIDE = ("import-weights", "sample", "edit", "gallery", "toy")  # commands that work without a project folder, too
 UNTOUCHED = ("doctor", *OUTSIDE)  # commands that change no file
 WRITES_PARAMETERS = ("use", "adopt")
 CONTINUED = ("repro", "tune")
 Device = Literal["auto", "cpu", "cuda"]
+ToyData = Literal["mixture", "checkerboard", "spirals", "all"]
 EditTask = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
 MODEL = "A run of params.yaml, WORKLOAD/RUN, a folder of results, or a weight file, also a public one."
 EMA = "Average of the weights: a name in train.ema, raw, or the width of a power-function EMA, such as 0.05."
@@ -369,6 +370,27 @@ def gallery(
             device=device,
         )
     )  # fmt: skip
+
+
+@app.command()
+def toy(
+    context: typer.Context,
+    data: Annotated[ToyData, typer.Option(help="The points.")] = "spirals",
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder.")] = Path("toy"),
+    images: Annotated[int, typer.Option(min=0, hidden=True, help="Points seen by a run; 0 for those of toy.yaml.")] = 0,
+) -> None:
+    """Show every method in the plane, beside the exact flow.
+
+    Trains every method on points of the plane, for about a minute of one core, and writes a page, figures and numbers
+    into a folder. Reads cmcore/assemble/toy.yaml.
+
+    \b
+    Example:
+      cmlab toy --data checkerboard --out toy
+    """
+    from cmcore.commands.toy import toy as draw
+
+    show(draw(Path.cwd(), context.ensure_object(Call).start / out, data, images=images))
 
 
 @app.command()

@@ -47,15 +47,21 @@ def known_pixels(images: Tensor, missing: Tensor) -> Known:
     return Known(_identity, _identity, images.double(), missing.expand_as(images))
 
 
-def known_grey(grey: Tensor) -> Known:
-    """Colourisation: grey (B, 1, H, W), the LUMA-weighted sum of channels; A rotates colours to make it an axis."""
-    if grey.shape[1] != 1:
-        raise ValueError(f"known_grey: expected one channel, got shape {tuple(grey.shape)}")
-    luma = torch.tensor(LUMA, dtype=torch.float64, device=grey.device)
+def grey(images: Tensor) -> Tensor:
+    """The LUMA-weighted sum of channels, float64 (B, 1, H, W), of colour images (B, 3, H, W)."""
+    luma = torch.tensor(LUMA, dtype=torch.float64, device=images.device)
+    return torch.einsum("bchw,c->bhw", images.double(), luma)[:, None]
+
+
+def known_grey(values: Tensor) -> Known:
+    """Colourisation: values (B, 1, H, W), see `grey`; A rotates colours to make them an axis."""
+    if values.shape[1] != 1:
+        raise ValueError(f"known_grey: expected one channel, got shape {tuple(values.shape)}")
+    luma = torch.tensor(LUMA, dtype=torch.float64, device=values.device)
     Q = orthogonal_basis(luma)
-    unknown = torch.tensor([False, True, True], device=grey.device)
+    unknown = torch.tensor([False, True, True], device=values.device)
     # The first basis vector is luma / |luma|, so its coefficient is the grey value over |luma|.
-    coefficients = torch.movedim(grey.double(), 1, -1) / luma.norm() * ~unknown
+    coefficients = torch.movedim(values.double(), 1, -1) / luma.norm() * ~unknown
     return Known(
         forward=lambda x: torch.movedim(x, 1, -1) @ Q,
         inverse=lambda c: torch.movedim(c @ Q.T, -1, 1),

@@ -33,6 +33,7 @@ COMMANDS = (
     "sample",
     "edit",
     "gallery",
+    "toy",
 )
 
 
