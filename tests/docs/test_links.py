@@ -52,7 +52,9 @@ def test_readme_links_every_page():
 
 
 def test_readme_is_short():
-    assert len(text(README).splitlines()) <= 200
+    """Without the table that `cmlab readme` copies, which has a line for every row of every run."""
+    said = re.sub(r"<!-- results:start -->.*?<!-- results:end -->", "", text(README), flags=re.DOTALL)
+    assert len(said.splitlines()) <= 150
 
 
 def test_measured_digits_stand_in_reports():
