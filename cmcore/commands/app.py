@@ -381,8 +381,8 @@ def toy(
 ) -> None:
     """Show every method in the plane, beside the exact flow.
 
-    Trains every method on points of the plane, for about a minute of one core, and writes a page, figures and numbers
-    into a folder. Reads cmcore/assemble/toy.yaml.
+    Trains every method on points of the plane, for about a minute of one core. Writes a page, figures and numbers into
+    a folder.
 
     \b
     Example:
