@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmcore.atomic import replacing
+from cmcore.data.images import TEST
 from cmcore.edge.autoencoder import open_images, save_decoding
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.reference import TEST, reference, store_features, store_published
+from cmcore.evaluate.reference import reference, store_features, store_published
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.progress import Emit, listener

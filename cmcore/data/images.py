@@ -17,6 +17,7 @@ from cmcore.rng import Draws
 from cmcore.tensors import to_float
 
 ARRAYS = {"images": "images.npy", "latents": "latents.npy"}
+TEST = "test"  # folder of the test images, beside the training images
 DTYPES = {"images": (np.dtype(np.uint8),), "latents": (np.dtype(np.float32), np.dtype(np.float16))}
 
 

@@ -10,6 +10,8 @@ from cmcore.config import require
 AUGMENT_DIM = 9  # numbers that describe a distortion of EDM's augmentation pipeline
 LATENT_CHANNELS = 4  # of the autoencoder whose latents EDM2 trains on
 DOWNLOADS = ".work/downloads"
+FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
+OWN = "own"  # the value of `data.test` that asks for the source's own test images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,21 +20,24 @@ class DataConfig:
 
     - "digits": scikit-learn's handwritten digits, bundled with it (1,797 grey images of 8x8);
     - "cifar10": the official archive, cifar-10-python.tar.gz, at `path` or downloaded;
+    - "fashion-mnist": a folder with the four idx files, by default that of Debian's package;
     - "folder": a folder of images, with one sub-folder per class or none, or EDM's dataset.json;
     - "archive": the same as a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file;
     - "array": a .npy or .npz file of uint8 images;
     - "latents": a folder or archive of .npy files as EDM2's dataset tool encodes images: means and deviations.
     """
 
-    source: Literal["digits", "cifar10", "folder", "archive", "array", "latents"] = "digits"
+    source: Literal["digits", "cifar10", "fashion-mnist", "folder", "archive", "array", "latents"] = "digits"
     path: str = ""
-    subfolder: str = ""  # only what lies below it, such as "train"; of CIFAR-10 "train" (the default) or "test"
+    subfolder: str = ""  # only what lies below it; of CIFAR-10 and Fashion-MNIST "train" (the default) or "test"
     resolution: int = 8
     channels: int = 1
     sha256: str = ""  # of the file at `path`, checked where given; CIFAR-10's is known
     download: bool = False  # download CIFAR-10 if it is absent
     resize: Literal["lanczos", "adm"] = "lanczos"  # method of resizing; "adm" is that of the papers' ImageNet 64
     precision: Literal["float32", "float16"] = "float32"  # of stored latents
+    # Test images, on which nothing is trained: a share of each class, or `own`, the test images of the source.
+    test: float | Literal["own"] = 0.0
     classes: int = 0  # expected number, 0 for any; with it `cmlab plan` works without the data
 
     def __post_init__(self) -> None:
@@ -44,7 +49,12 @@ class DataConfig:
         require(".." not in parts and "/" not in parts, "subfolder", "a relative path without '..'", self.subfolder)
         hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
         require(hex_digest, "sha256", "64 hexadecimal digits (lower case) or nothing", self.sha256)
-        if self.source in ("digits", "folder"):
+        if self.test == OWN:
+            own = self.source in ("cifar10", "fashion-mnist") and self.subfolder in ("", "train")
+            require(own, "test", "a fraction, as only the training images of CIFAR-10 and Fashion-MNIST have own", OWN)
+        else:
+            require(0 <= self.test < 1, "test", "a fraction in [0, 1), or own", self.test)
+        if self.source in ("digits", "folder", "fashion-mnist"):
             require(not self.sha256, "sha256", f"nothing for source {self.source}, which is not one file", self.sha256)
 
     def _check_shape(self) -> None:
@@ -54,6 +64,9 @@ class DataConfig:
         elif self.source == "cifar10":
             require(self.resolution == 32, "resolution", "32 for CIFAR-10", self.resolution)
             require(self.channels == 3, "channels", "3 for CIFAR-10, which is in colour", self.channels)
+        elif self.source == "fashion-mnist":
+            require(self.resolution == 28, "resolution", "28 for Fashion-MNIST", self.resolution)
+            require(self.channels == 1, "channels", "1 for Fashion-MNIST, which is grey", self.channels)
         elif self.source == "latents":
             require(self.channels == LATENT_CHANNELS, "channels", f"{LATENT_CHANNELS} for latents", self.channels)
         else:
@@ -69,10 +82,11 @@ class DataConfig:
         elif self.source == "cifar10":
             there = bool(self.path) or self.download
             require(there, "path", "the place of cifar-10-python.tar.gz, or data.download: true", self.path)
-            parts = ("", "train", "test")
-            require(self.subfolder in parts, "subfolder", "train, test or nothing for CIFAR-10", self.subfolder)
-        else:
+        elif self.source != "fashion-mnist":
             require(bool(self.path), "path", f"the place of the {self.source}", self.path)
+        if self.source in ("cifar10", "fashion-mnist"):
+            parts = ("", "train", "test")
+            require(self.subfolder in parts, "subfolder", f"train, test or nothing for {self.source}", self.subfolder)
         downloads = self.source == "cifar10" or not self.download
         require(downloads, "download", "false, as only CIFAR-10 can be downloaded", self.download)
         if self.source in ("digits", "array"):
@@ -81,5 +95,5 @@ class DataConfig:
     @property
     def place(self) -> str:
         """Path of the data; empty where they come with a package."""
-        default = f"{DOWNLOADS}/cifar-10-python.tar.gz" if self.source == "cifar10" else ""
-        return self.path or default
+        defaults = {"cifar10": f"{DOWNLOADS}/cifar-10-python.tar.gz", "fashion-mnist": FASHION}
+        return self.path or defaults.get(self.source, "")

@@ -28,7 +28,7 @@ from cmcore.layers.classifier import SHIPPED
 from cmcore.rng import generator
 
 REFERENCE = "reference.json"
-TEST = "test"  # folder of the test images' features, and of the prepared test images
+TEST = "test"  # folder of the test images' features
 _SAMPLES, _FITTED = 5000, 10_000  # most samples of the baseline, and most images of its fit
 _NUMBERS = 2**28  # most numbers in all of the samples
 

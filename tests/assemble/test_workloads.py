@@ -29,7 +29,7 @@ def projects() -> dict[str, Project]:
 
 
 def test_all_are_there():
-    assert set(FILES) >= {*PAPERS, "cifar10-jpeg", "digits"}
+    assert set(FILES) >= {*PAPERS, "cifar10-jpeg", "digits", "fashion-mnist"}
     assert set(PAPERS) == set(DATASETS) - {"imagenet256"}  # its numbers are quoted alone
 
 

@@ -12,12 +12,24 @@ from cmcore.data.sources.arrays import read_arrays
 from cmcore.data.sources.cifar10 import BYTES, SHA256, URL, cifar10
 from cmcore.data.sources.decode import fit
 from cmcore.data.sources.download import Progress, download
+from cmcore.data.sources.fashion_mnist import fashion_mnist
 from cmcore.data.sources.latents import latents
 from cmcore.data.sources.pictures import pictures
 from cmcore.data.sources.source import Block, Source, numbered
 from cmcore.errors import DataError
 
-KINDS = {"folder": "folder", "cifar10": "file", "archive": "file", "array": "file", "latents": "folder or file"}
+KINDS = {
+    "folder": "folder",
+    "cifar10": "file",
+    "fashion-mnist": "folder",
+    "archive": "file",
+    "array": "file",
+    "latents": "folder or file",
+}
+HINTS = {
+    "cifar10": f"; it comes from {URL}, by hand or with `data.download: true`",
+    "fashion-mnist": "; Debian has it: apt-get install dataset-fashion-mnist",
+}
 SOME = 1024  # images that are resized at a time
 
 
@@ -40,13 +52,13 @@ def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
             download(URL, path, sha256, BYTES, progress)
     kind = KINDS[config.source]
     if not (("folder" in kind and path.is_dir()) or ("file" in kind and path.is_file())):
-        hint = f"; it comes from {URL}, by hand or with `data.download: true`" if config.source == "cifar10" else ""
+        hint = HINTS.get(config.source, "")
         raise DataError(f"{path}: expected a {kind}, but there is none; see `data.path` in the parameters{hint}")
     if sha256 and path.is_dir():
         raise DataError(f"{path}: expected a file, as data.sha256 is given, got a folder")
     if sha256:
         _check_sha256(path, sha256)
-    readers = {"array": _array, "cifar10": cifar10, "latents": latents}
+    readers = {"array": _array, "cifar10": cifar10, "fashion-mnist": fashion_mnist, "latents": latents}
     return readers.get(config.source, pictures)(config)
 
 

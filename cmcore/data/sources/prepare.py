@@ -4,20 +4,23 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cmcore.atomic import replacing
-from cmcore.data.images import ARRAYS
+from cmcore.data.images import ARRAYS, TEST
 from cmcore.data.latent_space import normalisation
-from cmcore.data.settings import DataConfig
+from cmcore.data.settings import OWN, DataConfig
 from cmcore.data.sources.open import open_source
 from cmcore.data.sources.source import Block, Source
 from cmcore.data.sources.statistics import Latents, Pixels, Statistics
 from cmcore.errors import DataError
+from cmcore.rng import generator
 
 Progress = Callable[[int, int], None]
 
@@ -26,7 +29,8 @@ def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> 
     """Write the data set into the folder `out` and return its manifest.
 
     images.npy is uint8 (N, C, H, W), latents.npy holds means and standard deviations (N, 2C, H, W), labels.npy is int64
-    (N,). Statistics are of pixels in [-1, 1], or of normalised latents. Equal sources give equal bytes everywhere.
+    (N,). Statistics are of pixels in [-1, 1], or of normalised latents. Equal sources give equal bytes everywhere. The
+    test images of `config.test` are not among them: they stand in the folder `test` in `out`, in the same form.
 
     Args:
         config: the source.
@@ -36,67 +40,131 @@ def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> 
     Raises:
         DataError: an image is wrong; the message names the first. `out` is then unchanged.
     """
-    source, shape = open_source(config, progress), (config.channels, config.resolution, config.resolution)
-    latent = source.kind == "latents"
-    stored = (2 * shape[0], *shape[1:]) if latent else shape
-    seen = Latents(shape[0]) if latent else Pixels(shape[0])
+    source, progress = open_source(config, progress), progress or (lambda done, total: None)
+    held_out = _held_out(source, config.test) if config.test != OWN else np.zeros(len(source.labels), np.bool_)
+    own = open_source(replace(config, subfolder="test", test=0.0)) if config.test == OWN else None
     try:
         with replacing(out) as folder:
-            array = folder / ARRAYS[source.kind]
-            dtype = np.dtype(config.precision if latent else np.uint8)
-            _write(array, source, stored, dtype, seen, progress or (lambda done, total: None))
-            np.save(folder / "labels.npy", source.labels)
-            manifest = _manifest(source, shape, seen.result(), digest(array, folder / "labels.npy"))
-            (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            parts = [_Part(folder, source, ~held_out, config)]
+            if held_out.any():
+                parts.append(_Part(folder / TEST, source, held_out, config))
+            _write(parts, source, progress)
+            if own is not None:
+                parts.append(_Part(folder / TEST, own, np.ones(len(own.labels), np.bool_), config))
+                _write(parts[1:], own, progress)
+            manifest, *_ = [part.finish() for part in parts]
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error})") from error
     return manifest
 
 
-def _manifest(source: Source, shape: tuple[int, int, int], seen: dict[str, Any], sha256: str) -> dict[str, Any]:
+def _held_out(source: Source, share: float) -> np.ndarray:
+    """The test images of a source, bool (N,): the same share of every class, at random under a fixed seed."""
+    chosen = np.zeros(len(source.labels), np.bool_)
+    for label in np.unique(source.labels) if share else ():
+        rows = np.flatnonzero(source.labels == label)
+        order = torch.randperm(len(rows), generator=generator("test images", int(label))).numpy()
+        chosen[rows[order[: round(share * len(rows))]]] = True
+    if share and (chosen.all() or not chosen.any()):
+        raise DataError(
+            f"data.test: expected a share that leaves training and test images of {len(chosen)}, got {share}"
+        )
+    return chosen
+
+
+class _Part:
+    """A prepared array in the writing, of some rows of a source, with its labels and manifest.
+
+    A full disk would kill a process that writes to a memory map, so it is a plain file.
+    """
+
+    def __init__(self, folder: Path, source: Source, chosen: np.ndarray, config: DataConfig) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder, self._source, self._labels = folder, source, source.labels[chosen]
+        self._place = np.where(chosen, np.cumsum(chosen) - 1, -1)  # of every row of the source
+        self._shape = (config.channels, config.resolution, config.resolution)
+        latent = source.kind == "latents"
+        self._stored = (2 * self._shape[0], *self._shape[1:]) if latent else self._shape
+        self._seen: Statistics = Latents(self._shape[0]) if latent else Pixels(self._shape[0])
+        self._dtype = np.dtype(config.precision if latent else np.uint8)
+        self._path = folder / ARRAYS[source.kind]
+        self._file = self._path.open("wb")
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (len(self._labels), *self._stored),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
+        self._start = self._file.tell()
+
+    def add(self, block: Block) -> None:
+        """Write those images of a block that belong here."""
+        if block.images.shape != (len(block.rows), *self._stored) or block.images.dtype != self._dtype:
+            got = f"{block.images.dtype} {block.images.shape}"
+            raise DataError(
+                f"images from {block.rows[0]} on: expected {self._dtype} {self._stored} each, got {got} in all"
+            )
+        place = self._place[np.asarray(block.rows)]
+        images = block.images if (place >= 0).all() else block.images[place >= 0]
+        if not len(images):
+            return
+        size = images[0].nbytes
+        for row, some in _runs(place[place >= 0], images):
+            self._file.seek(self._start + row * size)
+            self._file.write(some.tobytes())
+        self._seen.add(images)
+
+    def close(self) -> None:
+        """Close the array, with all of it on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Write labels and manifest, and return the latter."""
+        labels = self._folder / "labels.npy"
+        np.save(labels, self._labels)
+        manifest = _manifest(self._source, self._labels, self._shape, self._seen.result(), digest(self._path, labels))
+        (self._folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        return manifest
+
+
+def _manifest(
+    source: Source, labels: np.ndarray, shape: tuple[int, int, int], seen: dict[str, Any], sha256: str
+) -> dict[str, Any]:
     classes = len(source.class_names)
     return {
         **({"kind": source.kind, **normalisation()} if source.kind == "latents" else {}),
-        "count": len(source.labels),
+        "count": len(labels),
         "shape": list(shape),
         "classes": classes,
         "class_names": list(source.class_names),
-        "class_counts": np.bincount(source.labels, minlength=classes).tolist() if classes else [],
+        "class_counts": np.bincount(labels, minlength=classes).tolist() if classes else [],
         **seen,
         "sha256": sha256,
     }
 
 
-def _write(
-    path: Path, source: Source, shape: tuple[int, ...], dtype: np.dtype, seen: Statistics, progress: Progress
-) -> None:
-    """Write the rows in the order of the source. A full disk would kill a process that writes to a memory map."""
-    count, size, done = len(source.labels), int(np.prod(shape)) * dtype.itemsize, 0
-    with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, *shape)}
-        np.lib.format.write_array_header_1_0(file, header)
-        start = file.tell()
+def _write(parts: Sequence[_Part], source: Source, progress: Progress) -> None:
+    """Write the rows in the order of the source, each into its part."""
+    count, done = len(source.labels), 0
+    try:
         for block in source.blocks():
-            if block.images.shape != (len(block.rows), *shape) or block.images.dtype != dtype:
-                got = f"{block.images.dtype} {block.images.shape}"
-                raise DataError(f"images from {block.rows[0]} on: expected {dtype} {shape} each, got {got} in all")
-            for row, image in _runs(block):
-                file.seek(start + row * size)
-                file.write(image.tobytes())
-            seen.add(block.images)
+            for part in parts:
+                part.add(block)
             done += len(block.rows)
             progress(done, count)
-        file.flush()
-        os.fsync(file.fileno())
+    finally:
+        for part in parts:
+            part.close()
     if done != count:
         raise DataError(f"expected {count} images, got {done}: the source changed while it was read")
 
 
-def _runs(block: Block) -> list[tuple[int, np.ndarray]]:
+def _runs(rows: np.ndarray, images: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """The images of consecutive rows as one array each, for one write."""
-    rows = np.asarray(block.rows)
     cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    return [(int(rows[low]), block.images[low:high]) for low, high in itertools.pairwise(cuts)]
+    return [(int(rows[low]), images[low:high]) for low, high in itertools.pairwise(cuts)]
 
 
 def digest(*files: Path) -> str:
