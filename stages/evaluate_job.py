@@ -10,6 +10,7 @@ from cmcore.config import digest
 from cmcore.data.images import ImageData, open_data
 from cmcore.edge.autoencoder import load_decoding
 from cmcore.edge.compile_cache import keep_compiled
+from cmcore.edge.dinov2 import load_dinov2
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_each import execute_each
 from cmcore.edge.ray_run import execute, pick_device
@@ -20,7 +21,7 @@ from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.files import write_json
 from cmcore.pipeline.progress import Emit, added, reporter, spoken
-from stages.reference import INCEPTION
+from stages.reference import DINOV2, INCEPTION
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ def job(
     inception, why_not = load_inception(config.inception, device)
     if inception is not None:
         references.append(load_reference(files.reference / INCEPTION, inception, references[0].digest))
+    dinov2 = load_dinov2(config.dinov2, device)
+    if dinov2 is not None:
+        references.append(load_reference(files.reference / DINOV2, dinov2, references[0].digest))
     decoding = load_decoding(files.reference, config.decoder, device)
     images = open_data(files.data) if files.data else None
     training = Training(images.images, images.digest) if isinstance(images, ImageData) else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from cmcore.atomic import replacing
 from cmcore.data.images import TEST
 from cmcore.edge.autoencoder import open_images, save_decoding
+from cmcore.edge.dinov2 import load_dinov2
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
@@ -14,16 +15,19 @@ from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.progress import Emit, listener
 
-INCEPTION = "inception"  # folder of the Inception reference, where its weights are
+# Folders of the references in other features, where their weights are.
+INCEPTION = "inception"
+DINOV2 = "dinov2"
 
 
 def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, out: Path, emit: Emit) -> None:
-    """Train the extractor and store the reference; with Inception weights, store theirs as well."""
+    """Train the extractor and store the reference; with weights of Inception or DINOv2, store theirs as well."""
     del emit
     device = pick_device(compute)
     images = open_images(data, config.decoder, device)
     test = open_images(data / TEST, config.decoder, device) if (data / TEST).is_dir() else None
     inception = load_inception(config.inception, device).extractor
+    dinov2 = load_dinov2(config.dinov2, device)
     with replacing(out) as folder:
         reference(images, config, workload, folder, device, test)
         save_decoding(images, folder)
@@ -31,6 +35,8 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
             store_published(Path(config.reference_npz), inception.dim, folder / INCEPTION)
         elif inception is not None:
             store_features(images, inception, config, folder / INCEPTION, device, test)
+        if dinov2 is not None:
+            store_features(images, dinov2, config, folder / DINOV2, device, test)
 
 
 def compute(setup: Setup, replicate: int = 0) -> None:

@@ -1,6 +1,7 @@
 """Measured values that cannot exist without their provenance. Imports no torch: tables read records cheaply."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -10,6 +11,9 @@ from cmcore.config import read
 # torch-fidelity's port of the Inception network of 2015-12-05: its file name ends in the first 8 digits of its sha256.
 INCEPTION_DIGEST = "6726825d"
 NO_EXTRACTOR = "pixels"
+INCEPTION = "inception"
+# Names of extractors in the features of public networks: of other weights of Inception, and of any size of DINOv2.
+_SPACES = {INCEPTION: r"inception_[0-9a-f]{8}", "dinov2": r"dinov2_vit\w*_[0-9a-f]{8}"}
 
 
 class Measured(NamedTuple):
@@ -111,6 +115,20 @@ class MetricRecord:
             )
 
     @property
+    def space(self) -> str:
+        """The features that are no workload's own, "inception" or "dinov2"; empty for those, and for pixels."""
+        p = self.provenance
+        if p.extractor_digest.startswith(INCEPTION_DIGEST):
+            return INCEPTION
+        return next((name for name, names in _SPACES.items() if re.fullmatch(names, p.extractor)), "")
+
+    @property
+    def key(self) -> str:
+        """The metric, with its features where they are not the workload's own: records of one key compare."""
+        plain = not self.space or self.metric.lower().startswith("fid")
+        return self.metric if plain else f"{self.metric}_{self.space}"
+
+    @property
     def minimum(self) -> float:
         """The least value of any range, which is what EDM's authors quote as their FID."""
         return min((one.value for one in self.ranges), default=self.value)
@@ -209,7 +227,7 @@ SCORES = "scores"  # the values of the records once more: `dvc metrics` and `dvc
 
 def score_name(record: MetricRecord) -> str:
     """A metric at a number of function evaluations, so that equal names compare."""
-    return f"{record.metric}_nfe{record.provenance.nfe}"
+    return f"{record.key}_nfe{record.provenance.nfe}"
 
 
 @dataclass(frozen=True, kw_only=True)

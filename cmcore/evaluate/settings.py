@@ -46,6 +46,19 @@ class InceptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dinov2Config:
+    """Source of the weights of DINOv2, in whose features rows get a second distance; absent by default."""
+
+    path: str = ""  # dinov2_vitl14_pretrain.pth as EDM2's FD_DINOv2, or another size; .pth or .safetensors
+    download: bool = False  # download ViT-L/14's, 1.2 GB, where `path` is empty
+    sha256: str = ""  # of the file, checked where given
+
+    def __post_init__(self) -> None:
+        hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
+        require(hex_digest, "sha256", "64 hexadecimal digits (lower case) or nothing", self.sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """The decoder of latents; unused where the data are images."""
 
@@ -84,6 +97,7 @@ class EvalConfig:
         ""  # published Inception moments: EDM's .npz, EDM2's .pkl, or a .pt of torch-fidelity; empty: our own images'
     )
     inception: InceptionConfig = InceptionConfig()
+    dinov2: Dinov2Config = Dinov2Config()
     decoder: DecoderConfig = DecoderConfig()
 
     def __post_init__(self) -> None:

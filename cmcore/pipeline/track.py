@@ -23,7 +23,7 @@ def track(metrics: RunMetrics, tracker: Tracker) -> None:
     for record in metrics.records:
         p = record.provenance
         tracker.metrics({f"eval/{score_name(record)}": record.value}, p.images)
-        tracker.metrics({f"eval_by_nfe/{record.metric}": record.value}, p.nfe)
+        tracker.metrics({f"eval_by_nfe/{record.key}": record.value}, p.nfe)
     for record in metrics.snapshots:
         tracker.metrics({f"snapshots/{score_name(record)}": record.value}, record.provenance.images)
     sources = [record.provenance for record in metrics.records]

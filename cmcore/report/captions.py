@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, ReferenceFacts
+from cmcore.evaluate.records import MetricRecord, ReferenceFacts
 from cmcore.numbers import rounded
 from cmcore.report.published import titles
 from cmcore.report.readers import RunReport
@@ -20,6 +20,7 @@ NAMES = {
     "nearest": "nearest training image",
 }
 BASELINES = {"gaussian_pixels": "Gaussian fit", "half": "half of the training images", "test": "test images"}
+SPACES = {"inception": "Inception", "dinov2": "DINOv2"}  # features of public networks
 MEASURES = (  # of the second table
     "fd_infinity",
     "fid_infinity",
@@ -43,17 +44,11 @@ def run_title(run: RunReport) -> str:
     return title(run.facts.method) if run.facts.run == run.facts.method else run.facts.run
 
 
-def metric_key(record: MetricRecord) -> str:
-    """The column of a record; Inception features stand apart from the workload's own."""
-    named = record.metric.startswith("fid")
-    inception = record.provenance.extractor_digest.startswith(INCEPTION_DIGEST) and not named
-    return f"{record.metric}_inception" if inception else record.metric
-
-
 def metric_title(key: str) -> str:
     """A column's name for readers."""
-    name = key.removesuffix("_inception")
-    return NAMES.get(name, name) + (" (Inception)" if name != key else "")
+    space = next((space for space in SPACES if key.endswith(f"_{space}")), "")
+    name = key.removesuffix(f"_{space}") if space else key
+    return NAMES.get(name, name) + (f" ({SPACES[space]})" if space else "")
 
 
 def is_high(key: str) -> bool:
@@ -64,7 +59,7 @@ def is_high(key: str) -> bool:
 def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: str) -> str:
     """The circumstances of the comparison: data, samples, features, seeds, weights, spreads, bold and italic, gaps."""
     ours = [record for run in runs for record in run.records]
-    scored = [record.provenance for record in ours if record.metric == "fd"] or [ours[0].provenance]
+    scored = [record.provenance for record in ours if record.key == "fd"] or [ours[0].provenance]
     samples, several = {p.samples for p in scored}, any(run.replicates for run in runs)
     features = dict.fromkeys(f"{p.extractor} (digest {p.extractor_digest[:8]})" for p in scored)
     parts = [

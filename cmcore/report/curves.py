@@ -74,7 +74,7 @@ def one_step_by_seed(runs: Sequence[RunReport]) -> Figure | None:
 
 def quality_by_images(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] = ()) -> Figure | None:
     """Frechet distance of snapshots against training images seen: a panel for each number of function evaluations."""
-    steps = sorted({r.provenance.nfe for run in runs for r in run.snapshots if r.metric == "fd"})
+    steps = sorted({r.provenance.nfe for run in runs for r in run.snapshots if r.key == "fd"})
     if not steps:
         return None
     with style():
@@ -135,7 +135,7 @@ def level_scan(runs: Sequence[RunReport]) -> Figure | None:
             least = int(np.argmin(y))
             axes.plot(x[least], y[least], "o", markersize=12, markerfacecolor="none", markeredgecolor=colour(index))
             ends.append((x[-1], y[-1], run_title(run), colour(index)))
-            for one in (r for r in run.records if r.metric == "fd" and r.provenance.nfe == 1):
+            for one in (r for r in run.records if r.key == "fd" and r.provenance.nfe == 1):
                 axes.axhline(one.value, color=colour(index), linestyle=":", linewidth=1)
         ticks = sorted({point[0] for curve in curves for point in curve})
         axes.set_xlim(ticks[0] * 0.85, ticks[-1] * 1.18)
@@ -158,11 +158,11 @@ def _curves_by_sampler(records: Sequence[MetricRecord]) -> dict[str, list[tuple[
 
 
 def _curve(records: Sequence[MetricRecord], at: Callable[[MetricRecord], float]) -> list[tuple[float, float, float]]:
-    return sorted((float(at(record)), record.value, record.spread) for record in records if record.metric == "fd")
+    return sorted((float(at(record)), record.value, record.spread) for record in records if record.key == "fd")
 
 
 def _fd_name(runs: Sequence[RunReport]) -> str:
-    return next((r.name for run in runs for r in run.records if r.metric == "fd"), "fd")
+    return next((r.name for run in runs for r in run.records if r.key == "fd"), "fd")
 
 
 def _single(labels: Sequence[str] = ()) -> tuple[Figure, Axes]:
@@ -202,7 +202,7 @@ def _bars(values: Sequence[float], spreads: Sequence[float]) -> list[list[float]
 
 def _baseline(axes: Axes, baselines: Sequence[MetricRecord]) -> None:
     for record in baselines:
-        if record.metric == "fd":
+        if record.key == "fd":
             name = BASELINES.get(record.provenance.run, record.provenance.run)
             axes.axhline(record.value, color=QUIET, linestyle="--", linewidth=1)
             low = record.value < math.sqrt(math.prod(axes.get_ylim()))  # then there is more room above

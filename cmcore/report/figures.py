@@ -42,7 +42,7 @@ def _best(run: RunReport) -> tuple[float, RunReport, str] | None:
     found = [
         (record.value, run, name)
         for record in run.records
-        if record.metric == "fd"
+        if record.key == "fd"
         for p in [record.provenance]
         for name in (f"{p.nfe} NFE", f"{p.nfe} NFE, {p.sampler}")
         if name in (run.nearest or {}) and name in (run.samples or {})

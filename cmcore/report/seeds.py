@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from cmcore.evaluate.records import MetricRecord
-from cmcore.report.captions import MEASURES, metric_key
+from cmcore.report.captions import MEASURES
 from cmcore.report.readers import RunReport
 
 ALPHA = 0.05  # of a family of tests together
@@ -24,7 +24,7 @@ def values(run: RunReport) -> dict[tuple[Row, str], dict[int, float]]:
     for seed, records in ((run.facts.seed, run.records), *((one.seed, one.records) for one in run.replicates)):
         for record in records:
             row = record.provenance.nfe, record.provenance.sampler
-            found.setdefault((row, metric_key(record)), {})[seed] = record.value
+            found.setdefault((row, record.key), {})[seed] = record.value
     return found
 
 
@@ -35,7 +35,7 @@ def pooled(run: RunReport) -> RunReport:
     found = values(run)
 
     def over_seeds(record: MetricRecord) -> MetricRecord:
-        each = found[(record.provenance.nfe, record.provenance.sampler), metric_key(record)].values()
+        each = found[(record.provenance.nfe, record.provenance.sampler), record.key].values()
         if len(each) < 2:
             return record
         mean, deviation = statistics.fmean(each), statistics.stdev(each)
@@ -117,7 +117,7 @@ def seed_caption(runs: Sequence[RunReport]) -> str:
     spreads: dict[str, list[float]] = {}
     for record in (r for run in runs for r in (*run.records, *(r for one in run.replicates for r in one.records))):
         if record.spread and record.metric not in MEASURES:
-            spreads.setdefault(f"{record.metric} ({record.spread_of})", []).append(record.spread)
+            spreads.setdefault(f"{record.key} ({record.spread_of})", []).append(record.spread)
     typical = ", ".join(f"{name} {statistics.median(found):.2g}" for name, found in spreads.items())
     parts.append(f"Typical spread of the samples of one training: {typical}." if typical else "")
     parts.append(

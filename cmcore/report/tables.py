@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, ReferenceFacts
-from cmcore.report.captions import BASELINES, MEASURES, caption, is_high, metric_key, metric_title, title
+from cmcore.report.captions import BASELINES, MEASURES, SPACES, caption, is_high, metric_title, title
 from cmcore.report.cells import DASH, Better, Cell, Column, Table, Tied, count, duration, marked, measured
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
@@ -13,8 +13,11 @@ from cmcore.report.seeds import Values, pooled, seed_caption, tied, values
 from cmcore.train.timing import TrainingTime
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
-METRICS = ("fd", *FEATURE_METRICS, "endpoint_rmse", "fid", *(f"{name}_inception" for name in FEATURE_METRICS))
-SECOND = (*MEASURES, *(f"{name}_inception" for name in ("density", "coverage", "authenticity")))
+METRICS = (
+    *("fd", *FEATURE_METRICS, "endpoint_rmse", "fid"),
+    *(f"{m}_{space}" for space in SPACES for m in ("fd", *FEATURE_METRICS)),
+)
+SECOND = (*MEASURES, *(f"{m}_{space}" for space in SPACES for m in MEASURES))
 LEAST = "_least"
 EMPTY = Cell(DASH)
 Key = tuple[int, str]  # number of function evaluations, sampler
@@ -29,11 +32,11 @@ def by_sampler(records: Iterable[MetricRecord]) -> dict[Key, dict[str, MetricRec
     table: dict[Key, dict[str, MetricRecord]] = {}
     for record in records:
         row = table.setdefault((record.provenance.nfe, record.provenance.sampler), {})
-        if metric_key(record) in row:
+        if record.key in row:
             p = record.provenance
             where = f"run {p.run!r}: {record.metric} at {p.nfe} NFE with {p.sampler!r}"
             raise ReportError(f"{where} stands twice in its records")
-        row[metric_key(record)] = record
+        row[record.key] = record
     return dict(sorted(table.items()))
 
 
@@ -43,14 +46,15 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
     check_comparable([record for run in runs for one in run.replicates for record in one.records])
     originals, runs = runs, [pooled(run) for run in runs]
     everything = [record for run in runs for record in run.records] + list(baseline)
-    metrics = [m for m in METRICS if m == "fid" or any(metric_key(record) == m for record in everything)]
+    metrics = [m for m in METRICS if m == "fid" or any(record.key == m for record in everything)]
     # Papers differ in what they quote of several seed ranges: the mean stands under the metric, the least beside it.
-    ranges = {m: max((len(r.ranges) for r in everything if r.metric == m), default=0) for m in ("fd", "fid")}
+    ranges = {m: max((len(r.ranges) for r in everything if r.key == m), default=0) for m in ("fd", "fid")}
     metrics += [f"{m}{LEAST}" for m in ranges if ranges[m]]
     check_comparable(everything)
-    fd_name = next((record.name for record in everything if record.metric == "fd"), "fd")
+    fd_name = next((record.name for record in everything if record.key == "fd"), "fd")
     fid_head = "FID" if any(record.metric == "fid" for record in everything) else "FID (no Inception weights)"
-    heads = {"fd": fd_name, "fid": fid_head}
+    heads = {record.key: record.name for record in everything if record.metric == "fd"}
+    heads |= {"fd": fd_name, "fid": fid_head}
     heads |= {f"{m}{LEAST}": f"{heads[m]}, least of {ranges[m]}" for m in ranges}
     columns = (
         Column("run", "Run"),
@@ -103,7 +107,7 @@ def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None)
     originals, runs = runs, [pooled(run) for run in runs]
     real = [*reference.baseline, *reference.anchors] if reference else []
     ours = [record for run in runs for record in run.records]
-    metrics = [m for m in SECOND if any(metric_key(record) == m for record in ours)]
+    metrics = [m for m in SECOND if any(record.key == m for record in ours)]
     check_comparable(record for run in originals for one in (run, *run.replicates) for record in one.records)
     timed = any(run.sampling for run in runs)
     if not metrics and not timed:
@@ -186,7 +190,7 @@ def _tied(samples: Sequence[Mapping[str, Values]]) -> Tied:
 
 def by_training_seed(runs: Sequence[RunReport]) -> Table:
     """The values of every training seed: a row per run, number of function evaluations and seed."""
-    recorded = {metric_key(record) for run in runs for record in run.records}
+    recorded = {record.key for run in runs for record in run.records}
     metrics = [m for m in (*METRICS, *SECOND) if m in recorded]
     columns = (
         *(
@@ -214,7 +218,7 @@ def check_comparable(records: Iterable[MetricRecord]) -> None:
     for record in records:
         if record.provenance.extractor == NO_EXTRACTOR:
             continue  # end points belong to a run's own teacher
-        p, q = record.provenance, first.setdefault(metric_key(record), record).provenance
+        p, q = record.provenance, first.setdefault(record.key, record).provenance
         if (p.extractor_digest, p.reference_digest) != (q.extractor_digest, q.reference_digest):
             raise ReportError(
                 f"{record.metric}: expected one extractor and one reference for all runs, got {q.extractor} against "
@@ -250,7 +254,7 @@ def _wall_time(time: TrainingTime | None) -> tuple[Cell, Cell]:
 def _by_run(records: Iterable[MetricRecord]) -> dict[str, dict[str, MetricRecord]]:
     table: dict[str, dict[str, MetricRecord]] = {}
     for record in records:
-        table.setdefault(record.provenance.run, {})[metric_key(record)] = record
+        table.setdefault(record.provenance.run, {})[record.key] = record
     return table
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cmcore.evaluate.records import MetricRecord, over_ranges
+from cmcore.evaluate.records import MetricRecord, over_ranges, score_name
 from cmcore.report.cells import DASH, Cell, Table
 from cmcore.report.published import published
 from cmcore.report.published_tables import compact, complete
@@ -252,6 +252,29 @@ def test_measures_of_different_references_do_not_stand_side_by_side(synthetic: I
     )
     with pytest.raises(ReportError, match="coverage: expected one extractor and one reference"):
         measures([replace(runs[0], records=changed), *runs[1:]])
+
+
+def test_distances_in_other_features_have_columns_of_their_own(synthetic: Inputs) -> None:
+    """And neither the figures nor the captions take them for the workload's own."""
+    runs = []
+    for run in read_runs(synthetic):
+        changes = {"extractor": "dinov2_vitl14_0123abcd", "extractor_digest": "0123abcd" * 8}
+        more = [
+            replace(record, value=record.value * 10, provenance=replace(record.provenance, **changes))
+            for record in run.records
+            if record.metric in ("fd", "kid", "coverage")
+        ]
+        runs.append(replace(run, records=(*run.records, *more)))
+    table, second = comparison(runs), measures(runs)
+    assert second is not None
+    heads = {column.key: column.head for column in table.columns}
+    assert heads["fd_dinov2"] == "fd_dinov2_vitl14_0123abcd"
+    assert heads["kid_dinov2"] == "KID (DINOv2)"
+    assert cell(table, "fd_dinov2", "ect", 1).value == pytest.approx(44.0)
+    assert cell(table, "fd", "ect", 1).value == pytest.approx(4.4)
+    assert table.caption == comparison(read_runs(synthetic)).caption
+    assert "coverage_dinov2" in {column.key for column in second.columns}
+    assert {score_name(record) for record in runs[0].records} >= {"fd_nfe1", "fd_dinov2_nfe1"}
 
 
 def test_a_report_of_older_records_has_no_second_table(synthetic: Inputs) -> None:
