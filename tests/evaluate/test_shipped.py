@@ -15,13 +15,14 @@ from cmcore.evaluate.settings import ClassifierConfig
 from cmcore.evaluate.shipped import shipped_extractor
 from cmcore.layers.classifier import shipped_file
 
-DIGESTS = {"digits": "4a0598e6"}
+DIGESTS = {"digits": "4a0598e6", "fashion-mnist": "c273be7f"}
 FEATURES = """
 import sys, numpy, torch
 from cmcore.evaluate.shipped import shipped_extractor
 torch.set_num_threads(int(sys.argv[1]))
-images = torch.randint(0, 256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-numpy.save(sys.argv[2], shipped_extractor("digits")(images).numpy())
+side = {"digits": 8, "fashion-mnist": 28}[sys.argv[3]]
+images = torch.randint(0, 256, (64, 1, side, side), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+numpy.save(sys.argv[2], shipped_extractor(sys.argv[3])(images).numpy())
 """
 
 
@@ -33,26 +34,29 @@ def test_shipped_weights_are_those_of_the_committed_distances(workload: str):
     }
 
 
-def features(out: Path, threads: int, **environment: str) -> np.ndarray:
+def features(out: Path, threads: int, workload: str, **environment: str) -> np.ndarray:
     subprocess.run(
-        [sys.executable, "-c", FEATURES, str(threads), str(out)],
+        [sys.executable, "-c", FEATURES, str(threads), str(out), workload],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         check=True,
     )
     return np.load(out)
 
 
-def test_features_agree_between_thread_counts_and_instruction_sets(tmp_path: Path):
-    plain = features(tmp_path / "a.npy", 1)
+@pytest.mark.parametrize("workload", DIGESTS)
+def test_features_agree_between_thread_counts_and_instruction_sets(tmp_path: Path, workload: str):
+    plain = features(tmp_path / "a.npy", 1, workload)
     assert plain.std() > 0.1
     for index, (threads, capability) in enumerate([(2, ""), (1, "default"), (1, "avx2")]):
         environment = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
-        other = features(tmp_path / f"{index}.npy", threads, **environment)
+        other = features(tmp_path / f"{index}.npy", threads, workload, **environment)
         np.testing.assert_allclose(other, plain, rtol=0, atol=1e-5)
 
 
 def test_another_workload_is_told_which_there_are():
-    with pytest.raises(ConfigError, match="'shipped' is there for digits; expected '' to train one for 'mine'"):
+    with pytest.raises(
+        ConfigError, match="'shipped' is there for digits, fashion-mnist; expected '' to train one for 'mine'"
+    ):
         shipped_extractor("mine")
 
 
