@@ -14,6 +14,7 @@ from cmcore.evaluate.reference import reference, store_features, store_published
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.progress import Emit, listener
+from cmcore.train.precision import choose_matrix_units
 
 # Folders of the references in other features, where their weights are.
 INCEPTION = "inception"
@@ -24,6 +25,7 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
     """Train the extractor and store the reference; with weights of Inception or DINOv2, store theirs as well."""
     del emit
     device = pick_device(compute)
+    choose_matrix_units("fp32")  # features are measurements
     images = open_images(data, config.decoder, device)
     test = open_images(data / TEST, config.decoder, device) if (data / TEST).is_dir() else None
     inception = load_inception(config.inception, device).extractor

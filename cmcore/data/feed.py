@@ -23,7 +23,7 @@ def feed(data: Prepared, device: torch.device | str) -> Feed:
 
     def batch(rows: np.ndarray) -> tuple[Tensor, Tensor]:
         images, labels = data.batch(rows)
-        return _sent(images, device), _sent(labels, device)
+        return sent(images, device), sent(labels, device)
 
     return batch
 
@@ -33,12 +33,12 @@ def resident(data: Prepared, device: torch.device) -> Feed:
     images, labels = (torch.from_numpy(np.array(part)).to(device) for part in (data.images, data.labels))
 
     def batch(rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        index = _sent(torch.from_numpy(np.asarray(rows, np.int64)), device)
+        index = sent(torch.from_numpy(np.asarray(rows, np.int64)), device)
         return images[index], labels[index]
 
     return batch
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device. A copy from pinned memory does not block the host."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmcore.data.feed import sent
 from cmcore.evaluate.features import NetworkExtractor
 from cmcore.evaluate.images import ImageArray
 from cmcore.evaluate.settings import ClassifierConfig
@@ -40,7 +42,7 @@ def train_classifier(
     shape = Shape(images.shape[1], images.shape[2], classes, config.width, config.features)
     net = build_classifier(shape, config.seed).to(device)
     with _threads(config.threads):
-        _fit(net, images, labels, train, config, device)
+        _fit(net, images, labels, train, config, torch.device(device))
     extractor = NetworkExtractor(net, f"{workload}_cnn")
     return extractor, judge(extractor, images, labels, config, classes=classes)
 
@@ -85,12 +87,16 @@ def _fit(
     labels: np.ndarray,
     train: np.ndarray,
     config: ClassifierConfig,
-    device: torch.device | str,
+    device: torch.device,
 ) -> None:
-    """AdamW with a one-cycle schedule; the images and shifts of a step are addressed by images seen."""
+    """AdamW with a one-cycle schedule; the images and shifts of a step are addressed by images seen.
+
+    A GPU is given its work without waiting for it, in float32.
+    """
     batch = min(config.batch, len(train))
     steps = math.ceil(config.images / batch)
-    optimiser = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimiser = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay, **fused)
     net.train()
     for step in range(steps):
         for group in optimiser.param_groups:
@@ -98,8 +104,8 @@ def _fit(
         draws = Draws(config.seed, step * batch, batch)
         rows = train[_rows(step * batch, batch, len(train), config.seed)]
         x = _shift(torch.from_numpy(images[rows]), round(config.shift * images.shape[-1]), draws)
-        y = torch.from_numpy(labels[rows]).long().to(device)
-        loss = nn.functional.cross_entropy(net(to_float(x).to(device)), y)
+        y = sent(torch.from_numpy(labels[rows]).long(), device)
+        loss = nn.functional.cross_entropy(net(to_float(sent(x, device))), y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -114,9 +120,14 @@ def _one_cycle(progress: float) -> float:
 def _rows(position: int, batch: int, count: int, seed: int) -> np.ndarray:
     """Indices at positions [position, position + batch) of an endless sequence of shuffled epochs."""
     epochs = range(position // count, (position + batch - 1) // count + 1)
-    shuffled = torch.cat([torch.randperm(count, generator=generator(seed, "epoch", epoch)) for epoch in epochs])
+    shuffled = torch.cat([_permutation(count, seed, epoch) for epoch in epochs])
     start = position - epochs[0] * count
     return shuffled[start : start + batch].numpy()
+
+
+@lru_cache(maxsize=2)  # every step of an epoch asks for it
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=generator(seed, "epoch", epoch))
 
 
 def _shift(images: Tensor, most: int, draws: Draws) -> Tensor:

@@ -45,10 +45,11 @@ def reference(
 
     Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, the distance between
     two halves of the images, and the records of the baselines) into the folder `out`, and the features of the test
-    images into its folder `test`. The extractor is trained on the CPU, where the same data give the same bits.
+    images into its folder `test`. The extractor is trained on the device;
+    on one kind of CPU the same data give the same bits.
     """
     out.mkdir(parents=True, exist_ok=True)
-    extractor, accuracy = _extractor(images, config, workload)
+    extractor, accuracy = _extractor(images, config, workload, device)
     extractor.save(out / "extractor.safetensors")
     built = store_features(images, extractor.to(device), config, out, device, test)
     training = Training(images.images, images.digest) if isinstance(images.images, np.ndarray) else None
@@ -233,7 +234,7 @@ def _source(name: str, mark: str, workload: str, images: int, config: EvalConfig
 
 
 def _extractor(
-    images: ImageSet, config: EvalConfig, workload: str
+    images: ImageSet, config: EvalConfig, workload: str, device: torch.device | str
 ) -> tuple[NetworkExtractor, dict[str, float | int] | None]:
     if config.extractor == SHIPPED:
         extractor = shipped_extractor(workload)
@@ -245,7 +246,9 @@ def _extractor(
         _, channels, resolution, _ = images.images.shape
         fallback = config.reference
         return random_extractor(channels, resolution, width=fallback.width, features=fallback.features), None
-    return train_classifier(images.images, images.labels, config.reference, classes=images.classes, workload=workload)
+    return train_classifier(
+        images.images, images.labels, config.reference, classes=images.classes, workload=workload, device=device
+    )
 
 
 def _baseline(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from devices import CUDA
 from safetensors.torch import save_file
 
 from cmcore.errors import DataError
@@ -52,6 +53,15 @@ def test_any_resolution_and_channels(channels, resolution):
     logits = extractor.logits(features)
     assert logits is not None
     assert (logits.argmax(1).numpy() == labels).mean() > 0.9
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_gpu_learns_as_the_cpu_does(device: str):
+    images, labels = stripes(300, 3, 16)
+    here, accuracy = train_classifier(images, labels, TINY, classes=2, workload="stripes", device=device)
+    _, expected = train_classifier(images, labels, TINY, classes=2, workload="stripes")
+    assert {parameter.device.type for parameter in here.net.parameters()} == {device}
+    assert accuracy["held_out"] == pytest.approx(expected["held_out"], abs=0.05)
 
 
 def test_same_data_and_seed_give_the_same_name_and_another_seed_another():
