@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmcore.train.radam import FusedRAdam
 from cmcore.train.settings import TrainConfig
 
 
 def build_optimiser(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """Adam or RAdam (arXiv 1908.03265), as the papers use them: no weight decay.
 
-    On a GPU they are fused, or work on all tensors at once, and keep their counters there.
+    On a GPU they are fused and keep their counters there.
     """
     on_gpu = parameters[0].is_cuda
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.optimiser == "adam":
         return torch.optim.Adam(parameters, **settings, fused=on_gpu or None)
-    return torch.optim.RAdam(parameters, **settings, foreach=on_gpu or None, capturable=on_gpu)
+    return FusedRAdam(parameters, **settings) if on_gpu else torch.optim.RAdam(parameters, **settings)
 
 
 def learning_rate(config: TrainConfig, images: int, total: int = 0) -> float:
