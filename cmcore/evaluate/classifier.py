@@ -95,8 +95,8 @@ def _fit(
     """
     batch = min(config.batch, len(train))
     steps = math.ceil(config.images / batch)
-    fused = {"fused": True} if device.type == "cuda" else {}
-    optimiser = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay, **fused)
+    fused = True if device.type == "cuda" else None
+    optimiser = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused)
     net.train()
     for step in range(steps):
         for group in optimiser.param_groups:
