@@ -1,6 +1,6 @@
 """Models from Python: a trained run or a weight file, and samples of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,19 +129,31 @@ class TrainedRun:
         """
         if count < 1:
             raise ValueError(f"count: expected at least 1, got {count}")
-        sampler = sampler or self.row(nfe)
-        told = None if labels is None else self.labels(count, chosen=labels)
-        batches = generate(
-            sampler, self.function(sampler), self.shape, range(count), seed=seed, batch=batch or self.batch,
+        parts = self.batches(
+            range(count), sampler=sampler or self.row(nfe), seed=seed, labels=labels, batch=batch, on_images=on_images
+        )
+        return torch.cat([images.cpu() for images in parts])
+
+    def batches(
+        self,
+        indices: Sequence[int],
+        *,
+        sampler: Sampler,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        batch: int = 0,
+        on_images: Callable[[int], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """The images of these numbers as they come, on the device; see `sample`."""
+        told = None if labels is None else self.labels(len(indices), chosen=labels)
+        for images in generate(
+            sampler, self.function(sampler), self.shape, indices, seed=seed, batch=batch or self.batch,
             classes=self.model.shape.classes, device=self.device, to_images=self.to_images,
-            labels=None if told is None else lambda rows: told[list(rows)],
-        )  # fmt: skip
-        done = []
-        for images in batches:
-            done.append(images.cpu())
+            labels=None if told is None else lambda rows: told[[row - indices[0] for row in rows]],
+        ):  # fmt: skip
+            yield images
             if on_images is not None:
                 on_images(len(images))
-        return torch.cat(done)
 
     def save(self, images: Tensor, path: str | Path) -> None:
         """Write images to NAME.png (a grid), NAME.npz, or a folder; see `save_images`."""

@@ -300,6 +300,27 @@ def sample(
 
 
 @app.command()
+def levels(
+    name: Annotated[str, typer.Argument(help="A run of params.yaml.", autocompletion=complete.runs)],
+    steps: Annotated[int, typer.Option(min=2, max=8, help="The most; levels of fewer are found on the way.")] = 4,
+    samples: Annotated[int, typer.Option(min=100, help="For each distance.")] = 2000,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is some.")] = "auto",
+) -> None:
+    """Search for the noise levels of a few-step model's steps.
+
+    Reads weights and reference of the active workload. Writes reports/<workload>/levels/NAME.json, which remembers
+    every distance, and a figure of distance against level. The noise is not that of the tables.
+
+    \b
+    Example:
+      cmlab levels ect --steps 3
+    """
+    from cmcore.commands.levels import levels as search
+
+    show(search(name, Path.cwd(), steps=steps, samples=samples, device=device))
+
+
+@app.command()
 def edit(
     context: typer.Context,
     what: Annotated[str, typer.Argument(help=MODEL, autocompletion=complete.runs)],

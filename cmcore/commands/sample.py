@@ -16,6 +16,8 @@ from cmcore.edge.autoencoder import image_converter
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.progress import Done, listener
 
+OPTIONS = ("count", "steps", "levels", "solver", "guidance", "labels", "sigma", "factor", "mask", "image")
+
 
 def opened(what: str, root: Path, start: Path, *, ema: str, device: str, method: str = "") -> TrainedRun:
     """The model; a path is one from the folder that the user stands in."""
@@ -39,8 +41,7 @@ def decoded(run: TrainedRun, root: Path, out: Path) -> TrainedRun:
 
 def wrong(error: ValueError) -> CommandError:
     """A ValueError of a call as the error of a command: an argument that it names is an option here."""
-    named = str(error).partition(":")[0].isidentifier()
-    return CommandError(f"--{error}" if named else str(error))
+    return CommandError(f"--{error}" if str(error).partition(":")[0] in OPTIONS else str(error))
 
 
 def numbers(text: str, kind: Callable[[str], float], option: str) -> list:

@@ -31,6 +31,7 @@ COMMANDS = (
     "clean",
     "doctor",
     "sample",
+    "levels",
     "edit",
     "gallery",
     "toy",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from stored import store
 
 from cmcore.assemble.results import open_run
 from cmcore.commands.app import main
+from cmcore.evaluate.reference import reference
+from cmcore.evaluate.settings import EvalConfig
 
 
 def call(*words: str) -> int:
@@ -96,3 +99,29 @@ def test_an_error_is_one_line_and_comes_before_any_file(project, capsys, words, 
     assert said.startswith("cmlab sample: " + message.format(root=project))
     assert said.count("\n") == 1
     assert not list((project / "below").iterdir())
+
+
+def test_levels_are_searched_for_and_drawn(project, capsys):
+    """With the reference that the stage would write, of an extractor that nobody trained."""
+    images = np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8)
+    real = SimpleNamespace(images=images, labels=np.zeros(150, np.int64), classes=0, digest="d")
+    reference(real, EvalConfig(kid_size=100, samples=200), "tiny", project / "outputs/tiny/reference")
+    assert call("levels", "ect", "--steps", "2", "--samples", "100") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^2 steps: distance \S+ with --levels \S+$", said, re.MULTILINE)
+    assert {path.name for path in (project / "reports/tiny/levels").iterdir()} == {"ect.json", "ect.png", "ect.svg"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nothing"], 2, "runs.nothing: expected one of edm, ect"),
+        (["ect"], 1, "outputs/tiny/reference is not there; first run `dvc repro reference`"),
+        (["ect", "--steps", "1"], 2, "Invalid value for '--steps'"),
+    ],
+)
+def test_an_error_of_a_search_for_levels_is_one_line(project, capsys, words, code, message):
+    assert call("levels", *words) == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"cmlab levels: {message}")
+    assert said.count("\n") == 1
