@@ -6,12 +6,11 @@ Exit codes: 0; 1 for work that failed, 2 for a wrong parameter or argument, 128 
 import importlib.metadata
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -20,12 +19,15 @@ from cmcore.commands import complete
 from cmcore.commands.overrides import overriding, recover, running
 from cmcore.commands.place import CommandError, project_root, require_own_code, workload_file
 from cmcore.config import ConfigError
+from cmcore.edge.ray_family import leave
+from cmcore.pipeline.signals import stop_on_signals
 
 NAME = "cmlab"
 OUTSIDE = ("import-weights", "sample", "edit", "gallery", "toy")  # commands that work without a project folder, too
 UNTOUCHED = ("doctor", *OUTSIDE)  # commands that change no file
 WRITES_PARAMETERS = ("use", "adopt")
 CONTINUED = ("repro", "tune")
+SIGNALLED = 128  # exit codes above are of signals
 Device = Literal["auto", "cpu", "cuda"]
 ToyData = Literal["mixture", "checkerboard", "spirals", "all"]
 EditTask = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
@@ -560,12 +562,6 @@ def ship_extractor() -> None:
     show(ship(Path.cwd()))
 
 
-def stop(number: int, frame: Any) -> NoReturn:
-    """End in good order when asked to by a signal."""
-    del frame
-    sys.exit(128 + number)
-
-
 def known(error: Exception) -> bool:
     """Whether an error says in a sentence what is wrong. Asked once there is one, as it imports much."""
     from cmcore.pipeline.process import expected
@@ -577,22 +573,31 @@ def known(error: Exception) -> bool:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line, by default that of the process, and exit."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
     call = Call(words=list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+
+    def stopped() -> str:
+        more = "; the same command continues from here" if call.command in CONTINUED else ""
+        return f"{' '.join([NAME, call.command]).strip()}: stopped{more}"
+
+    stop_on_signals(stopped)
     message, code = "", 0
     try:
         code = app(call.words, prog_name=NAME, standalone_mode=False, obj=call) or 0
-        if code == 128 + signal.SIGINT:
-            message = "stopped" + ("; the same command continues from here" if call.command in CONTINUED else "")
     except typer.TyperException as error:
         message, code = error.format_message(), error.exit_code
     except ConfigError as error:
         message, code = str(error), 2
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
     except Exception as error:
-        if not known(error):
-            raise
-        message, code = str(error), 1
+        if known(error):
+            message, code = str(error), 1
+        else:
+            from cmcore.pipeline.process import told
+
+            message, code = told(error, Path.cwd()), 1
+    if code > SIGNALLED:
+        leave(code, stopped())
     if message:
         print(f"{' '.join([NAME, call.command]).strip()}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -1,6 +1,7 @@
 """`cmlab repro`: check the parameters, announce the stages to run, run them, and show the result."""
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -16,7 +17,9 @@ from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from cmcore.numbers import about
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.parallel import compute_stages, is_computed
+from cmcore.pipeline.process import tell
 from cmcore.pipeline.repository import Repository
+from cmcore.pipeline.sizes import check_data, check_disk, count_parameters
 from cmcore.pipeline.speeds import STARTING, Speeds
 
 LAST = "tabulate"
@@ -43,17 +46,19 @@ class Driver:
             ComputeError: a stage failed; those that do not need it are done.
         """
         setup = self._setup
-        self._repository.mend(self._tell)
+        self._repository.mend(tell)
         self._repository.reproduce("code", environment())
         if changed(setup.folders.source, setup.project.sections.data):  # which DVC does not see
             print(f"{setup.project.sections.data.place} has changed since it was prepared", flush=True)
             self._repository.reproduce("prepare", environment(), force=True)
-        self._todo, restored = self._repository.plan(LAST, self._tell)
+        self._todo, restored = self._repository.plan(LAST, tell)
         self._total = len(self._todo)
         names = f": {', '.join(self._todo)}" if self._todo else ""
         print(f"{setup.project.workload}: {self._total} stages to run{names}", flush=True)
         for stage in restored:
             self._say(f"{stage}: restored", stage)
+        if computed := [stage for stage in self._todo if is_computed(stage)]:
+            check_disk(setup.project, setup.folders.root, computed, count_parameters(setup.project))
         if self._todo:
             ray = setup.compute.backend == "ray"
             with connection(setup.compute, self._jobs) if ray else contextlib.nullcontext() as session:
@@ -65,6 +70,7 @@ class Driver:
         if "prepare" in self._todo:
             self._by_dvc("prepare", variables)
         if computed := [stage for stage in self._todo if is_computed(stage)]:
+            check_data(self._setup.project, json.loads(self._setup.folders.manifest.read_bytes()))
             print(f"{len(computed)} stages, up to {self._jobs} at a time", flush=True)
             compute_stages(
                 self._setup, computed, self._jobs, self._repository.record,
@@ -79,10 +85,6 @@ class Driver:
         start = time.monotonic()
         self._repository.reproduce(stage, variables)
         self._speeds.learn(stage, self._setup.project, time.monotonic() - start - STARTING)
-
-    @staticmethod
-    def _tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     def _say(self, text: str, stage: str) -> None:
         self._todo.remove(stage)
@@ -139,6 +141,9 @@ def main(wanted: str = "auto") -> int:
         return 2
     try:
         count = Driver(setup, jobs).run()
+    except ConfigError as error:
+        print(f"params.yaml: {error}", file=sys.stderr)
+        return 2
     except ComputeError as error:
         print(f"{error}\nstopped; `cmlab repro` continues from here", file=sys.stderr)
         return 1

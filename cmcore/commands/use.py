@@ -10,7 +10,10 @@ from cmcore.config import PARAMS, ConfigError
 
 def committed(root: Path) -> bytes | None:
     """params.yaml as it is in git's HEAD, or None."""
-    done = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
+    try:
+        done = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
+    except OSError:  # there is no git
+        return None
     return done.stdout if done.returncode == 0 else None
 
 

@@ -8,15 +8,18 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmcore.edge.ray_family import children, end_family, family
 from cmcore.edge.settings import ComputeConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -113,9 +116,10 @@ def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
     _remove_left_over(place)
     folder = tempfile.mkdtemp(prefix=f"cmray-{os.getpid()}-", dir=place)
     cpus = max(compute.threads * jobs, os.cpu_count() or 1)
+    before = children()
     try:
         try:
-            with _module_path():
+            with _module_path(), _own_signals():
                 ray.init(
                     address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE,
                     _temp_dir=folder, log_to_driver=False, logging_level=logging.ERROR,
@@ -123,9 +127,11 @@ def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
         except Exception as error:  # Ray has no class of its own for it
             reason = " ".join(str(error).split())
             raise ComputeError(f"{NO_START}: {reason}; start again when the machine has less to do") from error
-        yield ray.get_runtime_context().gcs_address
+        with family(before):
+            yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+        end_family()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -134,6 +140,19 @@ def _remove_left_over(place: Path) -> None:
     for folder in place.glob("cmray-*-*"):
         if not Path("/proc", folder.name.split("-")[1]).exists() and folder.stat().st_uid == os.getuid():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's way to end on a signal, in place of which Ray sets its own."""
+    main = threading.current_thread() is threading.main_thread()
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            if main and handler is not None:
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -162,7 +181,8 @@ def _connected(address: str, runtime_env: dict[str, Any]) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_signals():
+            ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ComputeError(

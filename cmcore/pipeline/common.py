@@ -14,6 +14,7 @@ from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.mlflow_writer import Store
 from cmcore.edge.settings import ComputeConfig, TrackingConfig
 from cmcore.errors import DataError
+from cmcore.pipeline.sizes import check_sizes, check_workers
 from cmcore.pipeline.track import run_tags
 from cmcore.search.entries import searches
 from cmcore.search.space import TuneConfig
@@ -170,17 +171,23 @@ def load(root: Path | None = None) -> Setup:
     """
     root = (root or Path()).resolve()
     project = load_project(root / PARAMS)
-    return Setup(
+    check_sizes(project)
+    setup = Setup(
         project=project,
         searches=searches(project),
         compute=read(ComputeConfig, project.sections.compute, "compute"),
         tracking=read(TrackingConfig, project.sections.tracking, "tracking"),
         folders=Folders(root, project.workload),
     )
+    check_workers(project, setup.compute)
+    return setup
 
 
 def git_revision(root: Path) -> str:
     """The commit of the checkout, marked `-dirty` where files differ from it."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return "none"
     return done.stdout.strip() or "none"

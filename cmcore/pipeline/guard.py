@@ -111,7 +111,11 @@ def _last_sound(root: Path) -> bytes | None:
     """The lock file as it was remembered, or as git has it."""
     command = ["git", "-C", str(root), "show", f"HEAD:./{LOCK_FILE}"]
     kept = (root / KEPT).read_bytes() if (root / KEPT).is_file() else b""
-    for content in (kept, subprocess.run(command, capture_output=True, check=False).stdout):
+    try:
+        committed = subprocess.run(command, capture_output=True, check=False).stdout
+    except OSError:  # there is no git
+        committed = b""
+    for content in (kept, committed):
         try:
             parse_lock(content)
         except ValueError:

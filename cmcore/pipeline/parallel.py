@@ -14,12 +14,14 @@ from typing import Any
 
 from cmcore import plugins
 from cmcore.assemble.project import Project
+from cmcore.config import ConfigError
 from cmcore.edge.ray_session import ComputeError, connection
 from cmcore.pipeline.common import Setup
-from cmcore.pipeline.process import expected
+from cmcore.pipeline.process import tell, told
 from cmcore.pipeline.replicates import jobs_of, split
 from cmcore.pipeline.speeds import Speeds
 from cmcore.pipeline.tidy import remove
+from cmcore.pipeline.work import mend, seal
 
 COMPUTED = ("reference", "train", "evaluate")  # kinds of stages that are computed here
 
@@ -42,7 +44,11 @@ def chains(costs: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> di
 
 
 def run_graph(
-    costs: Mapping[str, float], needs: Mapping[str, Iterable[str]], jobs: int, work: Callable[[str], None]
+    costs: Mapping[str, float],
+    needs: Mapping[str, Iterable[str]],
+    jobs: int,
+    work: Callable[[str], None],
+    say: Callable[[str, Exception], None] = lambda job, error: tell(f"{job}: {error}"),
 ) -> None:
     """Call `work` for every job, up to `jobs` at a time, each after those that it needs.
 
@@ -51,6 +57,7 @@ def run_graph(
         needs: the jobs that must be done before a job.
         jobs: how many may run at once.
         work: called in threads of its own, or for one job at a time in the calling thread, where signals arrive.
+        say: called for every job that failed, with its error.
 
     Raises:
         JobsFailedError: naming the jobs that failed, after all others that can run have run.
@@ -82,10 +89,10 @@ def run_graph(
         running -= 1
         if error is None:
             done.add(job)
-        elif isinstance(error, expected()):
+        elif isinstance(error, Exception):
             failed.append(job)
-            print(f"{job.replace('@', ' ')}: {error}", file=sys.stderr, flush=True)
-        else:
+            say(job, error)
+        else:  # a signal
             raise error
     if failed:
         rest = f"; not started: {', '.join(waiting)}" if waiting else ""
@@ -151,7 +158,9 @@ def compute_stages(
         kind, *names = stage.split("@")
         module, folders = plugins.load("stages", kind), f"{'-'.join([*names, '*'])}"
         begun, start = set(folder.glob(folders)), time.monotonic()
+        mend(setup, stage, replicate, tell)
         result = module.compute(setup, *names, replicate)
+        seal(setup, stage)
         seconds = time.monotonic() - start
         with lock:
             if kind != "train" or set(folder.glob(folders)) > begun:  # else it went on from a checkpoint
@@ -166,5 +175,9 @@ def compute_stages(
         with lock:
             say(stage, rest())
 
+    def failed(job: str, error: Exception) -> None:
+        line = str(error) if isinstance(error, ConfigError) else told(error, setup.folders.root)
+        print(f"{job.replace('@', ' ')}: {line}", file=sys.stderr, flush=True)
+
     with connection(setup.compute) if ray else contextlib.nullcontext():
-        run_graph(costs, inner, jobs, work)
+        run_graph(costs, inner, jobs, work, failed)

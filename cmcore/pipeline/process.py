@@ -1,24 +1,33 @@
 """The life of a stage process: one-line errors, a clean end on every signal, and no life after DVC's."""
 
 import contextlib
+import errno
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import psutil
 
+from cmcore.atomic import write_atomic
 from cmcore.config import ConfigError
+from cmcore.edge.ray_family import leave
+from cmcore.errors import reason
+from cmcore.pipeline.signals import stop_on_signals
 from cmcore.pipeline.turn import turn
 
 DRIVER = "CMLAB_DRIVER"  # names the process that runs DVC as a library
-GRACE = 15.0  # seconds for a clean end, once DVC is gone
+GRACE = 8.0  # seconds for a clean end, once DVC is gone
+CONTINUES = "start again, and it continues from its last checkpoint"
+TRACEBACK = Path(".work/traceback.txt")  # of the last error that nobody expected
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def expected() -> tuple[type[Exception], ...]:
@@ -33,32 +42,48 @@ def expected() -> tuple[type[Exception], ...]:
     return ConfigError, DataError, CheckpointError, NonFiniteError, ComputeError, ReportError, TrackingError
 
 
+def tell(line: str) -> None:
+    """Say something beside the progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def told(error: Exception, root: Path) -> str:
+    """An error in one line. The traceback of one that is not expected goes into a file, which the line names."""
+    if isinstance(error, expected()):
+        return " ".join(str(error).split())
+    if isinstance(error, (OSError, sqlite3.Error)):
+        full = getattr(error, "errno", 0) in FULL
+        return f"{reason(error, 300)}{'; free some space, and start again' if full else ''}"
+    path, text = root / TRACEBACK, "".join(traceback.format_exception(error))
+    try:
+        write_atomic(path, text.encode())
+    except OSError:
+        print(text, file=sys.stderr)
+        return f"{type(error).__name__}: {reason(error, 300)}"
+    return f"{type(error).__name__}: {reason(error, 300)} (traceback: {path.relative_to(root)})"
+
+
 def guarded(name: str, main: Callable[[], None]) -> NoReturn:
     """Run a stage and exit: 0, 1 for an error, 2 for a wrong parameter, 128 + n for signal n."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, _stop)
+    stop_on_signals(lambda: f"{name}: stopped; {CONTINUES}")
     if "DVC_STAGE" in os.environ:
         threading.Thread(target=_end_with, args=(caller(),), daemon=True).start()
+    message, code = "", 0
     try:
         with turn(Path.cwd(), f"stage {name}", wait=True) if "DVC_STAGE" in os.environ else contextlib.nullcontext():
             main()
     except ConfigError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        message, code = str(error), 2
     except Exception as error:
-        if not isinstance(error, expected()):
-            raise
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        message, code = told(error, Path.cwd()), 1
     except KeyboardInterrupt:
-        print(f"{name}: stopped; start again, and it continues from its last checkpoint", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    sys.exit(0)
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    del frame
-    sys.exit(128 + number)
+        leave(128 + signal.SIGINT, f"{name}: stopped; {CONTINUES}")
+    except SystemExit as stopped:
+        leave(int(stopped.code or 0), f"{name}: stopped; {CONTINUES}")
+    if message:
+        print(f"{name}: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def caller() -> psutil.Process | None:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import os
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +29,9 @@ from cmcore.pipeline.guard import (
 )
 from cmcore.pipeline.process import DRIVER
 from cmcore.pipeline.speeds import changed_stages
+
+NO_GIT = {"core": {"no_scm": True}}
+ROOM = 2**25  # bytes that DVC needs for its own lists
 
 
 class Repository:
@@ -181,11 +186,28 @@ class Repository:
     def _open(self) -> Iterator[Any]:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
+        from dvc.scm import SCMError
+        from dvc_objects.errors import ObjectFormatError
+        from ruamel.yaml.error import YAMLError
 
         logging.getLogger("dvc").setLevel(logging.WARNING)  # the driver says what is done in words of its own
         with self._lock:
             try:
-                with Repo(str(self._folders.root)) as repo:
+                with Repo(str(self._folders.root), config=None if _has_git(self._folders.root) else NO_GIT) as repo:
+                    self._require_room(repo)
                     yield repo
-            except DvcException as error:
-                raise ComputeError(f"DVC: {' '.join(str(error).split())}") from error
+            except (DvcException, SCMError, ObjectFormatError, YAMLError) as error:
+                raise ComputeError(f"DVC: {reason(error, 500)}") from error
+            except (sqlite3.Error, OSError) as error:
+                raise ComputeError(f"DVC: {reason(error, 500)}; `cmlab doctor` looks for causes") from error
+
+    def _require_room(self, repo: Any) -> None:
+        """A ComputeError on a full disk, on which DVC would try again and again to write its lists of files."""
+        for place in (self._folders.root, repo.tmp_dir, repo.site_cache_dir, repo.cache.local.path):
+            if place and Path(place).exists() and (free := shutil.disk_usage(place).free) < ROOM:
+                raise ComputeError(f"the disk of {place} is full ({free} bytes are left); free some, and start again")
+
+
+def _has_git(root: Path) -> bool:
+    """Whether the project is under git, without which DVC works where it is told so: as in an archive of it."""
+    return any((folder / ".git").exists() for folder in (root, *root.parents))

@@ -1,6 +1,7 @@
 """The order of parallel jobs, and that runs trained in parallel are the runs that their stages would have trained."""
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -76,6 +77,26 @@ def test_a_failure_stops_only_those_that_need_it(capsys):
     assert "a: as the test wants it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("error", [ValueError("a check"), OSError(28, "No space left on device"), ZeroDivisionError()])
+def test_no_kind_of_failure_takes_healthy_jobs_with_it(jobs: int, error: Exception):
+    done, said = list[str](), list[tuple[str, Exception]]()
+
+    def work(job: str) -> None:
+        if job == "a":
+            raise error
+        done.append(job)
+
+    with pytest.raises(JobsFailedError, match=r"failed: a; not started: c, b, d"):
+        run_graph(COSTS, NEEDS, jobs, work, lambda *failed: said.append(failed))
+    assert (done, said) == (["e"], [("a", error)])
+
+
+def test_a_signal_ends_all_jobs():
+    with pytest.raises(SystemExit):
+        run_graph(COSTS, NEEDS, 1, lambda _: sys.exit(143))
+
+
 def test_source_code_is_digested_in_several_threads_at_once():
     """In CPython 3.11 that failed, whenever the garbage collector let another thread run in the middle of it."""
     found: list[object] = []
@@ -138,6 +159,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, run: Callable[..., list[Path]]) -> No
     fake = SimpleNamespace(compute=run, write=lambda setup, name, results: results[0])
     monkeypatch.setattr(parallel.plugins, "load", lambda *_: fake)
     monkeypatch.setattr(parallel, "connection", lambda _: nullcontext())
+    monkeypatch.setattr(parallel, "mend", lambda *_: None)  # it looks at the methods of the runs
 
 
 def test_estimates_improve_with_every_stage(tmp_path, monkeypatch):

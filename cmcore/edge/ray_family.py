@@ -1,0 +1,117 @@
+"""The processes of a local Ray: watched, and ended with the process that started them, whichever way that ends."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
+
+LOOK = 1.0  # seconds between two looks
+HEART = ("gcs_server", "raylet")  # without one of them a Ray does not work, and takes up to a minute to say so
+
+# Called with a line where one of them has died. None: nobody watches.
+on_loss: list[Callable[[str], None]] = []
+_members: "set[psutil.Process]" = set()
+
+
+@contextmanager
+def family(before: "set[psutil.Process]") -> Iterator[None]:
+    """Watch the processes that this one has started since `before`, for the time of the block, and end them then."""
+    members = _new(before)
+    _members.update(members)
+    ended = threading.Event()
+    # A shell outlives a SIGKILL of this process, reads the end of its input then, and ends the others.
+    command = ["/bin/sh", "-c", 'read _; kill -9 "$@" 2>/dev/null', "sh", *(str(one.pid) for one in members)]
+    last = None
+    with contextlib.suppress(OSError):
+        last = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    heart = [one for one in members if _is_heart(one)]
+    threading.Thread(target=_watch, args=(heart, before, ended), name="ray-family", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if last is not None:
+            last.kill()
+            last.wait()
+
+
+def end_family() -> None:
+    """Kill those that are left."""
+    import psutil
+
+    for process in _members:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    _members.clear()
+
+
+def _new(before: "set[psutil.Process]") -> "set[psutil.Process]":
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return {*psutil.Process().children(recursive=True)} - before
+    return set()
+
+
+def _is_heart(process: "psutil.Process") -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, IndexError):
+        return Path(process.cmdline()[0]).name in HEART
+    return False
+
+
+def _watch(heart: "list[psutil.Process]", before: "set[psutil.Process]", ended: threading.Event) -> None:
+    import psutil
+
+    while not ended.wait(LOOK):
+        # Of the helpers whose parent dies nobody would know any more.
+        _members.update(_new(before))
+        for process in heart:
+            alive = process.is_running()
+            with contextlib.suppress(psutil.Error):
+                alive = alive and process.status() != psutil.STATUS_ZOMBIE
+            if not alive and not ended.is_set():
+                for call in on_loss:
+                    call("a process of Ray died (killed, or out of memory?)")
+                return
+
+
+def children() -> "set[psutil.Process]":
+    """The processes below this one."""
+    return _new(set())
+
+
+def leave(code: int, line: str = "") -> None:
+    """End this process and all below it at once, without the exit of Ray's, which may abort or wait."""
+    import psutil
+
+    if line:
+        sys.stderr.write(f"{line}\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    for process in children():
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    end_family()
+    os._exit(code)
+
+
+def leave_after(seconds: float, code: int, line: str) -> None:
+    """End this process after some time, if it has not ended by itself."""
+
+    def wait() -> None:
+        time.sleep(seconds)
+        leave(code, line)
+
+    threading.Thread(target=wait, daemon=True).start()
