@@ -1,5 +1,7 @@
 """Distribution matching: gradients of a Gaussian generator in closed form, and the fake model's own turn."""
 
+import math
+
 import pytest
 import torch
 from exact import SD, START, data, exact, nets_of
@@ -7,7 +9,7 @@ from tiny import make_method
 from torch import Tensor, nn
 
 from cmcore.diffusion.grids import karras_grid
-from cmcore.diffusion.precond import Denoiser, Labels
+from cmcore.diffusion.precond import Denoiser, Labels, Scalings
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import STUDENT, Nets
 from cmcore.oracles import Gaussian
@@ -93,3 +95,67 @@ def test_a_step_is_one_turn_of_the_generator_and_some_of_the_fake_model():
     sampling = Sampling(diffusion=method.diffusion, steps=3, two_step=0.8)
     assert [row.noise_levels for row in method.samplers(sampling)] == [(20.0,)]
     assert method.scan(sampling, (0.5,)) == []
+
+
+class BestLogit(nn.Module):
+    """The logarithm of the ratio of N(0, s^2 + t^2) to N(0, a^2 + t^2), times a number."""
+
+    def __init__(self, a: float, s: float) -> None:
+        super().__init__()
+        self.a, self.s, self.gain = a, s, nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        return Scalings(sigma, sigma, torch.ones_like(sigma), sigma)
+
+    def raw(self, x: Tensor, sigma: Tensor, labels: Labels) -> Tensor:
+        del labels
+        fake, real = self.a**2 + sigma**2, self.s**2 + sigma**2
+        fake, real = (variance[:, None, None, None] for variance in (fake, real))
+        return self.gain * (x**2 * (1 / fake - 1 / real) / 2 + (fake / real).log() / 2)
+
+
+def with_discriminator(a: float, s: float) -> Nets:
+    return Nets({**nets(a, s).modules, "discriminator": BestLogit(a, s)})
+
+
+def test_the_best_discriminator_is_left_alone():
+    """Its gradient vanishes at the logarithm of the ratio, and it knows nothing where both are equal."""
+    logit = BestLogit(1.0, 0.5)
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    found = logit.raw(x, torch.tensor([0.5], dtype=torch.float64), None)
+    assert float(found.detach()) == pytest.approx(-0.141855, abs=1e-6)
+    method, slopes = make_method("dmd2", NARROW, gan=3e-3), []
+    for gain in (1.0, 0.3):
+        known, draws = with_discriminator(1.0, 0.5), Draws(5, 0, 400_000)
+        known["discriminator"].gain.data.fill_(gain)
+        loss = method.loss_of("discriminator", known, data(Gaussian(0.0, 0.5), draws, (1, 1, 1)), START, draws).loss
+        slopes.append(float(torch.autograd.grad(loss.mean(), known["discriminator"].gain, retain_graph=True)[0]))
+        assert torch.autograd.grad(loss.mean(), known.student.a, allow_unused=True)[0] is None
+    assert abs(slopes[0]) < 2e-3
+    assert slopes[1] < -0.05
+    known, draws = with_discriminator(0.5, 0.5), Draws(5, 0, 1000)
+    batch = data(Gaussian(0.0, 0.5), draws, (1, 1, 1))
+    equal = method.loss_of("discriminator", known, batch, START, draws).loss
+    assert float(equal.detach().mean()) == pytest.approx(2 * math.log(2))
+    assert float(method.loss(known, batch, START, draws).scalars["adversarial"]) == pytest.approx(math.log(2))
+
+
+def test_the_adversarial_term_pulls_the_generator_towards_the_data():
+    """Of the same sign as the divergence, and nothing at the optimum."""
+    found = []
+    for a in (1.0, 0.5, 0.3):
+        known, draws = with_discriminator(a, 0.5), Draws(1, 0, 200_000)
+        batch, slopes = data(Gaussian(0.0, 0.5), draws, (1, 1, 1)), []
+        for gan in (0.0, 1.0):
+            loss = make_method("dmd2", NARROW, gan=gan).loss(known, batch, START, draws).loss.mean()
+            slopes.append(float(torch.autograd.grad(loss, known.student.a)[0]))
+        found.append(slopes[1] - slopes[0])
+    assert found[0] > 0.05
+    assert found[1] == pytest.approx(0, abs=1e-9)
+    assert found[2] < -0.01
+
+
+def test_the_discriminator_takes_its_turns_with_the_fake_model():
+    method = make_method("dmd2", turns=2, gan=3e-3)
+    assert method.turns(START) == (STUDENT, "fake", "discriminator", "fake", "discriminator")
+    assert set(make_method("dmd2").networks) == {"teacher", "fake"}
