@@ -60,6 +60,11 @@ class Classifier(nn.Module):
                 found.append(x)
         return found
 
+    @property
+    def widths(self) -> list[int]:
+        """The channels of `maps`."""
+        return [layer.out_channels for layer in self.body if isinstance(layer, nn.Conv2d)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of float images in [-1, 1]."""
         if self.head is None:

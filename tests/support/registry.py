@@ -178,11 +178,15 @@ ENTRIES: dict[str, Entry] = {
         short={"g": 8.0}, lr=3e-3, distance=0.15,
         passes=TWO_POINTS,
     ),
-    # arXiv 2405.14867 and its repository's main/edm, for ImageNet 64, without the GAN
+    # arXiv 2405.14867 and its repository's main/edm, for ImageNet 64: the first stage, without the GAN
     "dmd2": Entry(
-        paper={"N": 1000, "low": 0.02, "high": 0.98, "turns": 5},
+        paper={"N": 1000, "low": 0.02, "high": 0.98, "turns": 5, "gan": 0.0},
         teacher=True, start="edm",
-        wrong=(({"N": 1}, "N"), ({"low": -0.1}, "low"), ({"high": 0.01}, "high"), ({"turns": 0}, "turns")),
+        variants=({"gan": 3e-3},),
+        wrong=(
+            ({"N": 1}, "N"), ({"low": -0.1}, "low"), ({"high": 0.01}, "high"), ({"turns": 0}, "turns"),
+            ({"gan": -1.0}, "gan"),
+        ),
         short={"turns": 2}, lr=2e-3, distance=0.15,
         passes=WITH_GRADIENT | {
             ("student", "forward"): 5, ("teacher", "forward"): 1,
@@ -201,6 +205,18 @@ ENTRIES: dict[str, Entry] = {
         passes=WITH_GRADIENT | {
             ("student", "forward"): 1, ("teacher", "forward+backward"): 1, ("fake", "forward+backward"): 2,
         },
+    ),
+    # arXiv 2311.17042, recalled
+    "add": Entry(
+        paper={"steps": 4, "distillation": 2.5, "r1": 1e-5},
+        other=("extractor",),
+        teacher=True, start="edm",
+        wrong=(
+            ({"steps": 0}, "steps"), ({"distillation": -1.0}, "distillation"), ({"r1": -1.0}, "r1"),
+            ({"extractor": "mine"}, "extractor"),
+        ),
+        short={"r1": 1.0}, steps=250, lr=5e-4, distance=0.15,
+        passes=WITH_GRADIENT | {("student", "forward"): 1, ("teacher", "forward"): 1},
     ),
     # arXiv 2604.28190, abstract: 50k images behind the moments, 1024 behind the gradient
     "fd_loss": Entry(
