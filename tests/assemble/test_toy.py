@@ -20,6 +20,11 @@ PROJECT = toy.toy_project()
 D = PROJECT.sections.diffusion
 
 
+@pytest.fixture(scope="module")
+def exact() -> toy.Exact:
+    return toy.Exact.of(toy.mixture(0.5), D, 40)
+
+
 @pytest.mark.parametrize("name", toy.DATA)
 def test_the_points_have_the_scale_of_the_settings(name):
     oracle = toy.DATA[name](0.5)
@@ -33,11 +38,22 @@ def test_the_points_have_the_scale_of_the_settings(name):
 
 
 def test_every_method_takes_part_after_those_it_needs():
-    assert {run.method for run in PROJECT.runs.values()} == set(plugins.available("cmcore.methods"))
+    methods = {run.method for run in PROJECT.runs.values()}
+    assert methods == set(plugins.available("cmcore.methods")) - set(toy.OF_IMAGES)
     order = [run.name for run in toy.in_order(PROJECT)]
     assert sorted(order) == sorted(PROJECT.runs)
     for run in PROJECT.runs.values():
         assert all(order.index(parent) < order.index(run.name) for parent in run.parents)
+
+
+def test_every_method_takes_a_step_in_the_plane_and_is_drawn(exact, monkeypatch):
+    monkeypatch.setattr(toy, "JUDGED", 20)
+    trained, real = {}, toy._real(exact.oracle, 20)
+    for run in toy.in_order(PROJECT):
+        short = replace(run, train=replace(run.train, images=32, batch=16, lr_ref_images=0))
+        trained[run.name] = toy.train(short, exact.oracle, trained)
+        assert toy.draw(run, trained[run.name], exact, real).ends.shape == (20, 2), run.name
+        toy.errors_along(run, trained[run.name], exact, 20)
 
 
 def test_a_method_without_an_entry_gets_one(monkeypatch):
@@ -50,11 +66,6 @@ def test_a_method_without_an_entry_gets_one(monkeypatch):
         "edm",
         "pseudo_huber",
     )
-
-
-@pytest.fixture(scope="module")
-def exact() -> toy.Exact:
-    return toy.Exact.of(toy.mixture(0.5), D, 40)
 
 
 def test_the_flow_is_exact_to_more_digits_than_a_figure_shows(exact):
