@@ -33,7 +33,6 @@ SHAPE = (2, 1, 1)  # a point as an image of one pixel
 SHOWN, PATHS, JUDGED = 700, 12, 1000  # points in a panel, of them with their ways; points that distances are taken of
 LEVELS, GRID = 16, 90
 SEED = 1
-OF_IMAGES = ("fd_loss",)  # methods whose loss sees images through a classifier
 
 
 def _scaled(points: Tensor, std: float, sigma_data: float) -> GaussianMixture:
@@ -78,9 +77,14 @@ def toy_project(changes: Mapping[str, Any] | None = None) -> Project:
     params = load_yaml(SETTINGS)
     covered = {entry["method"] for entry in params["runs"].values()}
     for name in plugins.available("cmcore.methods"):
-        if name not in covered and name not in OF_IMAGES:
+        if name not in covered and not sees_images(name):
             params["runs"][name] = _entry(name)
     return parse_project(merge(params, changes or {}))
+
+
+def sees_images(name: str) -> bool:
+    """Whether a method's loss judges images through a classifier, which points cannot have."""
+    return hasattr(plugins.load("cmcore.methods", name).Config(), "extractor")
 
 
 def _entry(name: str) -> dict[str, Any]:
