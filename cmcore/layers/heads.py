@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cmcore.layers.classifier import Classifier
+
 
 class Heads(nn.Module):
     """A small head on each of several feature maps (B, C, H, W): logits (B, K), means over the positions.
@@ -25,6 +27,17 @@ class Heads(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         each = zip(self.heads, maps, strict=True)
         return torch.stack([head(values).mean((1, 2, 3)) for head, values in each], 1)
+
+
+def build_heads(extractor: Classifier) -> Heads:
+    """Heads for `maps_of`."""
+    return Heads([*extractor.widths, extractor.widths[-1]])
+
+
+def maps_of(extractor: Classifier, x: Tensor) -> list[Tensor]:
+    """What heads see of images (B, C, H, W): the extractor's maps, and the mean of the last."""
+    maps = extractor.maps(x.float())
+    return [*maps, maps[-1].mean((2, 3), keepdim=True)]
 
 
 def hinge_real(logits: Tensor) -> Tensor:

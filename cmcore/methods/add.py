@@ -16,7 +16,7 @@ from cmcore.diffusion.grids import karras_grid
 from cmcore.diffusion.levels import KarrasUniform
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.layers.classifier import shipped_classifier, shipped_workload
-from cmcore.layers.heads import Heads, gradient_penalty, hinge_fake, hinge_real
+from cmcore.layers.heads import build_heads, gradient_penalty, hinge_fake, hinge_real, maps_of
 from cmcore.methods.base import STUDENT, TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
@@ -67,7 +67,7 @@ class ADD(Method):
             TEACHER: Network(start="teacher"),
             EXTRACTOR: Network(make=extractor),
             DISCRIMINATOR: Network(
-                role="trained", player=DISCRIMINATOR, make=lambda: Heads([*(widths := extractor().widths), widths[-1]])
+                role="trained", player=DISCRIMINATOR, make=lambda: build_heads(extractor())
             ),
         }  # fmt: skip
 
@@ -94,7 +94,7 @@ class ADD(Method):
         del progress  # no curriculum
         with draws.dropout():
             x_g = self.generated(nets, batch, draws)
-        adversarial = -nets[DISCRIMINATOR](seen(nets, x_g)).mean(1)
+        adversarial = -nets[DISCRIMINATOR](maps_of(nets[EXTRACTOR], x_g)).mean(1)
         d = self.diffusion
         t = KarrasUniform(d.sigma_min, d.sigma_max, d.rho).sample(draws.uniform(stream="teacher_level"))
         with torch.no_grad():
@@ -111,7 +111,7 @@ class ADD(Method):
         with torch.no_grad():
             with draws.dropout():
                 x_g = self.generated(nets, batch, draws)
-            fake, real = (seen(nets, x) for x in (x_g, batch.x))
+            fake, real = (maps_of(nets[EXTRACTOR], x) for x in (x_g, batch.x))
         real = [values.requires_grad_() for values in real]
         of_real, of_fake = (nets[DISCRIMINATOR](maps) for maps in (real, fake))
         loss = hinge_real(of_real) + hinge_fake(of_fake) + self.config.r1 * gradient_penalty(of_real, real)
@@ -136,12 +136,6 @@ class ADD(Method):
         """None: the student knows its own levels alone."""
         del sampling, levels
         return []
-
-
-def seen(nets: Nets, x: Tensor) -> list[Tensor]:
-    """What the discriminator sees of images: the extractor's maps (B, C, H, W), and the mean of the last."""
-    maps = nets[EXTRACTOR].maps(x.float())
-    return [*maps, maps[-1].mean((2, 3), keepdim=True)]
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> ADD:

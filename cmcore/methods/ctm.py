@@ -1,10 +1,11 @@
-"""CTM: consistency trajectory models (Kim et al., arXiv 2310.02279), without their GAN.
+"""CTM: consistency trajectory models (Kim et al., arXiv 2310.02279); their GAN is an option.
 
 Settings that the paper does not state are those of the authors' repository, sony/ctm.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ from cmcore.diffusion.levels import KarrasUniform, sample_index
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser, with_inputs
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.layers.classifier import shipped_classifier, shipped_workload
+from cmcore.layers.heads import build_heads, hinge_fake, hinge_real, maps_of
 from cmcore.methods.base import (
+    STUDENT,
     TARGET,
     TEACHER,
     Action,
@@ -38,6 +42,8 @@ from cmcore.sample.gamma import GammaSampling
 from cmcore.sample.settings import Sampling
 from cmcore.tensors import expand_like, mean_per_sample
 
+EXTRACTOR, DISCRIMINATOR = "extractor", "discriminator"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -53,6 +59,9 @@ class Config:
     P_std: float = 1.2
     noisiest: float = 0.7  # half from this share of the Karras warp, from sigma_max on
     gamma: float = 0.0  # of the samplers
+    gan: float = 0.0  # weight of the adversarial loss, 0 for none; the authors balance it by gradients, too
+    gan_after: float = 0.5  # share of the run that the student trains without it
+    extractor: str = "digits_cnn_4a0598e6"  # of the discriminator's features: a classifier of the project
 
     def __post_init__(self) -> None:
         require(self.N >= 2, "N", "at least 2", self.N)
@@ -63,13 +72,19 @@ class Config:
         require(self.P_std > 0, "P_std", "a positive number", self.P_std)
         require(0 < self.noisiest <= 1, "noisiest", "a share in (0, 1]", self.noisiest)
         require(0 <= self.gamma <= 1, "gamma", "a number in [0, 1]", self.gamma)
+        require(self.gan >= 0, "gan", "at least 0", self.gan)
+        require(0 <= self.gan_after < 1, "gan_after", "a share in [0, 1)", self.gan_after)
+        if self.gan > 0:
+            shipped_workload(self.extractor)
 
 
 @dataclass(frozen=True)
 class CTM(Method):
     """d(E(G(x_t, t, s), s, sigma_min), sg E(sg G(x^_u, u, s), s, sigma_min)) and a denoising loss of g(x, t; t).
 
-    G is the jump of the student, E that of its moving average, and the teacher's ODE solver makes x^_u from x_t.
+    G is the jump of the student, E that of its moving average, and the teacher's ODE solver makes x^_u from x_t. With
+    the GAN, heads on frozen features (a hinge loss) tell E(G(x_t, t, s), s, sigma_min) from images; the authors' frozen
+    networks are those of StyleGAN-XL.
     """
 
     config: Config
@@ -82,8 +97,25 @@ class CTM(Method):
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """The teacher, and the moving average for the outer jumps."""
-        return {TEACHER: Network(start="teacher"), TARGET: Network(start="student", role="moved")}
+        """The teacher, the moving average for the outer jumps, and what the GAN needs where there is one."""
+        known = {TEACHER: Network(start="teacher"), TARGET: Network(start="student", role="moved")}
+        if self.config.gan == 0:
+            return known
+        extractor = partial(shipped_classifier, self.config.extractor)
+        heads = Network(role="trained", player=DISCRIMINATOR, make=lambda: build_heads(extractor()))
+        return {**known, EXTRACTOR: Network(make=extractor), DISCRIMINATOR: heads}
+
+    def adversarial(self, progress: Progress) -> bool:
+        """Whether the GAN is on."""
+        return self.config.gan > 0 and progress.fraction >= self.config.gan_after
+
+    def turns(self, progress: Progress) -> Sequence[str]:
+        """The discriminator, once it plays, then the student."""
+        return (DISCRIMINATOR, STUDENT) if self.adversarial(progress) else (STUDENT,)
+
+    def loss_of(self, player: str, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+        """The student's loss, or the discriminator's."""
+        return (self.loss if player == STUDENT else self.discriminator_loss)(nets, batch, progress, draws)
 
     def levels(self, draws: Draws) -> tuple[Tensor, int]:
         """Grid indices (B,) of t, and the number of Heun steps to u, which is one for the whole batch."""
@@ -94,15 +126,31 @@ class CTM(Method):
         return (draws.uniform(stream="level") * (cfg.N - steps)).long(), steps
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
-        """Both parts, with noise of their own."""
-        del progress  # no curriculum
-        consistency, denoising = self._consistency(nets, batch, draws), self._denoising(nets, batch, draws)
+        """Both parts, with noise of their own, and the adversarial one where it is on."""
+        (consistency, estimate), denoising = self._consistency(nets, batch, draws), self._denoising(nets, batch, draws)
         scalars: dict[str, Tensor | float] = {"distance": consistency.detach().mean()}
         scalars["denoising"] = denoising.detach().mean()
-        return LossOut(consistency + self.config.denoising * denoising, scalars)
+        loss = consistency + self.config.denoising * denoising
+        if self.adversarial(progress):
+            adversarial = -nets[DISCRIMINATOR](maps_of(nets[EXTRACTOR], estimate)).mean(1)
+            loss, scalars["adversarial"] = loss + self.config.gan * adversarial, adversarial.detach().mean()
+        return LossOut(loss, scalars)
 
-    def _consistency(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
-        """The soft consistency loss, with t > u >= s on the grid; the outer jump passes gradients to its input."""
+    def discriminator_loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
+        """The hinge loss of images and of the student's estimates of them."""
+        del progress  # no curriculum
+        with torch.no_grad():
+            _, estimate = self._consistency(nets, batch, draws)
+            fake, real = (maps_of(nets[EXTRACTOR], x) for x in (estimate, batch.x))
+        of_real, of_fake = nets[DISCRIMINATOR](real), nets[DISCRIMINATOR](fake)
+        gap = of_real.detach().mean() - of_fake.detach().mean()
+        return LossOut(hinge_real(of_real) + hinge_fake(of_fake), {"gap": gap})
+
+    def _consistency(self, nets: Nets, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The soft consistency loss, with t > u >= s on the grid, and the estimate that it compares.
+
+        The outer jump passes gradients to its input.
+        """
         d, labels = self.diffusion, batch.labels
         grid = karras_grid(self.config.N, d.sigma_min, d.sigma_max, d.rho).to(draws.device)
         at, steps = self.levels(draws)
@@ -124,7 +172,7 @@ class CTM(Method):
             estimate = jump(nets.student, x_t, t, s, labels)
         with draws.dropout():
             estimate = jump(nets.target, estimate, s, end, labels)
-        return distance(self.config.distance, self.config.huber_c)(estimate, target)
+        return distance(self.config.distance, self.config.huber_c)(estimate, target), estimate
 
     def _denoising(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         """EDM's loss of g(x, t; t), which is the denoiser."""

@@ -4,11 +4,12 @@ import pytest
 import torch
 from exact import START, data, exact, nets_of
 from maps import exact_map
-from tiny import make_method
+from tiny import batches, make_method, make_state
 
 from cmcore.diffusion.jumps import jump
 from cmcore.diffusion.precond import with_inputs
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.methods.base import STUDENT, Progress
 from cmcore.oracles import Gaussian
 from cmcore.rng import Draws
 from cmcore.sample.settings import Sampling
@@ -92,3 +93,30 @@ def test_samplers_jump_with_the_configured_share_of_new_noise():
     assert rows[1].noise_levels == (20.0, 0.8)
     assert {row.gamma for row in rows} == {0.3}
     assert [row.noise_levels for row in method.scan(sampling, (0.5, 4.0))] == [(20.0, 0.5), (20.0, 4.0)]
+
+
+def test_the_gan_begins_after_its_share_of_the_run():
+    method = make_method("ctm", gan=0.1, gan_after=0.5)
+    early, late = Progress(images=0, total=1000, batch=100), Progress(images=500, total=1000, batch=100)
+    assert method.turns(early) == (STUDENT,)
+    assert method.turns(late) == ("discriminator", STUDENT)
+    assert make_method("ctm").turns(late) == (STUDENT,)
+    assert set(make_method("ctm").networks) == {"teacher", "target"}
+
+
+def test_the_adversarial_loss_is_the_weighted_logit_of_the_estimate():
+    """Added to the loss without it; the discriminator's own loss is 2 where all logits are 0, and stays its own."""
+    state = make_state(make_method("ctm", gan=0.1), noise=0.3)
+    draws, late = Draws(1, 0, 16), Progress(images=160, total=320, batch=16)
+    plain = make_method("ctm").loss(state.nets, batches(draws), late, draws).loss
+    out = make_method("ctm", gan=0.1).loss(state.nets, batches(draws), late, draws)
+    torch.testing.assert_close((out.loss - plain).mean(), 0.1 * out.scalars["adversarial"], rtol=1e-3, atol=1e-6)
+    assert float(out.scalars["adversarial"]) != 0
+    early = make_method("ctm", gan=0.1).loss(state.nets, batches(draws), Progress(0, 320, 16), draws).loss
+    assert torch.equal(early, plain)
+    for parameter in state.nets["discriminator"].parameters():
+        parameter.data.zero_()
+    loss = make_method("ctm", gan=0.1).loss_of("discriminator", state.nets, batches(draws), late, draws).loss
+    assert torch.equal(loss, torch.full((16,), 2.0))
+    loss.sum().backward()
+    assert all(parameter.grad is None for parameter in state.nets.student.parameters())

@@ -235,13 +235,14 @@ ENTRIES: dict[str, Entry] = {
             "N": 18, "most": 17, "distance": "lpips", "mu": 0.999, "P_mean": -1.2, "P_std": 1.2, "noisiest": 0.7,
             "gamma": 0.0,
         },
-        other=("huber_c", "denoising"),
+        other=("huber_c", "denoising", "gan", "gan_after", "extractor"),
         teacher=True, start="edm",
-        variants=({"most": 1},),
+        variants=({"most": 1}, {"gan": 0.1}),
         wrong=(
             ({"N": 1}, "N"), ({"most": 18}, "most"), ({"huber_c": 0.0}, "huber_c"), ({"mu": 1.0}, "mu"),
             ({"denoising": -1.0}, "denoising"), ({"P_std": 0.0}, "P_std"), ({"noisiest": 0.0}, "noisiest"),
-            ({"gamma": 1.1}, "gamma"),
+            ({"gamma": 1.1}, "gamma"), ({"gan": -1.0}, "gan"), ({"gan_after": 1.0}, "gan_after"),
+            ({"gan": 0.1, "extractor": "mine"}, "extractor"),
         ),
         short={"N": 8, "most": 7, "mu": 0.5, "huber_c": 0.1, "denoising": 0.1}, lr=5e-3, distance=0.15,
         passes={
