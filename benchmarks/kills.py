@@ -31,6 +31,7 @@ from cmcore.edge.ray_session import NO_START
 RUNS = ("edm", "ect", "ict")
 PARAMS: dict[str, Any] = {
     "workload": "kills",
+    "replicates": 1,
     "data": {"source": "digits"},
     "diffusion": {"sigma_max": 20.0},
     "net": {"kind": "mlp", "hidden": 32, "blocks": 1, "c_noise": "log"},
@@ -57,6 +58,7 @@ WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "repro": (("dvc", "repro", *TARGETS), {}),
     "jobs": (("cmcore.commands", "repro", "--jobs", "2"), {}),
     "workers": (("dvc", "repro", "train@ict"), {"workers": 2}),
+    "inline": (("cmcore.commands", "repro", "--jobs", "1"), {"backend": "inline"}),
 }
 PATIENCE = 900.0  # seconds that one attempt may take, on a machine that has much else to do
 LATE = 20  # attempts that may end by themselves, as Ray gives up a start that takes longer than half a minute
@@ -288,7 +290,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["repro", "jobs", "workers"])
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kills"))
     try:

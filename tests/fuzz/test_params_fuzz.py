@@ -6,6 +6,7 @@ are run and tracked.
 
 import copy
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ BASE["runs"] = {name: run for name, run in BASE["runs"].items() if name in ("edm
 BASE["tune"] = {name: search for name, search in BASE["tune"].items() if search["base"] in BASE["runs"]}
 BASE["tracking"] |= {"uri": "", "experiment": "x"}
 FUZZ = settings(
-    max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("MUTATIONS", 140)) // 2,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 Place = tuple[Any, ...]  # keys from the top of the file to a value
