@@ -133,6 +133,7 @@ def repro(
             autocompletion=complete.workloads,
         ),
     ] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for another command that works in this project.")] = False,
 ) -> None:
     """Run the pipeline: prepare data, train, evaluate, tabulate.
 
@@ -150,14 +151,16 @@ def repro(
     With --set, --replicates, --runs or --workload, params.yaml changes while the pipeline runs and is put back then.
     """
     from cmcore.commands import repro as pipeline
+    from cmcore.pipeline.turn import turn
 
     require_own_code(Path.cwd())
     assignments = [*(assignments or ()), *([f"replicates={replicates}"] if replicates is not None else ())]
     names = [name.strip() for name in runs.split(",") if name.strip()]
-    if not (assignments or names or workload):
-        raise typer.Exit(pipeline.main(jobs))
-    with overriding(Path.cwd(), assignments, names, workload_file(Path.cwd(), workload) if workload else None):
-        code = pipeline.main(jobs)
+    with turn(Path.cwd(), f"{NAME} repro", wait=wait):
+        if not (assignments or names or workload):
+            raise typer.Exit(pipeline.main(jobs))
+        with overriding(Path.cwd(), assignments, names, workload_file(Path.cwd(), workload) if workload else None):
+            code = pipeline.main(jobs)
     if not code and not workload:
         shown = ", ".join([*assignments, *([f"the runs {runs}"] if names else [])])
         print(f"reports/ now show {shown}; `cmlab repro` restores the results of params.yaml as it is")

@@ -43,7 +43,9 @@ def turn(root: Path, command: str, *, wait: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if not wait:
-                raise ComputeError(f"{_holder(path)} works in {path.parent}; wait for it, or use --wait") from error
+                raise ComputeError(
+                    f"{_holder(path)} works in {path.parent}; wait for it to end, as `cmlab repro --wait` does"
+                ) from error
             print(f"waiting: {_holder(path)} works in {path.parent}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         facts = {"command": command, "pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}

@@ -1,5 +1,6 @@
 """The command line: help, completion, errors of one line, and the project it finds."""
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -216,3 +217,25 @@ def test_the_console_script_is_this_command_line():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"cmlab": f"{main.__module__}:{main.__name__}"}
     assert app.info.name == "cmlab"
+
+
+@pytest.mark.parametrize("words", [("repro",), ("repro", "--set", "train.seed=3"), ("tune", "x"), ("report",)])
+def test_a_second_command_says_who_works_before_it_touches_anything(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    before = (tmp_path / "params.yaml").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cmcore.commands.app.require_own_code", lambda _: None)
+    (tmp_path / ".work").mkdir()
+    with (tmp_path / ".work/running").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert call(*words) == 1
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"cmlab {words[0]}: another process works in {tmp_path}/.work; wait for it to end, as `cmlab repro --wait` does\n"
+    )
+    assert (tmp_path / "params.yaml").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".work", "dvc.yaml", "params.yaml"]
