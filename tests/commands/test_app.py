@@ -233,9 +233,7 @@ def test_a_second_command_says_who_works_before_it_touches_anything(
         fcntl.flock(file, fcntl.LOCK_EX)
         assert call(*words) == 1
     said = capsys.readouterr().err
-    assert (
-        said
-        == f"cmlab {words[0]}: another process works in {tmp_path}/.work; wait for it to end, as `cmlab repro --wait` does\n"
-    )
+    who = f"another process works in {tmp_path}/.work"
+    assert said == f"cmlab {words[0]}: {who}; wait for it to end, as `cmlab repro --wait` does\n"
     assert (tmp_path / "params.yaml").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [".work", "dvc.yaml", "params.yaml"]
