@@ -23,13 +23,21 @@ from cmcore.edge.ray_family import leave
 from cmcore.pipeline.signals import stop_on_signals
 
 NAME = "cmlab"
-OUTSIDE = ("import-weights", "sample", "edit", "gallery", "toy")  # commands that work without a project folder, too
+OUTSIDE = (
+    "import-weights",
+    "sample",
+    "edit",
+    "gallery",
+    "toy",
+    "export",
+)  # commands that work without a project folder, too
 UNTOUCHED = ("doctor", *OUTSIDE)  # commands that change no file
 WRITES_PARAMETERS = ("use", "adopt")
 CONTINUED = ("repro", "tune")
 SIGNALLED = 128  # exit codes above are of signals
 Device = Literal["auto", "cpu", "cuda"]
 ToyData = Literal["mixture", "checkerboard", "spirals", "all"]
+ExportKind = Literal["diffusers", "torch"]
 EditTask = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
 MODEL = "A run of params.yaml, WORKLOAD/RUN, a folder of results, or a weight file, also a public one."
 EMA = "Average of the weights: a name in train.ema, raw, or the width of a power-function EMA, such as 0.05."
@@ -364,6 +372,32 @@ def edit(
             count=count, steps=steps, label=label, seed=seed, ema=ema, device=device, method=method,
         )
     )  # fmt: skip
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(help=MODEL, autocompletion=complete.runs)],
+    to: Annotated[ExportKind, typer.Option(help="A folder for Hugging Face diffusers, or a program of torch.export.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder, or NAME.pt2.")],
+    nfe: Annotated[int, typer.Option(min=0, help="The row whose levels the pipeline has; 0 for the first.")] = 0,
+    ema: Annotated[str, typer.Option(help=EMA)] = "",
+    method: Annotated[str, typer.Option(help="Of a public weight file; by default edm, a diffusion model.")] = "",
+) -> None:
+    """Export a model for use without this project.
+
+    Reads weights. Writes a folder with program, weights, pipeline and a card with what was measured; or the program
+    alone.
+
+    \b
+    Examples:
+      cmlab export ect --to diffusers --nfe 2 --out ect-pipeline
+      cmlab export ect --to torch --out ect.pt2
+    """
+    from cmcore.commands.export import export as write
+
+    start = context.ensure_object(Call).start
+    show([write(what, Path.cwd(), start, to=to, out=out, nfe=nfe, ema=ema, method=method)])
 
 
 @app.command()

@@ -35,6 +35,7 @@ COMMANDS = (
     "levels",
     "edit",
     "gallery",
+    "export",
     "toy",
 )
 

@@ -125,3 +125,25 @@ def test_an_error_of_a_search_for_levels_is_one_line(project, capsys, words, cod
     said = capsys.readouterr().err
     assert said.startswith(f"cmlab levels: {message}")
     assert said.count("\n") == 1
+
+
+def test_a_program_is_exported(project, capsys):
+    assert call("export", "ect", "--to", "torch", "--out", "ect.pt2") == 0
+    assert capsys.readouterr().out == "ect.pt2: (x, sigma) of ect for torch.export.load\n"
+    assert (project / "below/ect.pt2").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ect", "--to", "torch", "--out", "ect"], "--out: expected NAME.pt2, got ect"),
+        (["ect", "--to", "diffusers", "--out", "a.pt2"], "--out: expected a folder without an ending, got a.pt2"),
+        (["ect", "--to", "diffusers", "--nfe", "3", "--out", "a"], "nfe: expected one of 1, 2, got 3"),
+        (["edm", "--to", "diffusers", "--out", "a"], "edm: expected a few-step model whose steps begin at noise"),
+    ],
+)
+def test_an_error_of_an_export_is_one_line(project, capsys, words, message):
+    assert call("export", *words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"cmlab export: {message}")
+    assert said.count("\n") == 1
