@@ -50,6 +50,21 @@ ENTRIES: dict[str, Entry] = {
         steps=300, lr=3e-3, distance=0.03,
         passes=WITH_GRADIENT,
     ),
+    # arXiv 2209.03003 and its repository, where an adaptive solver makes the pairs
+    "reflow": Entry(
+        paper={"solver": "heun", "nfe": 127, "steps": 0, "distance": "l2"},
+        other=("huber_c",),
+        teacher=True, start="rf",
+        variants=({"steps": 1},),
+        wrong=(
+            ({"solver": "dpmpp_2m"}, "solver"), ({"nfe": 2}, "nfe"), ({"steps": -1}, "steps"),
+            ({"distance": "lpips"}, "distance"), ({"steps": 2, "distance": "lpips"}, "distance"),
+            ({"huber_c": 0.0}, "huber_c"),
+        ),
+        coarse={"nfe": 5},
+        short={"nfe": 9, "steps": 1}, lr=3e-3, distance=0.3,
+        passes=WITH_GRADIENT | {("teacher", "forward"): 5},
+    ),
     # arXiv 2303.01469, Table 3
     "cd": Entry(
         paper={"N": 18, "solver": "heun", "distance": "lpips", "mu": 0.0, "guidance": None},
