@@ -84,7 +84,8 @@ def toy_project(changes: Mapping[str, Any] | None = None) -> Project:
 
 def sees_images(name: str) -> bool:
     """Whether a method's loss judges images through a classifier, which points cannot have."""
-    return hasattr(plugins.load("cmcore.methods", name).Config(), "extractor")
+    module = plugins.load("cmcore.methods", name)
+    return "extractor" in module.build(module.Config(), DiffusionConfig()).networks
 
 
 def _entry(name: str) -> dict[str, Any]:
