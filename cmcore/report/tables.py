@@ -112,7 +112,8 @@ def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None)
     timed = any(run.sampling for run in runs)
     if not metrics and not timed:
         return None
-    speed = (Column("latency", "Latency, ms", "low"), Column("images_per_second", "Images a second", "high"))
+    # No best is marked: what else ran on the machine decides more than the method.
+    speed = (Column("latency", "Latency, ms"), Column("images_per_second", "Images a second"))
     columns = (
         Column("run", "Run"),
         Column("nfe", "NFE"),
