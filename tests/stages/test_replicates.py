@@ -49,7 +49,7 @@ def two(tmp_path_factory):
 def files(root: Path) -> dict[str, bytes]:
     """Outputs and records, without how long they took."""
     found = (path for name in ("outputs", "reports") for path in (root / name).rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found if path.parent.name != "times"}
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found if "times" not in path.parts}
 
 
 def metrics(root: Path, run: str) -> RunMetrics:
