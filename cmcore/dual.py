@@ -5,6 +5,7 @@ the graph that it would have alone; the tangent has none, is computed beside it 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from cmcore.tensors import full_precision
 
 
+@dataclass(slots=True, eq=False)  # a dataclass, as fully_shard looks into no other for the tensors of a module
 class Dual:
     """A tensor with its tangent, of one shape.
 
@@ -22,10 +24,9 @@ class Dual:
         half: 16-bit type in which matrix products of the tangent are computed; None is the tangent's own.
     """
 
-    __slots__ = ("half", "tangent", "value")
-
-    def __init__(self, value: Tensor, tangent: Tensor, half: torch.dtype | None = None) -> None:
-        self.value, self.tangent, self.half = value, tangent, half
+    value: Tensor
+    tangent: Tensor
+    half: torch.dtype | None = None
 
     @property
     def shape(self) -> torch.Size:

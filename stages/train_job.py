@@ -17,7 +17,7 @@ from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.pipeline.progress import Emit, reporter, spoken
 from cmcore.tracking.base import Sender
-from cmcore.train.steps import ALONE, Worker
+from cmcore.train.workers import ALONE, Worker
 
 
 def job(

@@ -26,8 +26,9 @@ from cmcore.tracking.base import Tracker
 from cmcore.train.background import Writer, held
 from cmcore.train.precision import choose_matrix_units
 from cmcore.train.session import HISTORY, run_session
+from cmcore.train.shard import whole
 from cmcore.train.state import State, new_state
-from cmcore.train.steps import ALONE, Worker
+from cmcore.train.workers import ALONE, Worker
 
 FINAL = "final"  # appears, whole, when the run has ended
 WEIGHTS, SNAPSHOTS = "weights.safetensors", "snapshots"
@@ -107,7 +108,7 @@ def train_run(
     shape = ModelShape.of(data, run.conditional)
     choose_matrix_units(run.train.precision, run.train.jvp_precision)
     student, init, teacher = _networks(run, inputs, shape, device)
-    state = new_state(method, student, run.train, init=init, teacher=teacher)
+    state = new_state(method, student, run.train, init=init, teacher=teacher, worker=worker)
     folder.mkdir(parents=True, exist_ok=True)
 
     def on_snapshot(state: State) -> None:
@@ -115,12 +116,14 @@ def train_run(
         path = folder / SNAPSHOTS / f"{state.images:09d}.safetensors"
         # Beside the evaluated weights, what post-hoc EMA is made of.
         stds = {name: ema.power_std for name, ema in run.train.ema.items() if ema.power_std}
-        kept = {name: state.weights(name) for name in {profile, *stds}}
+        kept = {name: whole(state.weights(name), worker.lead) for name in sorted({profile, *stds})}
+        if not worker.lead:
+            return
         meta = {"images": state.images, "fingerprint": mark, "power_stds": stds}
         _write_model(writer, path, kept, run, shape, meta)
         if preview is not None:
             grid = path.with_suffix(".png")
-            preview(averaged(state, profile), grid)
+            preview(_model(kept[profile], run, shape, device) if worker.shard else averaged(state, profile), grid)
             tracker.artifact(grid, "samples")
         if watch is not None:
             watch(state)
@@ -141,7 +144,8 @@ def train_run(
             writer=writer,
             worker=worker,
         )
-    return _finish(state, run, shape, folder, mark, worker.world) if worker.lead else folder / FINAL
+    profiles = {name: whole(state.weights(name), worker.lead) for name in (RAW, *run.train.ema)}
+    return _finish(state, profiles, run, shape, folder, mark, worker.world) if worker.lead else folder / FINAL
 
 
 def _write_model(
@@ -211,12 +215,21 @@ def averaged(state: State, profile: str) -> Denoiser:
     return denoiser.eval()
 
 
-def _finish(state: State, run: Run, shape: ModelShape, folder: Path, mark: str, workers: int) -> Path:
+def _model(weights: dict[str, Tensor], run: Run, shape: ModelShape, device: str) -> Denoiser:
+    """The student with these weights, in eval mode."""
+    denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary)
+    denoiser.net.load_state_dict(weights)
+    return denoiser.eval().to(device)
+
+
+def _finish(
+    state: State, profiles: dict[str, dict[str, Tensor]], run: Run, shape: ModelShape, folder: Path, mark: str,
+    workers: int,
+) -> Path:  # fmt: skip
     """Collect the results beside the checkpoint and let them appear at once."""
     partial = folder / f".{FINAL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    profiles: Weights = {name: state.weights(name) for name in (RAW, *run.train.ema)}
     save_model(partial / WEIGHTS, profiles, run, shape, {"images": state.images, "fingerprint": mark})
     (partial / SNAPSHOTS).mkdir()
     for path in sorted((folder / SNAPSHOTS).glob("*.safetensors")):

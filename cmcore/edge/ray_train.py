@@ -10,14 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cmcore.edge.ray_run import Emit, Message, limited, portable
 from cmcore.edge.ray_session import ComputeError, connection, require_folder
 from cmcore.edge.settings import ComputeConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 RESTARTS = 5  # of all workers, after one has died
 PATIENCE = 60.0  # seconds that the cluster may be too small for the workers, after the loss of a node
@@ -84,7 +81,7 @@ def execute_together(
         mailbox = actor.options(scheduling_strategy=here).remote()
         needed = session.shared_folder
         try:
-            fit = _Fit(compute, gpus, folder, lambda: _work(mailbox, function, args, compute.threads, needed))
+            fit = _Fit(compute, gpus, folder, lambda: _work(mailbox, function, args, compute, needed))
             return _result(compute, mailbox, fit, progress)
         except RayError as error:
             raise _explained(error) from error
@@ -197,12 +194,14 @@ def check_capacity(compute: ComputeConfig, nodes: Sequence[dict[str, Any]]) -> i
     return int(on_gpu)
 
 
-def _work(mailbox: Any, function: Callable[..., Any], args: Sequence[Any], threads: int, folder: Path | None) -> None:
+def _work(
+    mailbox: Any, function: Callable[..., Any], args: Sequence[Any], compute: ComputeConfig, folder: Path | None
+) -> None:
     """The function on one worker."""
     import ray
     from ray.train import get_context
 
-    from cmcore.train.steps import Worker
+    from cmcore.train.workers import Worker
 
     def post(message: Message) -> Any:
         return mailbox.add.remote(message)
@@ -212,35 +211,23 @@ def _work(mailbox: Any, function: Callable[..., Any], args: Sequence[Any], threa
             post(Message("event", value))
 
     context = get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), sum_over_workers)
+    worker = Worker(context.get_world_rank(), context.get_world_size(), compute.shard)
     if ray.get(mailbox.failed.remote()):
         return
     try:
         require_folder(folder)
-        result = limited(threads, function, *args, emit, worker)
-    except PeerLostError:
-        raise
+        result = limited(compute.threads, function, *args, emit, worker)
     except Exception as error:
+        if lost_peer(error):
+            raise PeerLostError(f"another worker was lost: {error}") from error
         ray.get(post(Message("error", portable(error))))
         raise
     if worker.lead:
         ray.get(post(Message("result", result)))
 
 
-def sum_over_workers(tensors: "Sequence[Tensor]") -> None:
-    """Sum tensors over all workers, in place; every worker gets the same bits.
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another worker does not answer: NCCL's have a type, gloo's only a text."""
+    from torch.distributed import DistError
 
-    There is one all-reduce for each dtype, not for each tensor: between machines the number of messages is the cost.
-    """
-    import torch
-    import torch.distributed as dist
-
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        group = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1).to(tensors[-1].device) for tensor in group])
-        try:
-            dist.all_reduce(flat)
-        except RuntimeError as error:
-            raise PeerLostError(f"another worker was lost: {error}") from error
-        for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -19,11 +19,13 @@ class ComputeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     compile_cache: str = ""  # folder of compiled networks; empty: cmlab/compiled in the user's cache folder
     workers: int = 1  # processes of one training run, or of one evaluation, each with `threads` threads
+    shard: bool = False  # whether each worker holds a part of the networks only (FSDP2), for what does not fit
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "threads", "at least 1", self.threads)
         require(self.workers >= 1, "workers", "at least 1", self.workers)
         require(self.workers == 1 or self.backend == "ray", "workers", "1 for the backend inline", self.workers)
+        require(self.workers > 1 or not self.shard, "shard", "false, or workers to be at least 2", self.shard)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,35 +57,33 @@ class MPConv(nn.Module):
 
     def forward(self, x: Value, gain: Tensor | float = 1.0) -> Value:
         """The layer times `gain`, a number or a scalar tensor."""
-        w = self._unit() * (gain / math.sqrt(self.weight[0].numel()))
+        w = unit_rows(self.weight) * (gain / math.sqrt(self.weight[0].numel()))
         if w.ndim == 2:
             with full_precision(x.device):
                 return linear(x, w)
         return conv2d(x, w, padding=w.shape[-1] // 2)
 
-    def _unit(self) -> Tensor:
-        """The weights with root mean square 1 for every output."""
-        return unit_magnitude(self.weight, range(1, self.weight.ndim))
 
-    @torch.no_grad()
-    def normalise(self) -> None:
-        """Forced weight normalisation (Eq. 66): write the normalised weights back."""
-        self.weight.copy_(self._unit())
+def unit_rows(weight: Tensor) -> Tensor:
+    """Weights (outputs, ...) with root mean square 1 for every output."""
+    return unit_magnitude(weight, range(1, weight.ndim))
 
 
-def unit_layers(*roots: nn.Module) -> list[MPConv]:
-    """The layers below some modules whose weights are to have unit length."""
-    return [module for root in roots for module in root.modules() if isinstance(module, MPConv)]
+def unit_weights(*roots: nn.Module) -> list[nn.Parameter]:
+    """The weights of layers below some modules that are to have unit length."""
+    return [module.weight for root in roots for module in root.modules() if isinstance(module, MPConv)]
 
 
-def force_normalisation(layers: Iterable[MPConv]) -> None:
-    """Normalise the weights of some layers; the trainer does so with all of them before each step.
+@torch.no_grad()
+def force_normalisation(weights: Iterable[Tensor]) -> None:
+    """Forced weight normalisation (Eq. 66), in place; the trainer does so with all weights before each step.
 
     EDM2 does it in the forward pass of training. Here every pass of a step meets the same weights, those of the target
     too, and an average of the weights sees them, as there, after the optimiser and before the normalisation.
     """
-    for layer in layers:
-        layer.normalise()
+    for weight in weights:
+        if len(weight):  # a worker may hold no row of a small one
+            weight.copy_(unit_rows(weight))
 
 
 class MPFourier(nn.Module):

@@ -47,6 +47,7 @@ class Traits:
     services: tuple[str, ...] = ()  # networks from elsewhere that the loss asks for, such as "lpips"
     group: int = 1  # rows of a batch that are never cut apart
     image_counts: tuple[str, ...] = ()  # options counted in images; a shorter run shrinks them in proportion
+    second_order: bool = False  # its loss holds a derivative of the network that is differentiated once more
     first_step: float = 0.0  # share of the run after which its curriculum takes the first step
 
 

@@ -37,7 +37,7 @@ class CCD(Method):
     @property
     def traits(self) -> Traits:
         """A consistency model with exact boundary, taught by a diffusion model."""
-        return Traits(boundary=True, teacher="diffusion")
+        return Traits(boundary=True, teacher="diffusion", second_order=not self.config.stop_gradient)
 
     @property
     def networks(self) -> Mapping[str, Network]:

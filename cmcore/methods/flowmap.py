@@ -56,7 +56,7 @@ class FlowMaps(Method):
     @property
     def traits(self) -> Traits:
         """A few-step model whose network knows where a jump ends."""
-        return Traits(inputs=(SECOND_TIME,))
+        return Traits(inputs=(SECOND_TIME,), second_order=self.config.objective == "lagrangian")
 
     @property
     def networks(self) -> Mapping[str, Network]:

@@ -74,9 +74,15 @@ def _check_leaf(path: str, value: Any) -> None:
 
 
 def check_workers(project: Project, compute: ComputeConfig) -> None:
-    """A ConfigError where a batch does not divide among the workers of a run."""
+    """A ConfigError where a batch does not divide among the workers of a run, or a network cannot be sharded."""
     for name, run in project.runs.items():
         group = run.objective.traits.group
+        if compute.shard and run.train.cuda_graphs:
+            where = join(join("runs", name), "train.cuda_graphs")
+            raise ConfigError(where, "expected false where compute.shard is true, got true")
+        if compute.shard and run.objective.traits.second_order:
+            why = f"the loss of runs.{name} has second derivatives, of parameters that a sharded network has dropped"
+            raise ConfigError("compute.shard", f"expected false, as {why}")
         if run.weights is None and run.train.batch % (compute.workers * group):
             of = f" times the method's groups of {group}" if group > 1 else ""
             where = join(join("runs", name), "train.batch")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cmcore.assemble.training import FINAL, SNAPSHOTS
 from cmcore.search.trial import TRIAL
-from cmcore.train.session import CHECKPOINT, HISTORY
+from cmcore.train.session import CHECKPOINT, HISTORY, PARTS
 
 KEPT = (TRIAL, HISTORY)  # of a trial whose search is over: its scores are all that is asked of it
 
@@ -38,7 +38,7 @@ def tidy(folder: Path) -> int:
     """Remove the superfluous files of a finished run, none of an unfinished one; the result is the bytes freed."""
     if not (folder / FINAL).is_dir():
         return 0
-    spare = [*(folder / SNAPSHOTS).glob("*.safetensors"), *folder.glob(CHECKPOINT)]
+    spare = [*(folder / SNAPSHOTS).glob("*.safetensors"), *folder.glob(CHECKPOINT), *folder.glob(PARTS)]
     if spare:
         _to_disk(folder / FINAL)
     return remove(spare)

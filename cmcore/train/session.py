@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from cmcore.train.background import Writer, held
 from cmcore.train.compiled import CLOCK, LOG
 from cmcore.train.gate import NonFiniteError
 from cmcore.train.settings import TrainConfig
-from cmcore.train.state import State, load_state_tensors, state_tensors
-from cmcore.train.steps import ALONE, StepRecord, Worker, steps
+from cmcore.train.state import Layout, State, load_state_tensors, state_tensors
+from cmcore.train.steps import StepRecord, steps
 from cmcore.train.timing import TIME, Stopwatch
+from cmcore.train.workers import ALONE, Worker
 
 CHECKPOINT = "checkpoint.safetensors"
+PARTS = "checkpoint.*.safetensors"  # what other workers than the lead hold of it, where networks are sharded
 HISTORY = "history.jsonl"
 
 
@@ -89,14 +91,14 @@ class Window:
 
 
 def resume(state: State, folder: Path, fingerprint: str) -> bool:
-    """Continue from the folder's checkpoint, if there is one.
+    """Continue from the folder's checkpoint, if there is one, by however many workers it was written.
 
     If it is unreadable or belongs to another run, or the history beside it lacks lines, that is a CheckpointError.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return False
-    tensors, meta = checkpoint.load(path)
+    tensors, meta = checkpoint.load_rows(path, Layout(state).rows)
     if meta.get("fingerprint") != fingerprint:
         raise checkpoint.CheckpointError(f"{path}: expected fingerprint {fingerprint}, got {meta.get('fingerprint')}")
     check_history(folder, meta)
@@ -143,7 +145,8 @@ def run_session(
         on_progress: called with (images seen, total).
         on_snapshot: called at `config.snapshots` equidistant moments, the last being the end.
         writer: of the checkpoints; the caller waits for the last one.
-        worker: one of the workers of the run. Only the lead writes, logs and speaks; the others compute.
+        worker: one of the workers of the run. Only the lead logs and speaks. The others compute; where the networks are
+            sharded they also write their part of the checkpoints, and are called at snapshots.
 
     Raises:
         NonFiniteError: naming step, method and the last good checkpoint.
@@ -151,15 +154,16 @@ def run_session(
     """
     resume(state, folder, fingerprint)
     _agree(state, folder, worker)
-    if not worker.lead:
+    if not worker.lead and not worker.shard:
         for _ in steps(state, method, batches, config, worker):
             pass
         return
-    checkpoint.remove_partial(folder)
-    history, window = History(folder / HISTORY, state.images), Window()
-    watch = Stopwatch(folder / TIME, state.device, worker.world)
+    if worker.lead:
+        checkpoint.remove_partial(folder)
+        on_progress(state.images, config.total)
+    history = History(folder / HISTORY, state.images) if worker.lead else None
+    watch, window = Stopwatch(folder / TIME, state.device, worker.world), Window()
     saved, told = time.monotonic(), False
-    on_progress(state.images, config.total)
     try:
         for record in steps(state, method, batches, config, worker):
             window.add(record)
@@ -167,7 +171,8 @@ def run_session(
                 LOG.info("compiling took %.0f s", CLOCK.seconds)
                 told = True
             snapshot = _crossed(record.images, config.batch, config.total, config.snapshots)
-            logged = record.images == config.total or record.images % config.log_images < config.batch
+            end = record.images == config.total
+            logged = end or record.images % config.log_images < config.batch
             if snapshot or logged:
                 record.settle()
             if snapshot:
@@ -175,11 +180,16 @@ def run_session(
             if not logged:
                 continue
             values = window.means()
-            history.append({"images": record.images, **values})
-            tracker.metrics({f"train/{name}": value for name, value in values.items()}, record.images)
-            on_progress(record.images, config.total)
-            if record.images == config.total or time.monotonic() - saved >= config.checkpoint_seconds:
-                _save(state, folder, fingerprint, history, watch, writer)
+            if history is not None:
+                history.append({"images": record.images, **values})
+                tracker.metrics({f"train/{name}": value for name, value in values.items()}, record.images)
+                on_progress(record.images, config.total)
+            due = end or time.monotonic() - saved >= config.checkpoint_seconds
+            if worker.agreed(due, state.device) if worker.shard else due:
+                meta = {"fingerprint": fingerprint, "images": state.images}
+                if history is not None:
+                    meta["history"] = history.checksum
+                save(state, folder, meta, watch, writer, worker)
                 saved = time.monotonic()
     except NonFiniteError as error:
         writer.wait()
@@ -190,10 +200,8 @@ def run_session(
 
 def _agree(state: State, folder: Path, worker: Worker) -> None:
     """Workers that resumed at different moments would train on in silence."""
-    if worker.reduce is None:
-        return
     total = torch.tensor(float(state.images), dtype=torch.float64, device=state.device)
-    worker.reduce([total])
+    worker.total([total])
     if float(total) != worker.world * state.images:
         raise checkpoint.CheckpointError(
             f"{folder / CHECKPOINT}: worker {worker.rank} resumed at {state.images} images and others did not; "
@@ -201,19 +209,48 @@ def _agree(state: State, folder: Path, worker: Worker) -> None:
         )
 
 
-def _save(
-    state: State, folder: Path, fingerprint: str, history: History, watch: Stopwatch, writer: Writer
+def save(
+    state: State, folder: Path, meta: dict[str, Any], watch: Stopwatch, writer: Writer, worker: Worker = ALONE
 ) -> None:  # fmt: skip
+    """Write the checkpoint: that of whole networks by the lead alone, beside the training.
+
+    Where networks are sharded, each worker writes what it holds, and all wait. The lead's file names the others and
+    comes when they are there, so a kill at any moment leaves a whole checkpoint, the old one or the new one.
+    """
+    if worker.shard:
+        _save_part(state, folder, meta, watch, worker)
+        return
     writer.wait()  # before the copy: memory holds one
     copy, took = held(state_tensors(state)), watch.read()
-    meta = {"fingerprint": fingerprint, "images": state.images, "history": history.checksum}
 
     def write() -> None:
         copy.ready()
         took.write(folder / TIME)
         checkpoint.save(folder / CHECKPOINT, copy.tensors, meta)
+        _remove_parts(folder, [])
 
     writer.start(write)
+
+
+def _save_part(state: State, folder: Path, meta: dict[str, Any], watch: Stopwatch, worker: Worker) -> None:
+    tensors, layout = state_tensors(state), Layout(state)
+    places = {name: layout.place(name, tensor.shape) for name, tensor in tensors.items()}
+    meta |= {"rows": {name: place for name, place in places.items() if place is not None}}
+    files = [PARTS.replace("*", f"{state.images}-{rank}") for rank in range(1, worker.world)]
+    if not worker.lead:
+        checkpoint.save(folder / files[worker.rank - 1], {name: tensors[name] for name in meta["rows"]}, meta)
+    worker.agreed(True, state.device)  # all are there
+    if worker.lead:
+        watch.write()
+        checkpoint.save(folder / CHECKPOINT, tensors, meta | {"files": files})
+        _remove_parts(folder, files)
+
+
+def _remove_parts(folder: Path, kept: Sequence[str]) -> None:
+    """Remove parts that the checkpoint does not name."""
+    for path in folder.glob(PARTS):
+        if path.name not in kept:
+            path.unlink()
 
 
 def snapshot_images(config: TrainConfig, number: int) -> int:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmcore.consistency.tangents import jvp_precision
-from cmcore.layers.magnitude import force_normalisation, unit_layers
+from cmcore.layers.magnitude import force_normalisation, unit_weights
 from cmcore.methods.base import STUDENT, Action, Batch, Blend, Copy, Method, Progress
 from cmcore.rng import Draws
 from cmcore.train import ema
@@ -19,28 +18,12 @@ from cmcore.train.gate import Watch, gated_step
 from cmcore.train.optim import learning_rate, set_learning_rate
 from cmcore.train.precision import autocast
 from cmcore.train.settings import TrainConfig
+from cmcore.train.shard import is_sharded, local, parts, spread, total_norm
 from cmcore.train.state import Player, State, raw
+from cmcore.train.workers import ALONE, GradientSums, Worker
 
 Batches = Callable[[Draws], Batch]
-Reduce = Callable[[Sequence[Tensor]], None]
 Values = dict[str, Tensor | float]
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One of the processes that train a run together; by default the only one. Each computes its share of a batch."""
-
-    rank: int = 0
-    world: int = 1
-    reduce: Reduce | None = None  # sums tensors over the workers, in place; needed where world > 1
-
-    @property
-    def lead(self) -> bool:
-        """Whether this is the one worker that writes files."""
-        return self.rank == 0
-
-
-ALONE = Worker()
 
 
 class StepRecord(NamedTuple):
@@ -122,18 +105,25 @@ class _Loop:
         self.device = state.device
         self.slices = row_slices(config.batch, config.micro_batch, worker, method.traits.group)
         trained = (name for name, network in state.roles.items() if network.role == "trained")
-        self.unit_layers = unit_layers(*(state.nets[name] for name in (STUDENT, *trained)))
+        self.unit_weights = list(map(local, unit_weights(*(state.nets[name] for name in (STUDENT, *trained)))))
         # The outputs of a CUDA graph last until its next run. Gradients that add up over several have their own memory.
         self.kept = config.cuda_graphs and len(self.slices) > 1
         for player in state.players.values() if self.kept else ():
             for parameter in player.parameters:
                 parameter.grad = torch.zeros_like(parameter)
+        self.sums = {name: self._sums(player) for name, player in state.players.items()}
         self.watch, self.direct = Watch(type(method).__name__, self.device), is_synchronous(self.device)
+
+    def _sums(self, player: Player) -> GradientSums:
+        """The sums over the workers of the gradients of a player: none for one worker alone."""
+        own = player.parameters if self.worker.world > 1 else []
+        nets = spread(map(raw, self.state.nets.modules.values())) if self.worker.shard else []
+        return GradientSums([p for p in own if not is_sharded(p)], self.worker, nets)
 
     def step(self) -> StepRecord:
         """Every player's turns with one batch, then the averages and what follows."""
         state, progress = self.state, Progress(self.state.images, self.config.total, self.config.batch)
-        force_normalisation(self.unit_layers)
+        force_normalisation(self.unit_weights)
         values: Values = {}
         taken: dict[str, Tensor | bool] = {}  # by player: whether its last step was taken, on the device or here
         for turn in turns_of(self.method, progress):
@@ -162,10 +152,13 @@ class _Loop:
         stage = player.until - player.started if player.until else 0
         lr = learning_rate(player.config, state.images - player.started, stage)
         set_learning_rate(player.optimiser, lr)
-        player.optimiser.zero_grad(set_to_none=not self.kept)
+        player.zero_grad(keep=self.kept)
+        sums = self.sums[turn.player]
+        sums.reset()
         loss = torch.zeros((), device=self.device)
         scalars: Values = {}
         for rows in self.slices:
+            sums.prepare(last=rows is self.slices[-1])
             address = (self.config.seed, state.images, self.config.batch, rows, self.device)
             draws = Draws(*address, prefix=turn.stream)
             batch = self.batches(Draws(*address))
@@ -175,18 +168,18 @@ class _Loop:
             (part if player.scale is None else part * player.scale.scale).backward()
             loss += part.detach()
             _add_scalars(scalars, out.scalars, (rows.stop - rows.start) / self.config.batch)
-        gradients = [parameter.grad for parameter in player.parameters if parameter.grad is not None]
-        if self.worker.reduce is not None:
-            self.worker.reduce([loss, *(value for value in scalars.values() if isinstance(value, Tensor)), *gradients])
+        self.worker.total([loss, *(value for value in scalars.values() if isinstance(value, Tensor))])
+        sums.finish()
+        gradients = player.gradients()
         if player.scale is not None:
-            player.scale.unscale(gradients)
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
+            player.scale.unscale(list(gradients.values()))
+        grad_norm = total_norm(gradients, self.worker)
         finite = torch.isfinite(loss + grad_norm)
         step = state.images // self.config.batch + 1
         self.watch.add(_is_bad(player, loss, finite), loss, grad_norm, step, state.images)
         self.watch.look()
         if player.config.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(player.parameters, player.config.clip_norm, grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(player.local, player.config.clip_norm, grad_norm)
         if player.scale is not None:
             grad_norm = torch.where(finite, grad_norm, 0.0)
             scalars |= {"loss_scale": player.scale.scale.clone(), "skipped": (~finite).float()}
@@ -198,10 +191,10 @@ class _Loop:
         """Move the averages of the student, where its step was taken."""
         if taken is False:
             return
-        parameters, go = self.state.parameters, taken if isinstance(taken, Tensor) else None
+        now, go = parts(self.state.nets.student.net), taken if isinstance(taken, Tensor) else None
         for name, averages in self.state.ema.items():
             beta = ema.decay(self.config.ema[name], self.state.images, self.config.batch)
-            ema.update(averages, parameters, beta, go)
+            ema.update(averages, now, beta, go)
 
     def _act(self, action: Action, taken: Sequence[Tensor | bool]) -> None:
         """Do what follows a step. A blend is left out where a step was skipped; a stage begins all the same."""
@@ -211,7 +204,7 @@ class _Loop:
                 return
             flags = [flag for flag in taken if isinstance(flag, Tensor)]
             go = torch.stack(flags).all() if flags else None
-            moved, source = (raw(state.nets[name]).parameters() for name in (action.network, action.source))
+            moved, source = (parts(raw(state.nets[name])) for name in (action.network, action.source))
             ema.update(moved, source, action.decay, go)
         elif isinstance(action, Copy):
             weights = state.weights(self.config.eval_ema) if action.averaged else raw(state.nets[action.source])

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ pytest.importorskip("ray.train")
 # Ray's own code, which the driver runs in this process.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TWO = ComputeConfig(threads=1, workers=2, device="cpu")
+SHARDED = replace(TWO, shard=True)
 
 
 def node(**resources: float) -> dict:
@@ -47,6 +49,11 @@ def test_a_cluster_that_is_too_small_is_refused_in_a_sentence(compute, nodes, me
 def test_gpus_are_asked_for_where_there_are_any():
     nodes = [node(GPU=1.0), node(GPU=1.0)]
     assert [check_capacity(ComputeConfig(workers=2, device=d), nodes) for d in ("auto", "cuda", "cpu")] == [1, 1, 0]
+
+
+def test_one_worker_has_nobody_to_share_with():
+    with pytest.raises(ConfigError, match=r"compute.shard: expected false, or workers to be at least 2, got True"):
+        read(ComputeConfig, {"shard": True}, "compute")
 
 
 def test_workers_need_ray():
@@ -79,14 +86,19 @@ def inputs(tmp_path_factory):
     return tiny_inputs(tmp_path_factory.mktemp("inputs"))
 
 
+@pytest.fixture(scope="module", params=[TWO, SHARDED], ids=["whole networks", "sharded"])
+def two(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def trained(cluster, inputs, tmp_path_factory):
+def trained(cluster, inputs, two, tmp_path_factory):
     """A run by two workers that nobody disturbed, and what it said."""
     del cluster
     project, said = tiny_project(), []
     folder = tiny_folder(project, "ict", inputs, tmp_path_factory.mktemp("two"))
     final = execute_together(
-        TWO, folder, job, TWO, project.run("ict"), inputs, folder, DecoderConfig(), progress=said.append
+        two, folder, job, two, project.run("ict"), inputs, folder, DecoderConfig(), progress=said.append
     )
     return final, said
 
@@ -123,7 +135,7 @@ class TestOnTwoNodes:
         logged = [event.arguments[1] for event in said if getattr(event, "method", "") == "metrics"]
         assert logged == [512 * line for line in range(1, 1 + len((final / HISTORY).read_text().splitlines()))]
 
-    def test_a_killed_worker_costs_no_bit(self, trained, inputs, tmp_path):
+    def test_a_killed_worker_costs_no_bit(self, trained, two, inputs, tmp_path):
         project = tiny_project()
         folder, killed = tiny_folder(project, "ict", inputs, tmp_path), []
 
@@ -136,7 +148,7 @@ class TestOnTwoNodes:
                 killed.append(event.done)
 
         final = execute_together(
-            TWO, folder, job, TWO, project.run("ict"), inputs, folder, DecoderConfig(), progress=kill
+            two, folder, job, two, project.run("ict"), inputs, folder, DecoderConfig(), progress=kill
         )
         assert killed
         for file in (WEIGHTS, HISTORY, "summary.json"):

@@ -15,7 +15,8 @@ from cmcore.nets import mlp
 from cmcore.rng import NoiseSource
 from cmcore.train.settings import PlayerConfig, TrainConfig
 from cmcore.train.state import State, load_state_tensors, new_state, state_tensors
-from cmcore.train.steps import Worker, row_slices, steps, turns_of
+from cmcore.train.steps import row_slices, steps, turns_of
+from cmcore.train.workers import Worker
 
 every_toy = pytest.mark.parametrize("name", NAMES)
 
@@ -149,21 +150,20 @@ def in_lockstep(method: Method, config: TrainConfig, states: list[State]) -> Ten
     """Two workers in threads that sum what they are given."""
     import threading
 
-    barrier, shared, lock = threading.Barrier(2), {}, threading.Lock()
+    barrier, shared = threading.Barrier(2), {}
 
-    def reduce_for(rank: int) -> Any:
-        def reduce(tensors: Any) -> None:
-            with lock:
-                shared[rank] = [tensor.clone() for tensor in tensors]
+    def begin_for(rank: int) -> Any:
+        def begin(tensor: Tensor) -> Any:
+            shared[rank] = tensor.clone()
             barrier.wait(30)
-            for index, tensor in enumerate(tensors):
-                tensor.copy_(shared[0][index] + shared[1][index])
+            tensor.copy_(shared[0] + shared[1])
             barrier.wait(30)
+            return lambda: None
 
-        return reduce
+        return begin
 
     def work(rank: int) -> None:
-        list(steps(states[rank], method, batches, config, Worker(rank, 2, reduce_for(rank))))
+        list(steps(states[rank], method, batches, config, Worker(rank, 2, begin=begin_for(rank))))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmcore.diffusion.precond import Condition, Denoiser
 from cmcore.layers.attention import attend
 from cmcore.layers.edm2 import CosineAttention, Positional, mp_cat, mp_silu, mp_sum
-from cmcore.layers.magnitude import MPConv, MPFourier, force_normalisation, unit_layers, unit_magnitude
+from cmcore.layers.magnitude import MPConv, MPFourier, force_normalisation, unit_magnitude, unit_weights
 from cmcore.nets import edm2
 
 TINY = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,), "head_channels": 4}
@@ -70,7 +70,7 @@ def test_forward_equals_the_public_implementation(case: str, mode: str):
     fields, shape = SHAPES[case]
     net = waved(edm2.build(edm2.Config(**fields), **shape).double()).train(mode == "train")
     if mode == "train":
-        force_normalisation(unit_layers(net))
+        force_normalisation(unit_weights(net))
     x = wave((3, shape["channels"], shape["resolution"], shape["resolution"]), 50)
     labels = torch.tensor([1, 0, 4]) if shape["classes"] else None
     F = net(x, torch.tensor([-0.9, 0.1, 0.7], dtype=torch.float64), labels).detach()
@@ -183,11 +183,11 @@ def test_forced_normalisation_settles_at_unit_length():
     with torch.no_grad():
         for layer in weights(net):
             layer.weight.mul_(7)
-    force_normalisation(unit_layers(net))
+    force_normalisation(unit_weights(net))
     assert all(torch.allclose(lengths(layer), torch.ones(()), atol=1.1e-4) for layer in weights(net))
-    force_normalisation(unit_layers(net))
+    force_normalisation(unit_weights(net))
     settled = copy.deepcopy(net.state_dict())
-    force_normalisation(unit_layers(net))
+    force_normalisation(unit_weights(net))
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(tensor, settled[name], rtol=1e-6, atol=1e-6)
     assert len(weights(net)) == sum(name.endswith("weight") for name, _ in net.named_parameters())
@@ -211,7 +211,7 @@ def test_a_forward_pass_writes_nothing():
     jvp(lambda x: net(x, torch.zeros(2)), (x,), (x,))
     # Two passes, one backward: nothing that the first one needs was overwritten by the second.
     (net(x, torch.zeros(2)) + net(-x, torch.zeros(2))).sum().backward()
-    force_normalisation(unit_layers(twin))
+    force_normalisation(unit_weights(twin))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not torch.equal(twin.input.weight, net.input.weight)
 

@@ -13,7 +13,9 @@ from cmcore.methods.base import Batch, Method
 from cmcore.nets import mlp
 from cmcore.rng import Draws
 from cmcore.train.settings import TrainConfig
+from cmcore.train.shard import is_sharded, local, rows
 from cmcore.train.state import State, new_state
+from cmcore.train.workers import ALONE, Worker
 
 METHODS = plugins.available("cmcore.methods")
 DIFFUSION = DiffusionConfig(sigma_max=20.0)
@@ -64,17 +66,20 @@ def make_train(**options: Any) -> TrainConfig:
     return TrainConfig(**{"images": 320, "batch": 32, "lr": 1e-3, **options})
 
 
-def make_state(method: Method, config: TrainConfig | None = None, *, device: str = "cpu", **options: Any) -> State:
+def make_state(
+    method: Method, config: TrainConfig | None = None, *, device: str = "cpu", worker: Worker = ALONE, **options: Any
+) -> State:
     """A student, a teacher where the method needs one, and the rest."""
     student = make_denoiser(boundary=method.traits.boundary, inputs=method.traits.inputs, **options).to(device)
     other = make_denoiser(**{**options, "seed": 7}).to(device)
-    state = new_state(method, student, config or make_train(), init=other, teacher=other)
+    state = new_state(method, student, config or make_train(), init=other, teacher=other, worker=worker)
     for name, network in method.networks.items():
         if network.role == "trained" and network.start == "teacher":  # two that agree may have nothing to teach
             source = torch.Generator().manual_seed(9)
             with torch.no_grad():
                 for parameter in state.nets[name].parameters():
-                    parameter += 0.1 * torch.randn(parameter.shape, generator=source).to(device)
+                    noise = torch.randn(parameter.shape, generator=source).to(device)
+                    local(parameter).add_(0.1 * (noise[rows(parameter)] if is_sharded(parameter) else noise))
     return state
 
 

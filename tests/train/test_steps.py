@@ -18,7 +18,8 @@ from cmcore.train.gate import NonFiniteError
 from cmcore.train.optim import learning_rate
 from cmcore.train.settings import TrainConfig
 from cmcore.train.state import load_state_tensors, state_tensors
-from cmcore.train.steps import Worker, row_slices, steps
+from cmcore.train.steps import row_slices, steps
+from cmcore.train.workers import Worker
 
 
 def rates(images: list[int], **options: Any) -> list[float]:
@@ -76,7 +77,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(name: str, micro: in
 
 def test_gradients_of_cuda_graphs_add_up_in_memory_of_their_own(monkeypatch: pytest.MonkeyPatch):
     """What a graph returns is overwritten by its next run, which the next part of the batch is."""
-    monkeypatch.setattr("cmcore.train.state.arrange", lambda net, config: None)  # graphs are CUDA's
+    monkeypatch.setattr("cmcore.train.state.arrange", lambda net, config, worker: None)  # graphs are CUDA's
     method, ends = make_method("edm"), []
     for options in ({}, {"compile": True, "cuda_graphs": True}):
         config, places = make_train(micro_batch=8, **options), set()
@@ -97,18 +98,15 @@ def test_gradients_of_cuda_graphs_add_up_in_memory_of_their_own(monkeypatch: pyt
 def test_two_workers_do_the_step_of_one(name: str):
     loss, gradient, _ = one_step(name)
     method, config = make_method(name), make_train(images=32)
-    shares: list[list[Tensor]] = []
+    shares = []
     for rank in range(2):
         state = make_state(method, config, noise=0.3)
-
-        def reduce(tensors: Any) -> None:
-            shares.append([tensor.clone() for tensor in tensors])
-
-        list(steps(state, method, batches, config, Worker(rank, 2, reduce)))
-        parameters = len(state.parameters)
-    total = [a + b for a, b in zip(*shares, strict=True)]
-    torch.testing.assert_close(total[0], loss, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(flat(total[-parameters:]), gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+        nothing = Worker(rank, 2, begin=lambda _: lambda: None)  # the sums are taken below
+        (record,) = steps(state, method, batches, config, nothing)
+        shares.append((record.values["loss"], flat(parameter.grad for parameter in state.parameters)))
+    losses, gradients = zip(*shares, strict=True)
+    torch.testing.assert_close(sum(losses), loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sum(gradients), gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
 def test_clipping_bounds_the_norm_of_all_gradients_and_reports_it_unclipped():
