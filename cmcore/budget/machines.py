@@ -1,4 +1,4 @@
-"""Accelerators: matrix rates without sparsity, and memory, from their makers' data sheets."""
+"""Accelerators: matrix rates without sparsity, memory, and links to one another, from their makers' data sheets."""
 
 import os
 import time
@@ -11,7 +11,10 @@ TERA, GIGA = 1e12, 1e9
 
 @dataclass(frozen=True)
 class Machine:
-    """Peak matrix rates in operations a second; 0 where there is no such unit, and then 32 bits are taken."""
+    """Peak matrix rates in operations a second; 0 where there is no such unit, and then 32 bits are taken.
+
+    `link` are bytes a second, each way, between the accelerators of one computer: NVLink or PCI Express.
+    """
 
     name: str
     title: str
@@ -20,6 +23,7 @@ class Machine:
     tf32: float = 0.0
     half: float = 0.0  # fp16
     bf16: float = 0.0  # where it differs from fp16; -1 says there is none
+    link: float = 32 * GIGA
 
     def rate(self, dtype: torch.dtype, precision: str) -> float:
         """Peak rate of an operation in that type, in a run of that precision."""
@@ -33,18 +37,18 @@ class Machine:
 MACHINES = {
     machine.name: machine
     for machine in (
-        Machine("t4", "NVIDIA T4", 16 * GIGA, 8.1 * TERA, half=65 * TERA, bf16=-1),
-        Machine("v100", "NVIDIA V100 SXM 32 GB", 32 * GIGA, 15.7 * TERA, half=125 * TERA, bf16=-1),
+        Machine("t4", "NVIDIA T4", 16 * GIGA, 8.1 * TERA, half=65 * TERA, bf16=-1, link=16 * GIGA),
+        Machine("v100", "NVIDIA V100 SXM 32 GB", 32 * GIGA, 15.7 * TERA, half=125 * TERA, bf16=-1, link=150 * GIGA),
         Machine("rtx3090", "NVIDIA RTX 3090", 24 * GIGA, 35.6 * TERA, 35.6 * TERA, 71 * TERA),
         Machine("rtx4090", "NVIDIA RTX 4090", 24 * GIGA, 82.6 * TERA, 82.6 * TERA, 165.2 * TERA),
         Machine("l4", "NVIDIA L4", 24 * GIGA, 30.3 * TERA, 60 * TERA, 121 * TERA),
         Machine("l40s", "NVIDIA L40S", 48 * GIGA, 91.6 * TERA, 183 * TERA, 362 * TERA),
-        Machine("a100-40", "NVIDIA A100 SXM 40 GB", 40 * GIGA, 19.5 * TERA, 156 * TERA, 312 * TERA),
-        Machine("a100", "NVIDIA A100 SXM 80 GB", 80 * GIGA, 19.5 * TERA, 156 * TERA, 312 * TERA),
-        Machine("h100-pcie", "NVIDIA H100 PCIe", 80 * GIGA, 51 * TERA, 378 * TERA, 756 * TERA),
-        Machine("h100", "NVIDIA H100 SXM", 80 * GIGA, 67 * TERA, 495 * TERA, 989 * TERA),
-        Machine("h200", "NVIDIA H200 SXM", 141 * GIGA, 67 * TERA, 495 * TERA, 989 * TERA),
-        Machine("b200", "NVIDIA B200", 180 * GIGA, 75 * TERA, 1125 * TERA, 2250 * TERA),
+        Machine("a100-40", "NVIDIA A100 SXM 40 GB", 40 * GIGA, 19.5 * TERA, 156 * TERA, 312 * TERA, link=300 * GIGA),
+        Machine("a100", "NVIDIA A100 SXM 80 GB", 80 * GIGA, 19.5 * TERA, 156 * TERA, 312 * TERA, link=300 * GIGA),
+        Machine("h100-pcie", "NVIDIA H100 PCIe", 80 * GIGA, 51 * TERA, 378 * TERA, 756 * TERA, link=64 * GIGA),
+        Machine("h100", "NVIDIA H100 SXM", 80 * GIGA, 67 * TERA, 495 * TERA, 989 * TERA, link=450 * GIGA),
+        Machine("h200", "NVIDIA H200 SXM", 141 * GIGA, 67 * TERA, 495 * TERA, 989 * TERA, link=450 * GIGA),
+        Machine("b200", "NVIDIA B200", 180 * GIGA, 75 * TERA, 1125 * TERA, 2250 * TERA, link=900 * GIGA),
     )
 }
 
@@ -62,7 +66,7 @@ def this_cpu(size: int = 1024, seconds: float = 0.3) -> Machine:
     threads = torch.get_num_threads()
     title = f"this processor, {threads} thread{'s' if threads > 1 else ''}"
     memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return Machine("cpu", title, memory, 2 * size**3 / best)
+    return Machine("cpu", title, memory, 2 * size**3 / best, link=1.25 * GIGA)
 
 
 def machine(name: str) -> Machine:

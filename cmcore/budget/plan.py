@@ -20,10 +20,12 @@ from cmcore.consistency.tangents import jvp_precision
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.train.precision import HALF
+from cmcore.train.shard import blocks
 
 FLOAT = 4  # bytes: weights, gradients, moments and averages are float32 under every precision
 RESERVE = 1.5e9  # bytes that the driver, the libraries and their work spaces take
 FRAGMENTED = 0.05  # share of the memory that the allocator cannot use
+GATHERED = 3  # blocks: the one at work, the next on its way, and the gradients of the one before on theirs
 Parts = dict[str, float]
 
 
@@ -35,6 +37,13 @@ class Setting:
     count: int = 1
     efficiency: float = 0.4  # share of the peak matrix rate that a training step reaches
     price: float | None = None  # of one machine for one hour
+    shard: bool = False  # whether the networks are spread over the machines
+    bandwidth: float = 0.0  # bytes a second, each way, between machines; 0 for the link of the machine's kind
+
+    @property
+    def link(self) -> float:
+        """Bytes a second, each way."""
+        return self.bandwidth or self.machine.link
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,9 @@ class RunPlan:
     rows: int  # micro-batch of the parameter file on each machine
     most_rows: int  # largest that fits, 0 for none
     memory: Parts  # at `rows`
+    exchanged: float  # bytes that each machine sends in a training step
+    exchange: float  # seconds that this takes
+    exposed: float  # seconds of them that no computation covers
     seconds: float
     cost: float | None
 
@@ -103,6 +115,12 @@ class Costs:
         """Of the run's network."""
         return parameter_count(self._denoiser(Net(run.net, run.diffusion)))
 
+    def largest_block(self, run: Run) -> int:
+        """Parameters of the largest part of the run's network that is gathered at once."""
+        net = self._denoiser(Net(run.net, run.diffusion)).net
+        sizes = [parameter_count(block) for block in blocks(net)]
+        return max([parameter_count(net) - sum(sizes), *sizes])
+
     def of(self, run: Run, kind: PassKind) -> PassCost:
         """Of one pass through the run's network at the run's precision."""
         net, dtype = Net(run.net, run.diffusion), HALF.get(run.train.precision)
@@ -148,28 +166,50 @@ def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
     if lpips:
         training.update(lpips.flops)
     copies = sum(network.make is None for network in run.objective.networks.values())
+    split = setting.count if setting.shard else 1
     memory: Parts = {
-        "weights": FLOAT * trained,
-        "gradients": FLOAT * trained,
-        "optimiser": 2 * FLOAT * trained,
-        "averages": len(run.train.ema) * FLOAT * parameters,
-        "teacher, target": copies * FLOAT * parameters + (lpips.base if lpips else 0),
+        "weights": FLOAT * trained / split,
+        "gradients": FLOAT * trained / split,
+        "optimiser": 2 * FLOAT * trained / split,
+        "averages": len(run.train.ema) * FLOAT * parameters / split,
+        "teacher, target": copies * FLOAT * parameters / split + (lpips.base if lpips else 0),
         "reserve": RESERVE + FRAGMENTED * setting.machine.memory if setting.machine.name != "cpu" else 0.0,
     }
+    if setting.shard:
+        memory["gathered"] = GATHERED * FLOAT * costs.largest_block(run)
     kinds: list[PassKind] = [kind for _, kind in count]
 
     def activations(rows: int) -> float:
-        """The largest pass, beyond the gradients; micro-batches keep those of the ones before."""
-        kept = 0.0 if rows < share else memory["gradients"]
+        """The largest pass, beyond the gradients; micro-batches keep those of the ones before, and keep them whole."""
         most = max((costs.of(run, kind).bytes(rows) for kind in kinds), default=0)
+        added_up = memory["gradients"] if setting.shard else 0.0
+        kept = added_up if rows < share else FLOAT * trained
         return max(0.0, most - kept) + (lpips.per_image * rows if lpips else 0)
 
     free = setting.machine.memory - sum(memory.values())
     units = "tf32" if run.train.jvp_precision == "tf32" else run.train.precision
-    seconds = sum(
-        flops / (setting.machine.rate(dtype, units) * setting.efficiency) for dtype, flops in training.items()
-    )
-    seconds *= run.train.total * (share * setting.count / run.train.batch) / setting.count if count else 0
+
+    def time(flops: Counter[torch.dtype]) -> float:
+        """Of these operations on one machine."""
+        return sum(
+            number / (setting.machine.rate(dtype, units) * setting.efficiency) for dtype, number in flops.items()
+        )
+
+    exchanged, exchange, exposed = 0.0, 0.0, 0.0
+    if count and setting.count > 1:
+        others = (setting.count - 1) / setting.count  # of a ring's data go through each link
+        gathers = sum(times * (2 if kind.endswith("backward") else 1) for (_, kind), times in count.items())
+        slices = -(-share // rows)
+        sums = FLOAT * trained * others * (1 if setting.shard else 2)
+        exchanged = sums + (gathers * slices * FLOAT * parameters * others if setting.shard else 0.0)
+        exchange = exchanged / setting.link
+        back: Counter[torch.dtype] = Counter()
+        for (_, kind), times in count.items():
+            back.update(_backward(run, kind, times, costs))
+        # Gathers go beside every pass, and sums beside the last backward pass of a step.
+        exposed = max(0.0, exchange - (share * time(training) if setting.shard else (share / slices) * time(back)))
+    steps = run.train.steps if count else 0
+    seconds = steps * (share * time(training) + exposed)
     return RunPlan(
         name=run.name,
         method=run.method,
@@ -178,13 +218,26 @@ def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
         forward=float(sum(costs.of(run, "forward").flops.values())),
         training=training,
         images=run.train.total if count else 0,
-        steps=run.train.steps if count else 0,
+        steps=steps,
         rows=rows,
         most_rows=_most(activations, free, share),
         memory=memory | {"activations": activations(rows)},
+        exchanged=exchanged,
+        exchange=exchange,
+        exposed=exposed,
         seconds=seconds,
         cost=None if setting.price is None else seconds / 3600 * setting.count * setting.price,
     )
+
+
+def _backward(run: Run, kind: PassKind, times: int, costs: Costs) -> Counter[torch.dtype]:
+    """Operations of the backward part of some passes of one image."""
+    found: Counter[torch.dtype] = Counter()
+    if kind.endswith("backward"):
+        forward: PassKind = "jvp" if kind == "jvp+backward" else "forward"
+        found.update({dtype: times * number for dtype, number in costs.of(run, kind).flops.items()})
+        found.subtract({dtype: times * number for dtype, number in costs.of(run, forward).flops.items()})
+    return found
 
 
 def _most(activations: Callable[[int], float], free: float, share: int) -> int:

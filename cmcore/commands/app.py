@@ -206,6 +206,10 @@ def plan(
     gpus: Annotated[int, typer.Option(help="How many of them.")] = 1,
     price: Annotated[float | None, typer.Option(help="Of one for an hour: adds the cost.")] = None,
     efficiency: Annotated[float, typer.Option(help="Share of the peak matrix rate that training reaches.")] = 0.4,
+    shard: Annotated[bool, typer.Option("--shard", help="Networks spread over the machines: compute.shard.")] = False,
+    bandwidth: Annotated[
+        float | None, typer.Option(help="GB a second, each way, between machines.", show_default="the machine's link")
+    ] = None,
 ) -> None:
     """Estimate operations, memory, time and cost of a workload.
 
@@ -217,7 +221,8 @@ def plan(
     """
     from cmcore.commands.plan import lines
 
-    show(lines(Path.cwd(), workload, gpu=gpu, gpus=gpus, price=price, efficiency=efficiency))
+    chosen = {"gpu": gpu, "gpus": gpus, "price": price, "efficiency": efficiency}
+    show(lines(Path.cwd(), workload, **chosen, shard=shard, bandwidth=bandwidth))
 
 
 @app.command()

@@ -16,10 +16,15 @@ HEADS = (
     *("run", "method", "parameters", "GFLOP/image", "of a step", "images", "steps", "micro-batch", "memory", "largest"),
     *("time", "cost"),
 )
+EXCHANGE = """\
+between machines: bytes that each sends in a step, over {link:.4g} GB/s each way; sums run beside the last backward
+pass, the gathers of sharded networks beside all passes, and what the passes do not cover is in the time.
+"""
 NOTE = """\
 GFLOP/image: a forward pass, and a training step with all its passes; a multiply-add counts as 2.
 memory: of each machine, at the micro-batch; largest: the largest micro-batch that fits. train.micro_batch changes
 memory, not results.
+{exchange}\
 time: operations over {efficiency:.0%} of the peak matrix rate of their precision. That share is an assumption;
 measure a step, and say --efficiency. Reading data, sampling and evaluation are not in it."""
 
@@ -55,13 +60,18 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def passes_of(run: RunPlan) -> str:
-    """The passes of a training step through the networks, in words."""
-    return ", ".join(f"{times} x {who} {kind}" for (who, kind), times in sorted(run.passes.items()))
+    """The passes of a training step through the networks and what the machines exchange, in words."""
+    said = [f"{times} x {who} {kind}" for (who, kind), times in sorted(run.passes.items())]
+    if run.exchanged:
+        said.append(
+            f"{run.exchanged / 1e9:.3g} GB between machines in {run.exchange:.2g} s, {run.exposed:.2g} s uncovered"
+        )
+    return ", ".join(said)
 
 
 def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list[str]:
     """The lines to print."""
-    machines = f"{setting.count} x {setting.machine.title}"
+    machines = f"{setting.count} x {setting.machine.title}" + (", sharded" if setting.shard else "")
     lines = [f"{project.workload} on {machines}", "", *table([HEADS, *map(row, plans)]), ""]
     seconds = sum(run.seconds for run in plans)
     total = f"total: {duration(seconds)}, {sum(run.operations * run.images for run in plans):.3g} operations"
@@ -71,8 +81,10 @@ def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list
     for run in plans:
         if not run.fits:
             way = f"set train.micro_batch to {run.most_rows} or less" if run.most_rows else "not even one image fits"
-            lines.append(f"! {run.name} does not fit: {way}")
-    return [*lines, NOTE.format(efficiency=setting.efficiency)]
+            spread = "" if setting.shard else "; or compute.shard: true on several machines (--shard)"
+            lines.append(f"! {run.name} does not fit: {way}{spread}")
+    exchange = EXCHANGE.format(link=setting.link / 1e9) if setting.count > 1 else ""
+    return [*lines, NOTE.format(exchange=exchange, efficiency=setting.efficiency)]
 
 
 def lines(
@@ -83,6 +95,8 @@ def lines(
     gpus: int = 1,
     price: float | None = None,
     efficiency: float = EFFICIENCY,
+    shard: bool = False,
+    bandwidth: float | None = None,
 ) -> list[str]:
     """The plan of a workload, or of params.yaml where none is named.
 
@@ -93,6 +107,8 @@ def lines(
         gpus: how many of them.
         price: of one for an hour.
         efficiency: share of the peak matrix rate that a training step reaches.
+        shard: whether the networks are spread over the machines.
+        bandwidth: GB a second, each way, between machines; by default that of the machine's own link.
 
     Raises:
         ConfigError: an argument or the parameter file is wrong.
@@ -102,10 +118,12 @@ def lines(
     require(gpus >= 1, "--gpus", "at least 1", gpus)
     require(price is None or 0 < price < float("inf"), "--price", "a number above 0", price)
     require(0 < efficiency <= 1, "--efficiency", "a number above 0 and at most 1", efficiency)
+    require(gpus > 1 or not shard, "--shard", "--gpus of at least 2", gpus)
+    require(bandwidth is None or 0 < bandwidth < float("inf"), "--bandwidth", "a number above 0", bandwidth)
     try:
         chosen = machine(gpu)
     except ValueError as error:
         raise ConfigError("--gpu", str(error)) from error
-    setting = Setting(chosen, gpus, efficiency, price)
+    setting = Setting(chosen, gpus, efficiency, price, shard, (bandwidth or 0.0) * 1e9)
     project = load_project(files.get(workload, root / PARAMS))
     return report(project, plan(project, setting, Folders(root, project.workload).data), setting)

@@ -222,6 +222,44 @@ def test_memory_parts(costs):
     assert heads.memory["weights"] == p + 4 * head_count(project().run("sct"))
 
 
+def test_sharded_memory_parts(costs):
+    run, box = project().run("cd"), Machine("box", "a box", 4e9, 1e12)
+    whole, four = (plan_run(run, costs, Setting(box, 4, shard=shard)) for shard in (False, True))
+    for part in ("weights", "gradients", "optimiser", "averages", "teacher, target"):
+        assert four.memory[part] == whole.memory[part] / 4
+    largest = costs.largest_block(run)
+    assert four.parameters / 20 < largest < four.parameters / 2
+    assert four.memory["gathered"] == 3 * 4 * largest
+    # Gradients are whole beside the activations of a pass, and go as they come, or add up over micro-batches.
+    gradients = 4 * four.parameters
+    assert whole.memory["activations"] == four.memory["activations"]
+    parts = dataclasses.replace(run, train=dataclasses.replace(run.train, micro_batch=4))
+    small, small_whole = (plan_run(parts, costs, Setting(box, 4, shard=shard)) for shard in (True, False))
+    assert small_whole.bytes - small.bytes == pytest.approx(whole.bytes - four.bytes + gradients / 4)
+
+
+def test_what_machines_exchange(costs):
+    run = project().run("ect")  # one pass with a gradient and one without
+    slow = Machine("slow", "a box", 40e9, 1e12, link=1e6)
+    p = 4 * plan_run(run, costs, Setting(slow)).parameters
+    assert plan_run(run, costs, Setting(slow)).exchanged == 0
+    whole, shard = (plan_run(run, costs, Setting(slow, 4, 0.5, shard=shard)) for shard in (False, True))
+    assert whole.exchanged == pytest.approx(2 * 0.75 * p)  # a ring: summed, then passed on
+    assert shard.exchanged == pytest.approx((1 + 2 + 1) * 0.75 * p)  # summed; gathered thrice
+    parts = dataclasses.replace(run, train=dataclasses.replace(run.train, micro_batch=4))
+    assert plan_run(parts, costs, Setting(slow, 4, 0.5)).exchanged == pytest.approx(2 * 0.75 * p)
+    assert plan_run(parts, costs, Setting(slow, 4, 0.5, shard=True)).exchanged == pytest.approx((1 + 4 * 3) * 0.75 * p)
+    compute = 16 * whole.operations / 0.5e12
+    backward = 16 * (whole.operations - 2 * whole.forward) / 0.5e12
+    for plan, covered in ((whole, backward), (shard, compute)):
+        assert plan.exchange == pytest.approx(plan.exchanged / 1e6)
+        assert plan.exposed == pytest.approx(plan.exchange - covered)
+        assert plan.seconds == pytest.approx(plan.steps * (compute + plan.exposed))
+    fast = plan_run(run, costs, Setting(slow, 4, 0.5, bandwidth=1e15))
+    assert fast.exposed == 0
+    assert fast.seconds == pytest.approx(fast.steps * compute)
+
+
 def test_the_largest_micro_batch_fits_and_one_more_does_not(costs):
     run = project(train={"images": 10**6, "batch": 10**5, "ema": EMA, "eval_ema": "a"}).run("ect")
     box = Machine("box", "a box", 4e9, 1e12)
@@ -332,7 +370,11 @@ def test_the_command_prints_every_run_with_its_price():
     assert "30%" in text
     assert "at 2 a machine and hour" in text
     assert "2 x teacher forward" in text
-    assert "cost" not in run_cost("digits").splitlines()[2]
+    assert "GB between machines in" in text
+    assert "over 300 GB/s each way" in text
+    alone = run_cost("digits")
+    assert "cost" not in alone.splitlines()[2]
+    assert "between machines" not in alone
 
 
 @pytest.mark.parametrize(
@@ -343,6 +385,8 @@ def test_the_command_prints_every_run_with_its_price():
         ({"gpus": 0}, "--gpus: expected at least 1, got 0"),
         ({"price": -1.0}, "--price: expected a number above 0, got -1.0"),
         ({"price": float("nan")}, "--price: expected a number above 0, got nan"),
+        ({"shard": True}, "--shard: expected --gpus of at least 2, got 1"),
+        ({"bandwidth": 0.0}, "--bandwidth: expected a number above 0, got 0.0"),
         ({"efficiency": 1.5}, "--efficiency: expected a number above 0 and at most 1, got 1.5"),
     ],
 )

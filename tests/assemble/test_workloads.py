@@ -340,3 +340,15 @@ def test_imagenet512_is_guided_as_published(size: str, projects: dict[str, Proje
     teacher, student = runs[f"edm_trig_{size}"].sample.guidance, runs[f"scd_{size}"].sample.guidance
     assert teacher == student == (1.4 if size == "s" else 1.2)
     assert (runs[f"sct_{size}"].sample.guidance, runs[f"edm2_{size}"].sample.guidance) == (1.0, 1.0)
+
+
+def test_edm2_xxl_fits_gpus_that_share_it(projects):
+    """Its weights, gradients, moments and averages are six times 6 GB."""
+    run, costs = projects["imagenet512"].run("edm2_xxl"), Costs(ModelShape(4, 64, 1000))
+    for gpu in ("a100-40", "l40s"):
+        whole, shard = (plan_run(run, costs, Setting(MACHINES[gpu], 8, shard=shard)) for shard in (False, True))
+        assert whole.bytes > whole.memory["weights"] * 6 > 36e9
+        assert shard.fits
+        assert shard.bytes < 0.75 * whole.bytes
+    assert not plan_run(run, costs, Setting(MACHINES["a100-40"], 8)).fits
+    assert plan_run(run, costs, Setting(MACHINES["h100"], 8, shard=True)).exposed == 0
