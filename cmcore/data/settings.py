@@ -35,6 +35,7 @@ class DataConfig:
     sha256: str = ""  # of the file at `path`, checked where given; CIFAR-10's is known
     download: bool = False  # download CIFAR-10 if it is absent
     resize: Literal["lanczos", "adm"] = "lanczos"  # method of resizing; "adm" is that of the papers' ImageNet 64
+    background: Literal["", "white", "black"] = ""  # what transparent images are laid over; "" refuses them
     precision: Literal["float32", "float16"] = "float32"  # of stored latents
     # Test images, on which nothing is trained: a share of each class, or `own`, the test images of the source.
     test: float | Literal["own"] = 0.0
@@ -73,6 +74,8 @@ class DataConfig:
             require(self.channels in (1, 3), "channels", "1 (grey) or 3 (colour)", self.channels)
         resized = self.source in ("folder", "archive", "array")
         require(resized or self.resize == "lanczos", "resize", f"nothing for source {self.source}", self.resize)
+        files = self.source in ("folder", "archive")
+        require(files or not self.background, "background", f"nothing for source {self.source}", self.background)
         stored = self.source == "latents" or self.precision == "float32"
         require(stored, "precision", f"nothing for source {self.source}, which is uint8", self.precision)
 

@@ -34,8 +34,8 @@ def test_labels_come_from_edms_dataset_json(tmp_path, kind):
     source = config("folder" if kind == "folder" else "archive", write(tmp_path / "in", content), subfolder="deep")
     manifest = prepare(source, tmp_path / "out")
     data = ImageData.open(tmp_path / "out")
-    assert data.labels.tolist() == [7, 0, 7, 3]
-    assert (manifest["classes"], manifest["class_names"][7]) == (8, "7")
+    assert data.labels.tolist() == [2, 0, 2, 1]  # dense; the names are the numbers in the file
+    assert (manifest["classes"], manifest["class_names"]) == (3, ["0", "3", "7"])
     for row, name in enumerate(sorted(LABELLED)):
         np.testing.assert_array_equal(data.images[row], decode(LABELLED[name], 3, name=name))
 
@@ -169,3 +169,21 @@ def test_large_rows_are_those_of_the_map(tmp_path):
         file.truncate(100_000)
     with pytest.raises(OSError, match="ends before row"):
         rows.take(mapped, index)
+
+
+@pytest.mark.parametrize("given", [[1, 2, 1, 2], [5, 0, 2**19, 5], [0, 1, 2, 1]])
+def test_labels_of_an_array_are_made_dense_and_the_numbers_kept(tmp_path, given):
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "in.npz", images=images, labels=np.array(given))
+    manifest = prepare(config("array", tmp_path / "in.npz"), tmp_path / "out")
+    labels = ImageData.open(tmp_path / "out").labels.tolist()
+    assert [int(manifest["class_names"][k]) for k in labels] == given
+    assert sorted(set(labels)) == list(range(manifest["classes"]))
+    assert 0 not in manifest["class_counts"]
+
+
+def test_another_number_of_classes_than_expected_is_refused(tmp_path):
+    path = write_zip(tmp_path / "in.zip", described(list(map(list, LABELS.items()))))
+    with pytest.raises(DataError, match=r"in\.zip: expected data\.classes = 8 classes, got 3 with images"):
+        prepare(config("archive", path, classes=8), tmp_path / "out")
+    assert prepare(config("archive", path, classes=3), tmp_path / "out")["classes"] == 3

@@ -138,10 +138,61 @@ def test_grey_and_colour(tmp_path):
         colour = decode(data, 3, name=mode)
         assert colour.shape == (3, 4, 4)
         assert (len(np.unique(colour, axis=0)) == 1) == (mode in ("1", "L", "LA"))
+
+
+def transparent(mode: str) -> bytes:
+    """A 2x1 image: an opaque grey of 100, and a hidden bright pixel. Its alpha is 0, or 51 where the mode allows it."""
     buffer = io.BytesIO()
-    Image.fromarray(np.full((4, 4), 3000, np.uint16)).save(buffer, "PNG")
-    with pytest.raises(DataError, match=r"deep\.png: expected 8 bits a channel, got mode I"):
-        decode(buffer.getvalue(), 1, name="deep.png")
+    if mode in ("RGB", "L", "P"):  # one colour, or one entry of the palette, is transparent
+        grey = Image.fromarray(np.array([[100, 250]], np.uint8))
+        image = grey.convert(mode) if mode != "P" else grey.convert("RGB").quantize(2)
+        key = {"RGB": (250, 250, 250), "L": 250}.get(mode, image.getpixel((1, 0)))
+        image.save(buffer, "PNG", transparency=key)
+    else:
+        image = Image.fromarray(np.array([[[100, 255], [250, 51]]], np.uint8), "LA")
+        image.convert(mode).save(buffer, "TIFF" if mode == "PA" else "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "L", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_laid_over_the_background_or_refused(mode: str, channels: int):
+    data, alpha = transparent(mode), 0.2 if mode in ("RGBA", "LA") else 0.0
+    with pytest.raises(
+        DataError, match=r"in/a\.png: expected an opaque image, got transparency; see `data\.background`"
+    ):
+        decode(data, channels, name="in/a.png")
+    for background, value in (("white", 255), ("black", 0)):
+        pixels = decode(data, channels, name="a", background=background)[:, 0].astype(int)
+        assert (pixels[:, 0] == 100).all()
+        assert np.abs(pixels[:, 1] - ((1 - alpha) * value + alpha * 250)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_opaque_alpha_channel_changes_nothing(mode: str):
+    image = picture(1).convert(mode)
+    image.putalpha(255)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(buffer.getvalue(), 3, name=mode), expected)
+
+
+def deep_png(colour: int, channels: int) -> bytes:
+    """A 4x4 PNG of 16 bits a channel, of any colour type."""
+    rows = b"".join(b"\0" + struct.pack(f">{4 * channels}H", *[3000] * 4 * channels) for _ in range(4))
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""),
+    ]  # fmt: skip
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "la", "rgba"])
+def test_sixteen_bits_a_channel_are_refused_in_every_colour_type(colour: int, channels: int):
+    for wanted in (1, 3):
+        with pytest.raises(DataError, match=r"deep\.png: expected 8 bits a channel, got .*; convert it first"):
+            decode(deep_png(colour, channels), wanted, name="deep.png", background="white")
 
 
 def test_pictures_are_turned_upright():

@@ -11,7 +11,7 @@ import numpy as np
 
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.files import entries
-from cmcore.data.sources.source import Block, Source
+from cmcore.data.sources.source import Block, Source, dense
 from cmcore.errors import DataError, reason
 from cmcore.unpickle import PickleError, load
 
@@ -40,7 +40,7 @@ def cifar10(config: DataConfig) -> Source:
         raise DataError(f"{path}: expected {', '.join(sorted(missing))} in it; is this cifar-10-python.tar.gz?")
     parts = [_part(found[name], f"{path}: {name}") for name in wanted]
     labels = np.concatenate([labels for _, labels in parts])
-    names = _names(found[META], int(labels.max()) + 1, f"{path}: {META}")
+    labels, names = dense(labels, _names(found[META], int(labels.max()) + 1, f"{path}: {META}"))
 
     def blocks() -> Iterator[Block]:
         start = 0

@@ -11,6 +11,7 @@ from cmcore import limits
 from cmcore.errors import DataError, reason
 
 Resize = Literal["lanczos", "adm"]
+Background = Literal["", "white", "black"]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 EIGHT_BITS = (
@@ -27,11 +28,14 @@ EIGHT_BITS = (
 ORIENTATION = 0x0112  # EXIF tag
 
 
-def decode(data: bytes, channels: int, *, name: str, pixel_limit: int = limits.PIXELS) -> np.ndarray:
-    """The image in grey (channels=1) or colour (3), uint8 (C, H, W), turned upright.
+def decode(
+    data: bytes, channels: int, *, name: str, background: Background = "", pixel_limit: int = limits.PIXELS
+) -> np.ndarray:
+    """The image in grey (channels=1) or colour (3), uint8 (C, H, W), turned upright, laid over the background.
 
     Raises:
-        DataError: not an image, truncated, deeper than 8 bits a channel, or larger than the limit.
+        DataError: not an image, truncated, deeper than 8 bits a channel, larger than the limit, or transparent where no
+            background is given.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -43,7 +47,7 @@ def decode(data: bytes, channels: int, *, name: str, pixel_limit: int = limits.P
             _check(image, name, pixel_limit)
             if image.getexif().get(ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            pixels = np.asarray(_opaque(image, name, background).convert("L" if channels == 1 else "RGB"))
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -55,11 +59,27 @@ def decode(data: bytes, channels: int, *, name: str, pixel_limit: int = limits.P
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def decode_all(files: Sequence[tuple[str, bytes]], channels: int, resolution: int, resize: Resize) -> np.ndarray:
+def _opaque(image: Any, name: str, background: Background) -> Any:
+    """The image without transparency. What lies under transparent pixels is arbitrary, so it is never shown."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    layered = image.convert("RGBA")
+    if layered.getextrema()[3][0] == 255:  # it has the channel, or names a colour that it does not use
+        return image
+    if not background:
+        raise DataError(f"{name}: expected an opaque image, got transparency; see `data.background`")
+    return Image.alpha_composite(Image.new("RGBA", layered.size, background), layered)
+
+
+def decode_all(
+    files: Sequence[tuple[str, bytes]], channels: int, resolution: int, resize: Resize, background: Background = ""
+) -> np.ndarray:
     """Named image files as uint8 (N, C, resolution, resolution)."""
     images = np.empty((len(files), channels, resolution, resolution), np.uint8)
     for row, (name, data) in enumerate(files):
-        images[row] = fit(decode(data, channels, name=name), resolution, resize)
+        images[row] = fit(decode(data, channels, name=name, background=background), resolution, resize)
     return images
 
 

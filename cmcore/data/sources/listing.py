@@ -14,7 +14,7 @@ import numpy as np
 from cmcore import limits
 from cmcore.bounded import parse_json
 from cmcore.data.sources.files import Entry, entries, is_tar
-from cmcore.data.sources.source import numbered
+from cmcore.data.sources.source import dense
 from cmcore.errors import DataError, reason
 
 LABEL_FILE = "dataset.json"  # EDM's dataset tool writes it at the root
@@ -78,6 +78,8 @@ def list_files(path: Path, subfolder: str) -> Listing:
 def labels_of(names: Sequence[str], content: bytes, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels (N,) and class names from EDM's dataset.json: {"labels": [["00000/img00000000.png", 6], ...]} or null.
 
+    Labels are made dense; the names are the numbers in the file.
+
     Raises:
         DataError: it is no such file, or an image has no label.
     """
@@ -93,8 +95,7 @@ def labels_of(names: Sequence[str], content: bytes, where: str) -> tuple[np.ndar
         label = label_of.get(name)
         if type(label) is not int or not 0 <= label < LABEL_LIMIT:
             raise DataError(f"{where}: expected a whole number from 0 on as the label of {name}, got {label!r}")
-    labels = np.array([label_of[name] for name in names], np.int64)
-    return labels, numbered(labels)
+    return dense(np.array([label_of[name] for name in names], np.int64))
 
 
 def classes_of(names: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:

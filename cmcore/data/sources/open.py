@@ -15,7 +15,7 @@ from cmcore.data.sources.download import Progress, download
 from cmcore.data.sources.fashion_mnist import fashion_mnist
 from cmcore.data.sources.latents import latents
 from cmcore.data.sources.pictures import pictures
-from cmcore.data.sources.source import Block, Source, numbered
+from cmcore.data.sources.source import Block, Source, dense
 from cmcore.errors import DataError
 
 KINDS = {
@@ -88,5 +88,5 @@ def _array(config: DataConfig) -> Source:
             some = [fit(image, config.resolution, config.resize) for image in images[start : start + SOME]]
             yield Block(range(start, start + len(some)), np.stack(some))
 
-    names = () if labels is None else numbered(labels)
-    return Source(np.zeros(len(images), np.int64) if labels is None else labels, names, blocks)
+    labels, names = (np.zeros(len(images), np.int64), ()) if labels is None else dense(labels)
+    return Source(labels, names, blocks)

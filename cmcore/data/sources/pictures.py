@@ -22,7 +22,13 @@ def pictures(config: DataConfig) -> Source:
         DataError: there are none, a name stands twice, or labels and images do not belong together.
     """
     listing = list_files(Path(config.place), config.subfolder)
-    decode = partial(decode_all, channels=config.channels, resolution=config.resolution, resize=config.resize)
+    decode = partial(
+        decode_all,
+        channels=config.channels,
+        resolution=config.resolution,
+        resize=config.resize,
+        background=config.background,
+    )
 
     def blocks() -> Iterator[Block]:
         rows, files = itertools.tee(_groups(listing))

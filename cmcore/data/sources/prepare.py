@@ -41,8 +41,13 @@ def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> 
         DataError: an image is wrong; the message names the first. `out` is then unchanged.
     """
     source, progress = open_source(config, progress), progress or (lambda done, total: None)
+    if config.classes and len(source.class_names) != config.classes:
+        got = f"{len(source.class_names)} with images"
+        raise DataError(f"{config.place or config.source}: expected data.classes = {config.classes} classes, got {got}")
     held_out = _held_out(source, config.test) if config.test != OWN else np.zeros(len(source.labels), np.bool_)
     own = open_source(replace(config, subfolder="test", test=0.0)) if config.test == OWN else None
+    if own is not None and own.class_names != source.class_names:
+        raise DataError(f"{config.place}: expected the test images to have the classes of the training images")
     try:
         with replacing(out) as folder:
             parts = [_Part(folder, source, ~held_out, config)]

@@ -22,6 +22,11 @@ class Source(NamedTuple):
     kind: Literal["images", "latents"] = "images"
 
 
-def numbered(labels: np.ndarray) -> tuple[str, ...]:
-    """Names of classes that have only numbers."""
-    return tuple(str(k) for k in range(int(labels.max()) + 1))
+def dense(labels: np.ndarray, names: Sequence[str] = ()) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels without gaps, int64 (N,) from 0 on in the order of the given ones, and the names of their classes.
+
+    A class without images is none: no network could learn it, and samples of it would be of nothing. The names, which
+    are the given numbers where there are no others, keep the mapping.
+    """
+    found, labels = np.unique(labels, return_inverse=True)
+    return labels.astype(np.int64).reshape(-1), tuple(names[k] if names else str(k) for k in found.tolist())
