@@ -5,9 +5,9 @@ from pathlib import Path
 from cmcore.assemble.models import save_empty
 from cmcore.assemble.run import NONE, RANDOM
 from cmcore.data.settings import DataConfig
-from cmcore.data.sources.changes import remember, state
 from cmcore.data.sources.prepare import prepare
 from cmcore.edge.ray_run import execute
+from cmcore.pipeline.code import require_unchanged
 from cmcore.pipeline.common import load
 from cmcore.pipeline.files import write_seeds
 from cmcore.pipeline.progress import Emit, listener, reporter
@@ -22,10 +22,9 @@ def main() -> None:
     """Write the data set, and the weight files that `init: random` and `teacher: none` name."""
     setup = load()
     config = setup.project.sections.data
-    before = state(config)
     with listener("prepare", "img") as listen:
         execute(setup.compute, job, config, setup.folders.data, progress=listen)
-    remember(setup.folders.source, config, before or state(config))  # it may have been downloaded
+    require_unchanged(setup.project.sections, "prepare", setup.folders.code)
     for name in (RANDOM, NONE):
         save_empty(setup.folders.weights(name), name)
         write_seeds(setup.folders.seeds(name), [])

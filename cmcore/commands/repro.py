@@ -11,7 +11,6 @@ from cmcore.assemble.checks import require_files
 from cmcore.assemble.project import require_decoder
 from cmcore.commands.programs import environment
 from cmcore.config import ConfigError
-from cmcore.data.sources.changes import changed
 from cmcore.edge.autoencoder import check_decoder
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from cmcore.numbers import about
@@ -48,9 +47,6 @@ class Driver:
         setup = self._setup
         self._repository.mend(tell)
         self._repository.reproduce("code", environment())
-        if changed(setup.folders.source, setup.project.sections.data):  # which DVC does not see
-            print(f"{setup.project.sections.data.place} has changed since it was prepared", flush=True)
-            self._repository.reproduce("prepare", environment(), force=True)
         self._todo, restored = self._repository.plan(LAST, tell)
         self._total = len(self._todo)
         names = f": {', '.join(self._todo)}" if self._todo else ""

@@ -1,16 +1,22 @@
 """The code of every stage and run as a small file: DVC depends on these files instead of on lists of sources.
 
+Beside the code they hold the digests of files that parameters name by their paths, which DVC does not see either.
+
 It imports no torch, as DVC runs it before everything else whenever a source has changed.
 """
 
 import importlib.metadata
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cmcore import plugins
 from cmcore.assemble.project import Sections
 from cmcore.closure import source_digest
 from cmcore.config import ConfigError, join
+from cmcore.errors import DataError
+from cmcore.pipeline.contents import Contents, digests, named_files
 
 # Libraries whose upgrade may change the bits of a result.
 LIBRARIES = {
@@ -21,6 +27,7 @@ LIBRARIES = {
     "tabulate": (),
     "tune": ("numpy", "torch"),
 }
+MEMORY = Path(".work", "contents.json")
 METHODS, NETS = "cmcore.methods", "cmcore.nets"
 
 
@@ -29,20 +36,49 @@ def code_file(stage: str) -> str:
     return f"{stage.replace('@', '-')}.json"
 
 
-def describe_code(roots: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """The code and the libraries of stages, by stage: root modules, the digest of their import closure, and versions.
+def describe_code(
+    roots: Mapping[str, list[str]], files: Mapping[str, Mapping[str, Path]], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """What decides the results of stages beside their dependencies and parameters, by stage.
 
     Args:
         roots: the root modules of each stage, of `code_roots`.
+        files: those that each stage reads, of `named_files`.
+        folder: where these descriptions are written; of absent files they keep the digests that stand there.
+
+    Returns:
+        The root modules, the digest of their import closure, versions of libraries, and digests of files if any.
+
+    Raises:
+        DataError: a file cannot be read.
     """
-    return {
-        stage: {
+    contents = Contents(MEMORY)
+    described: dict[str, dict[str, Any]] = {}
+    for stage, modules in roots.items():
+        described[stage] = {
             "roots": modules,
             "digest": source_digest(modules),
             "libraries": {name: _version(name) for name in LIBRARIES[stage.partition("@")[0]]},
         }
-        for stage, modules in roots.items()
-    }
+        if named := files.get(stage):
+            described[stage]["files"] = digests(named, contents, _files_before(folder, stage))
+    return described
+
+
+def _files_before(folder: Path, stage: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / code_file(stage)).read_bytes())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def require_unchanged(sections: Sections, stage: str, folder: Path) -> None:
+    """A DataError where files that a stage has read are not those that its description names."""
+    named, before = named_files(sections).get(stage, {}), _files_before(folder, stage)
+    now = digests(named, Contents(MEMORY), before)
+    for key, path in named.items():
+        if key in before and now[key] != before[key]:
+            raise DataError(f"{key}: {path} changed while it was read; run `cmlab repro` again")
 
 
 def code_roots(sections: Sections) -> dict[str, list[str]]:

@@ -34,7 +34,7 @@ class Folders:
 
     @property
     def code(self) -> Path:
-        """Digests of the code of every stage."""
+        """Digests of the code and the files of every stage."""
         return self.outputs / "code"
 
     @property
@@ -76,11 +76,6 @@ class Folders:
     def work(self) -> Path:
         """Resumable checkpoints: outside DVC's outputs, for DVC deletes those before it runs a stage."""
         return self.root / ".work"
-
-    @property
-    def source(self) -> Path:
-        """Sizes and times of the files at `data.path` when they were prepared."""
-        return self.work / self.workload / "source.json"
 
     def run(self, name: str, replicate: int = 0) -> Path:
         """The results of a replicate of a run."""

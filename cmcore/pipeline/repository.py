@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cmcore.edge.ray_session import ComputeError
 from cmcore.errors import reason
 from cmcore.pipeline.code import code_file, code_roots, describe_code
 from cmcore.pipeline.common import Setup
+from cmcore.pipeline.contents import named_files
 from cmcore.pipeline.guard import (
     LOCK_FILE,
     Checksums,
@@ -43,8 +44,8 @@ class Repository:
 
     def __init__(self, setup: Setup) -> None:
         self._folders = setup.folders
-        self._roots = code_roots(setup.project.sections)
-        self._params, self._code = self._read_params(), describe_code(self._roots)
+        self._roots, self._files = code_roots(setup.project.sections), named_files(setup.project.sections)
+        self._params, self._code = self._read_params(), self._describe(self._roots)
         self._lock = threading.Lock()  # DVC's own lock is of processes
         self._checksums = Checksums()
 
@@ -61,6 +62,7 @@ class Repository:
     def plan(self, last: str, say: Callable[[str], None] = print) -> tuple[list[str], list[str]]:
         """The stages that `dvc repro` would run for the stage `last`, in order, and those of them that were restored.
 
+        The stage `code` is one of them where it has more to say than at its last run; it has to run before, always.
         A stage is restored and recorded where DVC's run cache holds its results. Results that are not what DVC
         recorded are set aside, and their stages are among those to run.
 
@@ -78,13 +80,15 @@ class Repository:
             parents = {name: [other.addressing for other in graph.successors(stage)] for name, stage in stages.items()}
             todo, restored = list[str](), list[str]()
             while True:
-                status = repo.status()
+                status = {name: why for name, why in repo.status().items() if why != ["always changed"]}
                 todo = [*restored, *(name for name in changed_stages(status, parents) if name not in restored)]
                 self._set_aside_changed(repo, status, say)
                 with lock_repo(repo):
                     for name in todo:
                         waiting = [parent for parent in parents[name] if parent in todo and parent not in restored]
-                        if not waiting and name not in restored and self._restore(repo, stages[name], say):
+                        if waiting or name in restored or stages[name].always_changed:
+                            continue
+                        if self._restore(repo, stages[name], say):
                             restored.append(name)
                 if not self._damaged_inputs(stages, [name for name in todo if name not in restored], say):
                     return [name for name in stages if name in todo], restored
@@ -144,18 +148,17 @@ class Repository:
         place = set_aside(self._folders.root, self._folders.root / path)
         say(f"{path} is not what was recorded: set aside as {place}, and made again")
 
-    def reproduce(self, stage: str, environment: Mapping[str, str], *, force: bool = False) -> None:
+    def reproduce(self, stage: str, environment: Mapping[str, str]) -> None:
         """Run one stage in a process of its own as `dvc repro --single-item` does, unless nothing has changed.
 
         Args:
             stage: whose dependencies are up to date.
             environment: variables for its process.
-            force: run it even so.
         """
         self._check(stage)
         with self._open() as repo:
             named = {DRIVER: str(os.getpid()), **environment}
-            repo.reproduce(stage, single_item=True, force=force, run_env=named)
+            repo.reproduce(stage, single_item=True, run_env=named)
             keep_lock_file(self._folders.root)
 
     def record(self, stage: str) -> None:
@@ -173,11 +176,14 @@ class Repository:
         again = "is not recorded; start again to compute with the new ones"
         if self._read_params() != self._params:
             raise ComputeError(f"{PARAMS} has changed since the start, so {stage} {again}")
-        if stage in self._code and describe_code({stage: self._roots[stage]})[stage] != self._code[stage]:
-            raise ComputeError(f"the code has changed since the start, so {stage} {again}")
+        if stage in self._code and self._describe([stage])[stage] != self._code[stage]:
+            raise ComputeError(f"the code, or a file that is named, has changed since the start, so {stage} {again}")
         file = self._folders.code / code_file(stage)
         if stage in self._code and json.loads(file.read_bytes()) != self._code[stage]:
             raise ComputeError(f"{file} has changed since the start, so {stage} {again}")
+
+    def _describe(self, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+        return describe_code({stage: self._roots[stage] for stage in stages}, self._files, self._folders.code)
 
     def _read_params(self) -> bytes:
         return (self._folders.root / PARAMS).read_bytes()

@@ -53,7 +53,9 @@ def test_recorded_results_are_up_to_date_and_come_back_from_the_cache(folders):
     assert found.plan("prepare") == ([], [])
     shutil.rmtree(folders.outputs)
     Path("dvc.lock").unlink()
-    assert found.plan("prepare") == (["code", "prepare"], ["code", "prepare"])
+    code.main()  # as it always runs before
+    found.record("code")
+    assert found.plan("prepare") == (["prepare"], ["prepare"])
     assert folders.weights("random").read_text() == "weights"
     assert Repository(load()).plan("prepare") == ([], []), "dvc.lock has them again"
 
@@ -70,7 +72,7 @@ def edit_params(folders: Folders, patch: pytest.MonkeyPatch) -> None:
 
 
 def edit_code(folders: Folders, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(repository, "describe_code", lambda roots: {stage: {"digest": "another"} for stage in roots})
+    patch.setattr(repository, "describe_code", lambda roots, *_: {stage: {"digest": "another"} for stage in roots})
 
 
 def edit_digest(folders: Folders, patch: pytest.MonkeyPatch) -> None:
@@ -82,7 +84,10 @@ def edit_digest(folders: Folders, patch: pytest.MonkeyPatch) -> None:
     ("edit", "message"),
     [
         (edit_params, r"^params\.yaml has changed since the start, so prepare is not recorded; start again"),
-        (edit_code, r"^the code has changed since the start, so prepare is not recorded; start again"),
+        (
+            edit_code,
+            r"^the code, or a file that is named, has changed since the start, so prepare is not recorded; start again",
+        ),
         (edit_digest, r"prepare\.json has changed since the start, so prepare is not recorded; start again"),
     ],
 )
