@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmcore.assemble.evaluation import Evaluation, Outcome, Share, draw, evaluate_run
+from cmcore.assemble.evaluation import Evaluation, Outcome, Share, classes_drawn, draw, evaluate_run
 from cmcore.assemble.project import Run
 from cmcore.config import digest
 from cmcore.data.images import ImageData, open_data
@@ -60,7 +60,7 @@ def job(
     training = Training(images.images, images.digest) if isinstance(images, ImageData) else None
     whole = Evaluation(
         run, workload, config, references, files.results, files.teacher, files.work, device, decoding, files.final_only,
-        training,
+        training, classes_drawn(run, config, images.manifest) if images else (),
     )  # fmt: skip
     kept = kept_records(whole, why_not)
     if files.final_only and kept.exists():

@@ -70,6 +70,7 @@ class Evaluation:
     decoding: Decoding | None = None  # what makes images of samples that are latents
     final_only: bool = False  # without scans, snapshots, images and times
     training: Training | None = None  # images that samples are compared with in pixels
+    class_counts: tuple[int, ...] = ()  # of `classes_drawn`
 
     @cached_property
     def passes(self) -> list[Pass]:
@@ -90,6 +91,8 @@ class Evaluation:
         described: list[Any] = [self.config, found, seen_by, code, samplers]
         if self.device != "cpu":  # where the run's precision is that of its samples
             described += [self.device, self.run.train.precision]
+        if self.class_counts:
+            described.append(self.class_counts)
         return self.work / f"{self.run.name}-{digest(described)}"
 
     @cached_property
@@ -97,7 +100,9 @@ class Evaluation:
         """Its shards, finished or not."""
         extractors = [reference.extractor for reference in self.references]
         to_images = self.decoding or to_uint8
-        return Shards(self.store, self.config, self.run, extractors, self.device, to_images, self.training)
+        return Shards(
+            self.store, self.config, self.run, extractors, self.device, to_images, self.training, self.class_counts
+        )
 
 
 def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int], None]) -> None:
@@ -146,6 +151,7 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
         fid_absent=fid_absent,
         left_out="; ".join(absent),
         decoder=evaluation.decoding.digest if evaluation.decoding else "",
+        labels=evaluation.config.labels if run.conditional else "",
     )
     records, scan, snapshots = (tuple(lists[place]) for place in ("records", "scan", "snapshots"))
     metrics = RunMetrics(facts=facts, records=records, scan=scan, snapshots=snapshots)
@@ -207,6 +213,14 @@ def _source(evaluation: Evaluation, one: Pass) -> Source:
 
 def _described_sampler(sampler: Sampler) -> str:
     return f"{sampler.name} {sampler.nfe} {sampler.noise_levels}"
+
+
+def classes_drawn(run: Run, config: EvalConfig, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """The counts in proportion to which the classes of samples are drawn, from the manifest of the real images.
+
+    None where all classes are drawn alike, or the run is unconditional.
+    """
+    return tuple(manifest["class_counts"]) if run.conditional and config.labels == "reference" else ()
 
 
 def endpoint_run(runs: Mapping[str, Run], run: Run) -> str:

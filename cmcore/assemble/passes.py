@@ -28,7 +28,7 @@ from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.presets import ode_sampler
-from cmcore.sample.stream import generate, uniform_labels
+from cmcore.sample.stream import drawn_labels, generate
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
 from cmcore.train.session import snapshot_images
@@ -109,6 +109,7 @@ class Shards:
     device: str = "cpu"
     to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
     training: Training | None = None  # images that the first samples of every row are compared with
+    class_counts: tuple[int, ...] = ()  # in proportion to which classes are drawn; none: all alike
 
     def units(self, wanted: Sequence[Pass]) -> list[Unit]:
         """All shards of some passes."""
@@ -162,7 +163,7 @@ class Shards:
         seconds = sum(float(checkpoint.load(self.path(unit), "seconds")[0][""]) for unit in self.units([one]))
         model = self._model(one.weights)
         trained, calls = self.run.objective.model(model.denoiser), list[float]()
-        labels = uniform_labels([0], self.config.seed, model.shape.classes)
+        labels = self._labels([0], model)
         labels = labels if labels is None else labels.to(self.device)
         while len(calls) < 2 or (len(calls) <= _CALLS and sum(calls[1:]) < _SECONDS):
             start = time.perf_counter()
@@ -217,7 +218,8 @@ class Shards:
         trained = self.run.objective.model(model.denoiser)
         batches = generate(
             one.sampler, trained, _shape(model), range(start, stop), seed=self.config.seed,
-            batch=self.config.batch, classes=model.shape.classes, device=self.device, to_images=self.to_images,
+            batch=self.config.batch, labels=lambda rows: self._labels(rows, model), device=self.device,
+            to_images=self.to_images,
         )  # fmt: skip
         keep = max(0, self.config.kept - offset)
         extractors = self.extractors[: one.judges]
@@ -245,7 +247,7 @@ class Shards:
         errors, first = [], []
         for at in range(start, stop, self.config.batch):
             rows = range(at, min(at + self.config.batch, stop))
-            labels = uniform_labels(rows, seed, model.shape.classes)
+            labels = self._labels(rows, model)
             labels = labels if labels is None else labels.to(self.device)
             ours = one.sampler(trained, _shape(model), NoiseSource(seed, rows, self.device), labels)
             theirs = truth(teacher.denoiser, _shape(model), NoiseSource(seed, rows, self.device), labels)
@@ -259,6 +261,10 @@ class Shards:
         """Wait until the device has done its work, so that the clock tells the time of it."""
         if torch.device(self.device).type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _labels(self, rows: Sequence[int], model: LoadedModel) -> Tensor | None:
+        classes = model.shape.classes
+        return drawn_labels(rows, self.config.seed, (self.class_counts or (1,) * classes) if classes else ())
 
     @cached_property
     def _model(self) -> Callable[[Path], LoadedModel]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cmcore import plugins
 from cmcore.assemble.choice import choose
+from cmcore.assemble.evaluation import classes_drawn
 from cmcore.assemble.imports import default_part, net_of, read_public, shape_of
 from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model
 from cmcore.assemble.passes import weights_at
@@ -16,6 +17,7 @@ from cmcore.assemble.posthoc import reconstruct
 from cmcore.assemble.project import Project, load_project
 from cmcore.assemble.run import Run, SampleConfig
 from cmcore.assemble.training import FINAL, SNAPSHOTS, WEIGHTS
+from cmcore.bounded import parse_json
 from cmcore.config import PARAMS, ConfigError, plain
 from cmcore.data.files import save_images
 from cmcore.diffusion.ode import Denoise
@@ -25,7 +27,7 @@ from cmcore.evaluate.settings import EvalConfig
 from cmcore.methods.base import Method
 from cmcore.sample.base import Sampler
 from cmcore.sample.settings import Sampling
-from cmcore.sample.stream import generate, uniform_labels
+from cmcore.sample.stream import drawn_labels, generate
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
 from cmcore.train.checkpoint import CheckpointError
@@ -47,6 +49,7 @@ class TrainedRun:
     earlier: Mapping[float, LoadedModel] = field(default_factory=dict)  # models of rows of other moments
     to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
     device: str = "cpu"
+    class_counts: tuple[int, ...] = ()  # in proportion to which classes are drawn; none: all alike
 
     @property
     def nfes(self) -> tuple[int, ...]:
@@ -89,15 +92,19 @@ class TrainedRun:
         return found
 
     def labels(self, count: int, *, seed: int = 0, chosen: Sequence[int] | None = None) -> Tensor | None:
-        """The labels (count,) of samples: the chosen ones, else drawn at random; None of an unconditional network."""
+        """The labels (count,) of samples: the chosen ones, else drawn as the evaluation does; None without classes."""
         classes = self.model.shape.classes
         if chosen is None:
-            return uniform_labels(range(count), seed, classes)
+            return self._drawn(range(count), seed)
         if not classes:
             raise ValueError("labels: expected none, as the network is unconditional")
         if not (len(chosen) == count and all(0 <= label < classes for label in chosen)):
             raise ValueError(f"labels: expected {count} classes from 0 to {classes - 1}, got {list(chosen)}")
         return torch.tensor(list(chosen))
+
+    def _drawn(self, rows: Sequence[int], seed: int) -> Tensor | None:
+        classes = self.model.shape.classes
+        return drawn_labels(rows, seed, (self.class_counts or (1,) * classes) if classes else ())
 
     def sample(
         self,
@@ -117,7 +124,7 @@ class TrainedRun:
             nfe: which row's sampler, by its number of function evaluations, the first with it; 0 for the first of all.
             sampler: another one instead, from `sampler()`.
             seed: of their noise; with `eval.seed` they are the first images that the evaluation measures.
-            labels: one class for each image, for a conditional network; by default each is drawn at random.
+            labels: one class for each image, for a conditional network; by default as `labels()` draws them.
             batch: images drawn at once, by default what suits the device.
             on_images: gets the size of every batch that is done.
 
@@ -149,7 +156,7 @@ class TrainedRun:
         for images in generate(
             sampler, self.function(sampler), self.shape, indices, seed=seed, batch=batch or self.batch,
             classes=self.model.shape.classes, device=self.device, to_images=self.to_images,
-            labels=None if told is None else lambda rows: told[[row - indices[0] for row in rows]],
+            labels=lambda rows: self._drawn(rows, seed) if told is None else told[[row - indices[0] for row in rows]],
         ):  # fmt: skip
             yield images
             if on_images is not None:
@@ -210,7 +217,11 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
             earlier[share] = load_model(at, device=device)
     there = tuple(row for row in rows if method.moment(row) in (1, *earlier))
     latent = project.sections.data.source == "latents"
-    return TrainedRun(name, method, model, sampling, there, earlier, torch.clone if latent else to_uint8, device)
+    made, file = torch.clone if latent else to_uint8, root / "outputs" / project.workload / "data" / "manifest.json"
+    counts = (
+        classes_drawn(run, project.sections.eval, parse_json(file.read_bytes(), str(file))) if file.exists() else ()
+    )
+    return TrainedRun(name, method, model, sampling, there, earlier, made, device, counts)
 
 
 def _of_path(path: Path, project: Project | None, profile: str, device: str, method: str) -> TrainedRun:

@@ -178,6 +178,7 @@ class RunFacts:
     fid_absent: str = ""  # why there is no Inception FID; empty where there is one
     left_out: str = ""  # which other metrics are missing, and why
     decoder: str = ""  # digest of what decoded the samples; empty where they were images
+    labels: str = ""  # how often each class was sampled (`eval.labels`); empty where the samples have no classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +200,9 @@ class RunMetrics:
     replicates: tuple[Replicate, ...] = ()  # the same as `records`, of the other training seeds
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data: the facts beside lists of records. Replicates and the last two facts stand there if any."""
-        facts = {key: value for key, value in asdict(self.facts).items() if value or key not in ("left_out", "decoder")}
+        """Plain JSON data: the facts beside lists of records. Replicates and the last three facts are there if any."""
+        optional = ("left_out", "decoder", "labels")
+        facts = {key: value for key, value in asdict(self.facts).items() if value or key not in optional}
         others = [{"seed": one.seed, "records": [r.to_json() for r in one.records]} for one in self.replicates]
         lists = {key: [record.to_json() for record in getattr(self, key)] for key in _LISTS}
         scores = {score_name(record): record.value for record in self.records}

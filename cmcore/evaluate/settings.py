@@ -79,6 +79,7 @@ class EvalConfig:
     batch: int = 500  # images generated at once; no result depends on it beyond rounding
     shard: int = 5000  # samples measured, and kept through a kill, as one; moments are added up shard by shard
     kept: int = 50_000  # most features of the samples, and of the reference, that are kept for KID, precision, recall
+    labels: Literal["reference", "uniform"] = "reference"  # of conditional samples: as frequent as there, or all alike
     seed: int = 1  # of the samples' noise, of the bootstrap and of the subsets
     teacher_steps: int = 18  # Heun steps of a diffusion model: NFE = 2 * steps - 1
     bootstrap: int = 20  # replicates behind the spread of the Frechet distance; 0 for none, as with several ranges

@@ -1,5 +1,6 @@
 """Streams of generated images, independent of the batch size."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -19,7 +20,7 @@ def generate(
     *,
     seed: int,
     batch: int,
-    labels: Callable[[Sequence[int]], Tensor] | None = None,
+    labels: Callable[[Sequence[int]], Tensor | None] | None = None,
     classes: int = 0,
     device: torch.device | str = "cpu",
     to_images: Callable[[Tensor], Tensor] = to_uint8,
@@ -45,4 +46,16 @@ def generate(
 
 def uniform_labels(indices: Sequence[int], seed: int, classes: int) -> Tensor | None:
     """One label in [0, classes) per image number, int64 (B,); None for an unconditional model (classes = 0)."""
-    return NoiseSource(derive_seed(seed, "labels"), indices).integers(classes) if classes else None
+    return drawn_labels(indices, seed, (1,) * classes)
+
+
+def drawn_labels(indices: Sequence[int], seed: int, counts: Sequence[int]) -> Tensor | None:
+    """One label per image number, int64 (B,), with probabilities in proportion to `counts`; None without classes.
+
+    Equal counts give the same labels, however large they are.
+    """
+    if not counts:
+        return None
+    ends = torch.tensor(counts).cumsum(0) // math.gcd(*counts)
+    drawn = NoiseSource(derive_seed(seed, "labels"), indices).integers(int(ends[-1]))
+    return torch.searchsorted(ends, drawn, right=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cmcore.assemble.evaluation import classes_drawn
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project, overridden
 from cmcore.assemble.run import Run
@@ -18,7 +19,7 @@ from cmcore.diffusion.precond import Denoiser
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.reference import facts_of, load_reference
-from cmcore.sample.stream import generate
+from cmcore.sample.stream import drawn_labels, generate
 from cmcore.search.space import POSTHOC_STD, TuneConfig, nested
 from cmcore.tracking.base import Null
 from cmcore.train.settings import EmaConfig
@@ -98,7 +99,8 @@ def trial_run(job: Job, values: Mapping[str, Any]) -> Run:
 
 def score(job: Job, run: Run, denoiser: Denoiser, seed: int, device: str) -> float:
     """The Frechet distance of few-step samples of the denoiser, made from the noise of that seed."""
-    shape = ModelShape.of(ImageData.open(job.inputs.data), run.conditional)
+    data, config = ImageData.open(job.inputs.data), job.project.sections.eval
+    shape, counts = ModelShape.of(data, run.conditional), classes_drawn(run, config, data.manifest)
     sampler = next(s for s in run.objective.samplers(run.sampling(steps=2)) if s.nfe == job.config.nfe)
     reference = load_reference(job.reference)
     batches = generate(
@@ -107,7 +109,8 @@ def score(job: Job, run: Run, denoiser: Denoiser, seed: int, device: str) -> flo
         (shape.channels, shape.resolution, shape.resolution),
         range(job.config.samples),
         seed=seed,
-        batch=job.project.sections.eval.batch,
+        batch=config.batch,
+        labels=(lambda rows: drawn_labels(rows, seed, counts)) if counts else None,
         classes=shape.classes,
         device=device,
     )

@@ -1,6 +1,7 @@
 """Guidance from the parameter file to the records: what is refused, and a teacher and its guided students."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.assemble import training
-from cmcore.assemble.evaluation import Evaluation, evaluate_run
+from cmcore.assemble.evaluation import Evaluation, classes_drawn, evaluate_run
 from cmcore.assemble.models import load_model
 from cmcore.assemble.passes import passes
 from cmcore.assemble.project import Project, parse_project
@@ -196,6 +197,35 @@ def test_records_say_the_scale_and_count_each_evaluation(
         "scan": [(told, 2, (d.sigma_max, 2.0))],
         "snapshots": [one],
     }
+
+
+def test_classes_are_sampled_as_often_as_they_are_among_the_images_and_the_record_says_so(
+    teacher: Path, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ref, run = reference(ImageData.open(inputs.data), CONFIG, "tiny", tmp_path / "reference"), project().run("plain")
+    manifest = {"class_counts": [30, 0, 0, 0, 0, 0, 0, 0, 0, 10]}
+    drawn: list[torch.Tensor] = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        drawn.append(options["labels"](range(400)))
+        return generate(*args, **options)
+
+    monkeypatch.setattr("cmcore.assemble.passes.generate", spy)
+
+    def said(config: EvalConfig) -> str:
+        counts = classes_drawn(run, config, manifest)
+        evaluation = Evaluation(
+            run, "tiny", config, [ref], teacher, None, tmp_path / "shards", final_only=True, class_counts=counts
+        )
+        return evaluate_run(evaluation, fid_absent="", on_progress=lambda *_: None).metrics.to_json()["labels"]
+
+    assert said(CONFIG) == "reference"
+    shares = drawn[-1].bincount(minlength=10) / 400
+    assert shares[1:9].sum() == 0
+    assert float(shares[0]) == pytest.approx(0.75, abs=0.08)
+    assert said(replace(CONFIG, labels="uniform")) == "uniform"
+    assert len(drawn[-1].unique()) == 10
+    assert classes_drawn(project(conditional=False, runs={"plain": RUNS["plain"]}).run("plain"), CONFIG, {}) == ()
 
 
 def test_another_scale_is_another_evaluation(teacher: Path, tmp_path: Path):

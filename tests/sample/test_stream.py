@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from cmcore.diffusion.grids import karras_grid, with_zero
 from cmcore.diffusion.precond import Denoiser
 from cmcore.oracles import Gaussian, as_consistency, as_denoiser
+from cmcore.rng import NoiseSource, derive_seed
 from cmcore.sample.fewstep import Multistep
 from cmcore.sample.solvers import Heun
-from cmcore.sample.stream import generate, uniform_labels
+from cmcore.sample.stream import drawn_labels, generate, uniform_labels
 
 SHAPE = (3, 4, 4)
 TWO_STEP = Multistep((80.0, 0.8), 0.002)
@@ -63,6 +64,28 @@ def test_uniform_labels_belong_to_the_image_and_leave_the_noise_alone():
     sampler, denoiser = CASES[0]
     conditional = next(generate(sampler, denoiser, SHAPE, range(4), seed=1, batch=4, classes=10))
     assert torch.equal(conditional, next(generate(sampler, denoiser, SHAPE, range(4), seed=1, batch=4)))
+
+
+def test_labels_are_as_frequent_as_their_counts():
+    counts = (200, 5, 95)
+    labels = drawn_labels(range(3000), seed=1, counts=counts)
+    assert labels is not None
+    expected = torch.tensor(counts) * 10
+    # Chi-squared with 2 degrees of freedom: 13.8 has probability 0.001.
+    assert ((labels.bincount(minlength=3) - expected) ** 2 / expected).sum().item() < 13.8
+    assert torch.equal(labels[100:200], drawn_labels(range(100, 200), seed=1, counts=counts))
+    assert drawn_labels(range(5), seed=1, counts=()) is None
+    assert drawn_labels([0, 1], seed=1, counts=(7,)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_equal_counts_are_uniform_labels_to_the_bit(classes):
+    for each in (1, 6, 5000):
+        assert torch.equal(
+            drawn_labels(range(500), seed=3, counts=[each] * classes), uniform_labels(range(500), 3, classes)
+        )
+    plain = NoiseSource(derive_seed(3, "labels"), range(500)).integers(classes)
+    assert torch.equal(plain, uniform_labels(range(500), 3, classes))
 
 
 def test_labels_can_be_given_by_image_number():
