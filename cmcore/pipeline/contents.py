@@ -30,6 +30,8 @@ def named_files(sections: Sections) -> dict[str, dict[str, Path]]:
     if data.source not in PINNED and not data.sha256:
         found["prepare"]["data.path"] = data.path
     measured = {"eval.inception.path": run_eval.inception.path}
+    if not run_eval.dinov2.sha256:
+        measured["eval.dinov2.path"] = run_eval.dinov2.path
     if data.source == "latents":
         measured["eval.decoder.path"] = run_eval.decoder.path
     found["reference"] = {**measured, "eval.reference_npz": run_eval.reference_npz}

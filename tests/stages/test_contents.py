@@ -111,7 +111,7 @@ def test_every_stage_names_the_files_that_it_reads():
     changed = sections(
         data={"source": "folder", "path": "in"},
         train={"lpips_weights": "vgg.pth"},
-        eval={"reference_npz": "ref.npz", "inception": {"path": "inception.pth"}},
+        eval={"reference_npz": "ref.npz", "inception": {"path": "inception.pth"}, "dinov2": {"path": "dino.pth"}},
         runs={
             "public": {"method": "edm", "init": "random", "teacher": "none", "weights": {"file": "a.pkl"}},
             "pinned": {
@@ -121,7 +121,7 @@ def test_every_stage_names_the_files_that_it_reads():
         },
     )  # fmt: skip
     found = named_files(changed)
-    inception = {"eval.inception.path": Path("inception.pth")}
+    inception = {"eval.inception.path": Path("inception.pth"), "eval.dinov2.path": Path("dino.pth")}
     assert found["prepare"] == {"data.path": Path("in")}
     assert found["reference"] == {"eval.reference_npz": Path("ref.npz"), **inception}
     assert found["train@public"] == {
@@ -148,14 +148,15 @@ def use(folder: Path, name: str, data: Path | None) -> None:
 
 def repro(made: list[str]) -> Folders:
     """What `cmlab repro` does of `prepare`: run `code`, restore from the cache, else run; `made` gets what has run."""
-    folders = load().folders
+    setup = load()
+    folders = setup.folders
     code.main()
-    repository = Repository(load())
+    repository = Repository(setup)
     repository.record("code")
     todo, restored = repository.plan("prepare")
     if "prepare" in todo and "prepare" not in restored:
         folders.data.mkdir(parents=True, exist_ok=True)
-        place = load().project.sections.data.path
+        place = setup.project.sections.data.path
         count = sum(path.is_file() for path in Path(place).rglob("*")) if place else 0
         folders.manifest.write_text(f'{{"count": {count}}}')
         for name in ("random", "none"):
@@ -171,6 +172,7 @@ def repro(made: list[str]) -> Folders:
 def test_an_earlier_state_of_the_files_gives_its_results_also_after_another_workload(tmp_path, files, monkeypatch):
     dvc = pytest.importorskip("dvc.repo")
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.setattr("cmcore.pipeline.code.source_digest", lambda roots: "the code is no matter here")
     root = tmp_path / "project"
     for name in ("cmcore", "stages"):
         (root / name).mkdir(parents=True)

@@ -173,6 +173,9 @@ def test_a_damaged_lock_file_does_not_stop_anything(folders, content: str, kept:
         Path(".work/dvc.lock").unlink()
     found.mend(said.append)
     assert said[0].startswith("dvc.lock was damaged")
-    expected = ([], []) if kept else (["code", "prepare"], ["code", "prepare"])
+    if not kept:  # the stage always runs before
+        code.main()
+        found.record("code")
+    expected = ([], []) if kept else (["prepare"], ["prepare"])
     assert found.plan("prepare") == expected
     assert Repository(load()).plan("prepare") == ([], [])

@@ -29,4 +29,4 @@ def dense(labels: np.ndarray, names: Sequence[str] = ()) -> tuple[np.ndarray, tu
     are the given numbers where there are no others, keep the mapping.
     """
     found, labels = np.unique(labels, return_inverse=True)
-    return labels.astype(np.int64).reshape(-1), tuple(names[k] if names else str(k) for k in found.tolist())
+    return labels.astype(np.int64).reshape(-1), tuple(names[int(k)] if names else str(k) for k in found)
