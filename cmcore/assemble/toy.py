@@ -28,6 +28,7 @@ from cmcore.sample.base import Sampler
 from cmcore.train.state import new_state
 from cmcore.train.steps import steps
 
+DIFFUSION, FEW_STEP = "edm", "ect"  # runs of toy.yaml that others start from or learn from
 SETTINGS = Path(__file__).with_name("toy.yaml")
 SHAPE = (2, 1, 1)  # a point as an image of one pixel
 SHOWN, PATHS, JUDGED = 700, 12, 1000  # points in a panel, of them with their ways; points that distances are taken of
@@ -93,10 +94,10 @@ def _entry(name: str) -> dict[str, Any]:
     module = plugins.load("cmcore.methods", name)
     traits = module.build(module.Config(), DiffusionConfig()).traits
     options = {"distance": "pseudo_huber"} if traits.services else {}
-    teacher = {"none": NONE, "diffusion": "edm", "few_step": "ect"}[traits.teacher]
+    teacher = {"none": NONE, "diffusion": DIFFUSION, "few_step": FEW_STEP}[traits.teacher]
     return {
         "method": name,
-        "init": "ect" if traits.teacher == "few_step" else "edm",
+        "init": FEW_STEP if traits.teacher == "few_step" else DIFFUSION,
         "teacher": teacher,
         "options": options,
     }
@@ -256,7 +257,9 @@ def scene(
         method = run.objective
         samplers = [one for one in method.samplers(run.sampling(steps=18)) if method.moment(one) == 1]
         rows[run.name] = [draw(run, trained[run.name], exact, real, one) for one in samplers]
-        if (along := errors_along(run, trained[run.name], exact)) is not None and run.method != "rf":
+        if (along := errors_along(run, trained[run.name], exact)) is not None and (
+            run.objective.traits.few_step or run.name == DIFFUSION  # one diffusion model is enough
+        ):
             errors[run.name] = along
     ways = [exact.seen(x[:PATHS], sigma) for x, sigma in zip(exact.states, exact.levels, strict=True)]
     flow = Drawn(
