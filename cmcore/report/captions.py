@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts
 from cmcore.numbers import rounded
-from cmcore.report.published import titles
+from cmcore.report.published import titles, unranked
 from cmcore.report.readers import RunReport
 
 NAMES = {
@@ -37,6 +37,17 @@ MEASURES = (  # of the second table
 def title(method: str) -> str:
     """A method's name as its authors write it."""
     return titles().get(method, method.upper() if len(method) <= 4 else method)
+
+
+def is_ranked(run: RunReport) -> bool:
+    """Whether its rows may carry the mark of the best."""
+    return run.facts.method not in unranked()
+
+
+def unranked_text(runs: Sequence[RunReport]) -> str:
+    """Names the runs without marks, and the reason; "" where there is none."""
+    names = ", ".join(run.facts.run for run in runs if not is_ranked(run))
+    return f"Not ranked, as its loss is this distance itself: {names}." if names else ""
 
 
 def run_title(run: RunReport) -> str:
@@ -74,6 +85,7 @@ def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: s
         "Images seen and wall time are the run's own, without those of the run that it starts from.",
         "Bold: best of its column; italic: best at its number of function evaluations.",
         "Gaussian fit: samples from a Gaussian fitted to the pixels." if reference and reference.baseline else "",
+        unranked_text(runs),
         _endpoint(ours),
         *(f"Latents are decoded (decoder {digest[:8]})." for digest in sorted({r.facts.decoder for r in runs} - {""})),
         *(f"No FID: {why}." for why in sorted({r.facts.fid_absent for r in runs} - {""})),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts
 from cmcore.numbers import rounded
-from cmcore.report.captions import BASELINES, metric_title, title
+from cmcore.report.captions import BASELINES, is_ranked, metric_title, title, unranked_text
 from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, measured
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import ALPHA, Values, pooled, tied, values
@@ -22,7 +22,7 @@ def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None,
     Where a run has two samplers of one cost, the better one stands for it. Marks as in the whole comparison: the best
     of a column, and all that are not significantly worse.
     """
-    rows, samples = [], list[dict[str, Values]]()
+    rows, samples, groups = [], list[dict[str, Values]](), list[str]()
     metric = "fid" if any(r.metric == "fid" for run in runs for r in run.records) else "fd"
     for run in runs:
         found = _best(pooled(run).records, metric)
@@ -31,6 +31,8 @@ def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None,
         by_seed = values(run)
         samples.append({key: by_seed[_row(record), metric] for key, record in found.items()})
         facts, time = run.facts, run.time
+        # Every row is a group of its own: there is one mark, for the best of a column.
+        groups.append(facts.run if is_ranked(run) else "")
         rows.append(
             (
                 Cell(facts.run),
@@ -52,8 +54,7 @@ def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None,
         Column("images", "Images seen"),
         Column("seconds", "Wall time"),
     )
-    # Every row is a group of its own: there is one mark, for the best of a column.
-    table = Table("headline", f"{name} by number of function evaluations", columns, tuple(rows), "", _groups(rows))
+    table = Table("headline", f"{name} by number of function evaluations", columns, tuple(rows), "", tuple(groups))
 
     def tied_rows(key: str, inside: Sequence[int], best: int, group: bool) -> set[int]:
         del group
@@ -62,10 +63,6 @@ def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None,
     several = any(run.replicates for run in runs)
     table = marked(table, tied_rows if several else None)
     return replace(table, caption=_caption(runs, reference, name, data, metric))
-
-
-def _groups(rows: Sequence[object]) -> tuple[str, ...]:
-    return tuple(map(str, range(1, len(rows) + 1)))
 
 
 def _row(record: MetricRecord) -> tuple[int, str]:
@@ -104,6 +101,7 @@ def _caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, name: 
         if seeds != [1]
         else "One training seed per run: ± is the spread of the samples alone, so close rows are not ranked by it. "
         "Bold: the best of its column.",
+        unranked_text(runs),
         *(f"{BASELINES.get(r.provenance.run, r.provenance.run)}: {rounded(r.value)[0]}." for r in baselines),
         f"Two halves of the real images: {rounded(reference.halves)[0]}." if reference and reference.halves else "",
         "Images and wall time are the run's own, without those of the run that it starts from.",

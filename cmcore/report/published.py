@@ -106,6 +106,15 @@ def titles(path: Path = FILE) -> Mapping[str, str]:
     return found
 
 
+@cache
+def unranked(path: Path = FILE) -> tuple[str, ...]:
+    """Methods that descend the distance that tables rank by; a ConfigError where this is no list of texts."""
+    found = load_yaml(path).get("unranked", [])
+    listed = isinstance(found, list) and all(isinstance(name, str) for name in found)
+    require(listed, "unranked", "a list of methods", found)
+    return tuple(found)
+
+
 def published(path: Path = FILE) -> tuple[Number, ...]:
     """All published numbers, in the order of the file.
 
@@ -139,7 +148,7 @@ def counterpart(
 
 
 def _keys(data: Mapping[str, Any], expected: set[str], path: str) -> None:
-    if set(data) - {"titles"} != expected:
+    if set(data) - {"titles", "unranked"} != expected:
         raise ConfigError(path, f"expected the keys {sorted(expected)}, got {sorted(data)}")
 
 

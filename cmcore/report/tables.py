@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, ReferenceFacts
-from cmcore.report.captions import BASELINES, MEASURES, SPACES, caption, is_high, metric_title, title
+from cmcore.report.captions import BASELINES, MEASURES, SPACES, caption, is_high, is_ranked, metric_title, title
 from cmcore.report.cells import DASH, Better, Cell, Column, Table, Tied, count, duration, marked, measured
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
@@ -80,7 +80,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
             # Samplers are named where a run has two of the same cost.
             cost = count(nfe) if shared[nfe] == 1 else Cell(f"{nfe} ({sampler})", float(nfe))
             rows.append((*names, cost, *_values(found, metrics), _level(found), *trained))
-            groups.append(str(nfe))
+            groups.append(str(nfe) if is_ranked(run) else "")
             samples.append({metric: by_seed[(nfe, sampler), metric] for metric in found})
     for record_set in _by_run(baseline).values():
         source = next(iter(record_set.values())).provenance
@@ -127,7 +127,7 @@ def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None)
             name = f"{nfe} ({sampler})" if sum(n == nfe for n, _ in keys) > 1 else str(nfe)
             cells = (Cell(run.facts.run), Cell(name, float(nfe)), *_values(found, metrics))
             rows.append((*cells, *(_speed(run, nfe, sampler) if timed else ())))
-            groups.append(str(nfe))
+            groups.append(str(nfe) if is_ranked(run) else "")
             samples.append({metric: by_seed[(nfe, sampler), metric] for metric in found})
     for name, found in _by_run(real).items():
         first = Cell(BASELINES.get(name, name))

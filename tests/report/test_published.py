@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cmcore import plugins
 from cmcore.config import ConfigError, load_yaml
-from cmcore.report.published import DATASETS, FILE, Number, published
+from cmcore.report.published import DATASETS, FILE, Number, published, unranked
 
 NUMBERS = published()
 
@@ -156,3 +157,8 @@ def test_a_second_headline_is_refused(tmp_path: Path) -> None:
 
 def test_no_source_is_left_unused() -> None:
     assert set(load_yaml(FILE)["sources"]) - {n.row.source for n in NUMBERS} == set()
+
+
+def test_unranked_methods_are_methods_that_are_there():
+    assert unranked()
+    assert set(unranked()) <= set(plugins.available("cmcore.methods"))

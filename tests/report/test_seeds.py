@@ -129,6 +129,16 @@ def test_the_headline_of_one_seed_marks_the_least_alone(workload: Callable[..., 
     assert table.caption.count("One training seed per run") == 1
 
 
+def test_what_descends_the_distance_itself_is_shown_and_not_ranked(workload, monkeypatch) -> None:
+    monkeypatch.setattr("cmcore.report.captions.unranked", lambda: ("ect",))
+    runs = read_runs(workload("edm", "ct", "ect", "scd"))
+    for table, place in ((headline(runs), 2), (comparison(runs), 3)):
+        marks = {row[0].text: row[place].best for row in table.rows if row[place].value is not None}
+        assert not marks["ect"]
+        assert "Not ranked, as its loss is this distance itself: ect." in table.caption
+    assert [row[0].text for row in headline(runs).rows if row[2].best] == ["scd"]
+
+
 def test_rows_that_seeds_do_not_decide_share_the_mark(seeded: Inputs) -> None:
     table = comparison(read_runs(seeded))
     assert cell(table, "fd", "ect", 1).best_of_group
