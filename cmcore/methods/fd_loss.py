@@ -61,7 +61,7 @@ def frechet(mean: Tensor, cov: Tensor, real_mean: Tensor, real_root: Tensor) -> 
     which the population does not vary have no derivative; they take that of a millionth of the data's mean variance.
     """
     values, vectors = torch.linalg.eigh(real_root @ cov @ real_root)
-    values = values.clamp(min=1e-12 * float(real_root.square().sum() / len(mean)) ** 2)
+    values = values.clamp(min=1e-12 * (real_root.square().sum() / len(mean)) ** 2)
     transport = real_root @ (vectors / values.sqrt()) @ vectors.T @ real_root
     distance = (mean - real_mean).square().sum() + cov.trace() + real_root.square().sum() - 2 * values.sqrt().sum()
     return Frechet(distance, mean, 2 * (mean - real_mean), torch.eye(len(mean)).to(cov) - transport)

@@ -34,7 +34,7 @@ from cmcore.train.settings import EmaConfig, TrainConfig
 from cmcore.train.state import State, load_state_tensors, new_state, state_tensors
 from cmcore.train.steps import steps
 
-SHAPE, CLASSES = (2, 8, 8), 3
+SHAPE, CLASSES = (1, 8, 8), 3  # the images that the shipped classifier of add and fd_loss sees
 NET = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,), "head_channels": 4}
 # sCM's form of the network goes with its methods.
 TRIG = {"c_noise": "trig", "embedding": "positional", "modulation": "double"}
@@ -47,12 +47,12 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {name: (entry(name).sho
 }
 
 
-def denoiser(method: Method, fields: dict[str, Any], seed: int = 0) -> Denoiser:
+def denoiser(method: Method, fields: dict[str, Any], seed: int = 0, classes: int = CLASSES) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = edm2.Config(**{**NET, "dropout": 0.2, "dropout_resolution": 4, **fields})
         known = method.traits.inputs
-        net = edm2.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=CLASSES, inputs=known)
+        net = edm2.build(config, channels=SHAPE[0], resolution=SHAPE[1], classes=classes, inputs=known)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(0.0 if parameter.ndim else 0.3)  # the gains, which start at zero
@@ -62,16 +62,21 @@ def denoiser(method: Method, fields: dict[str, Any], seed: int = 0) -> Denoiser:
 
 def start(run: str, **train: Any) -> tuple[Method, State, TrainConfig]:
     options, fields = RUNS[run]
-    method = make_method(run.split("-")[0], **options)
+    name = run.split("-")[0]
+    method, classes = make_method(name, **options), CLASSES if entry(name).labels else 0
     ema = {"wide": EmaConfig(power_std=0.1)}
     config = make_train(**{"images": 8 * 4, "batch": 8, "lr": 1e-2, "ema": ema, "eval_ema": "wide", **train})
-    other = denoiser(method, fields, seed=1)
-    return method, new_state(method, denoiser(method, fields), config, init=other, teacher=other), config
+    other, net = denoiser(method, fields, seed=1, classes=classes), denoiser(method, fields, classes=classes)
+    return method, new_state(method, net, config, init=other, teacher=other), config
 
 
 def batches(draws: Draws) -> Batch:
     labels = (draws.uniform(stream="label") * CLASSES).long()
     return Batch(0.2 * draws.normal(SHAPE, stream="data") + labels[:, None, None, None] * 0.3 - 0.3, labels)
+
+
+def unlabelled(draws: Draws) -> Batch:
+    return Batch(batches(draws).x, None)
 
 
 def layers(module: nn.Module) -> list[MPConv]:
@@ -81,20 +86,21 @@ def layers(module: nn.Module) -> list[MPConv]:
 @pytest.mark.parametrize("run", RUNS)
 def test_a_method_trains_it_and_a_resumed_run_has_the_same_bits(run: str):
     method, state, config = start(run)
+    source = batches if entry(run.split("-")[0]).labels else unlabelled
     first = copy.deepcopy(state.nets.student.net.state_dict())
-    records = list(steps(state, method, batches, config))
+    records = list(steps(state, method, source, config))
     assert all(record.values["loss"].isfinite() for record in records)
     moved = [k for k, v in state.nets.student.net.state_dict().items() if not torch.equal(v, first[k])]
     assert {*moved} == {name for name, _ in state.nets.student.net.named_parameters()}
 
     method, part, _ = start(run)
-    stepping = steps(part, method, batches, config)
+    stepping = steps(part, method, source, config)
     for _ in range(2):
         next(stepping)
     saved = {name: tensor.clone() for name, tensor in state_tensors(part).items()}
     method, resumed, _ = start(run)
     load_state_tensors(resumed, saved, part.images)
-    later = list(steps(resumed, method, batches, config))
+    later = list(steps(resumed, method, source, config))
     assert [float(record.values["loss"]) for record in later] == [
         float(record.values["loss"]) for record in records[2:]
     ]

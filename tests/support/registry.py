@@ -18,6 +18,7 @@ class Entry:
     boundary: bool = False  # f(x, sigma_min) = x exactly
     teacher: bool = False  # which is the run it starts from
     start: str = "random"  # the run whose weights a small run starts from
+    labels: bool = True  # trains conditional networks, too
     variants: tuple[Options, ...] = ()  # further options under which other networks take part
     wrong: tuple[tuple[Options, str], ...]  # impossible options, and the field that is named
     close: Options | None = None  # options under which both of its points almost coincide; None for one point
@@ -237,12 +238,12 @@ ENTRIES: dict[str, Entry] = {
     "fd_loss": Entry(
         paper={"batches": 49},
         other=("extractor",),
-        start="edm",
+        start="edm", labels=False,
         wrong=(({"batches": 0}, "batches"), ({"extractor": "mine"}, "extractor")),
-        coarse={"batches": 2},
+        coarse={"batches": 8},  # more images than the 64 features, or the covariance is singular and its root magnifies
         # Towards the moments of digits, whatever the images of a test; its own tests have pixels for features.
         short={"batches": 2}, steps=5, lr=1e-4, distance=2.0,
-        passes=WITH_GRADIENT | {("student", "forward"): 2},
+        passes=WITH_GRADIENT | {("student", "forward"): 8},
     ),
     # arXiv 2310.02279 and its repository, without the GAN; the authors balance the denoising loss by gradients
     "ctm": Entry(
