@@ -277,7 +277,7 @@ def test_the_endpoint_error_is_zero_for_a_student_that_is_its_teachers_solver(
 def test_end_points_are_those_of_the_teacher_or_else_of_a_diffusion_model_that_a_run_starts_from():
     runs = every_run().runs
     assert {name: endpoint_run(runs, run) for name, run in runs.items()} == {
-        name: "edm" if "edm" in run.parents else "" for name, run in runs.items()
+        name: next((source for source in ("edm", "rf") if source in run.parents), "") for name, run in runs.items()
     }
     runs["other"] = replace(runs["edm"], name="other")
     assert endpoint_run(runs, replace(runs["scd"], teacher="other")) == "other"
