@@ -27,16 +27,19 @@ def main(arguments: list[str]) -> None:
 
 
 def run(stage: Any, name: str, *rest: str) -> None:
-    """Run a stage, after its work files were checked."""
-    if name in CHECKED:
-        from cmcore.pipeline.common import load
-        from cmcore.pipeline.process import tell
-        from cmcore.pipeline.work import mend
+    """Run a stage. Its work files are checked before, and those that it keeps get their checksums after."""
+    if name not in CHECKED:
+        stage.main(*rest)
+        return
+    from cmcore.pipeline.common import load
+    from cmcore.pipeline.process import tell
+    from cmcore.pipeline.work import mend, seal
 
-        setup = load()
-        for replicate in range(setup.project.replicates(*rest)):
-            mend(setup, "@".join([name, *rest]), replicate, tell)
+    setup, whole = load(), "@".join([name, *rest])
+    for replicate in range(setup.project.replicates(*rest)):
+        mend(setup, whole, replicate, tell)
     stage.main(*rest)
+    seal(setup, whole)
 
 
 if __name__ == "__main__":

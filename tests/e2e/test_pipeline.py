@@ -115,7 +115,7 @@ def test_it_announces_the_plan_and_ends_with_the_table(made):
     repository, said = made
     assert said.startswith("tiny: 7 stages to run: ")
     assert "[7/7] tabulate" in said
-    table = (repository.folder / "reports/tiny/tables/comparison.md").read_text()
+    table = (repository.folder / "reports/tiny/tables/headline.md").read_text()
     assert table in said
     assert all(f"| {run} |" in table for run in RUNS)
     assert "reports/tiny/index.html" in said

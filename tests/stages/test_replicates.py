@@ -15,6 +15,7 @@ from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.parallel import compute_stages
 from cmcore.train import checkpoint
 from stages import evaluate, train
+from stages.__main__ import run as run_stage
 
 ALL = ("train@edm", "train@ect", "evaluate@edm", "evaluate@ect")
 
@@ -42,7 +43,7 @@ def two(tmp_path_factory):
         stages.prepare.main()
         stages.reference.main()
         for stage, run in ((train, "edm"), (train, "ect"), (evaluate, "edm"), (evaluate, "ect")):
-            stage.main(run)
+            run_stage(stage, stage.__name__.removeprefix("stages."), run)
     return root, files(root)
 
 
