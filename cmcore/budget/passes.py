@@ -4,15 +4,16 @@ from collections import Counter
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cmcore.assemble.run import Run
 from cmcore.budget.cost import PassKind
 from cmcore.consistency.distances import l2, provided
-from cmcore.diffusion.precond import Denoiser
+from cmcore.diffusion.precond import Denoiser, Labels, as_condition
 from cmcore.dual import Dual, Value, each
 from cmcore.methods.base import STUDENT, Batch, Nets, Progress
 from cmcore.rng import Draws
+from cmcore.tensors import expand_like
 from cmcore.train.steps import turns_of
 
 Passes = Counter[tuple[str, PassKind]]  # ("student", "forward+backward") -> times
@@ -26,14 +27,17 @@ class Probe(nn.Module):
         super().__init__()
         self.gain, self.name, self.rows, self.seen = nn.Parameter(torch.ones(())), name, rows, seen
 
-    def forward(self, x: Value, c_noise: Value, labels: object = None) -> Value:
-        del labels
+    def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
         value = "jvp" if isinstance(c_noise, Dual) else "forward"
         kind = cast("PassKind", f"{value}+backward" if torch.is_grad_enabled() else value)
         self.seen += [(self.name, kind)] * max(
             1, x.shape[0] // self.rows
         )  # guidance asks for all images twice in one pass
-        return each(lambda x: x * self.gain, x)
+        out = each(lambda x: x * self.gain, x)
+        for value in as_condition(labels).inputs.values():
+            if isinstance(out, Tensor) and isinstance(value, Tensor):  # a loss may ask for the derivative by it
+                out = out + 0 * expand_like(value, out).to(out.dtype)
+        return out
 
 
 def passes(run: Run) -> Passes:

@@ -150,9 +150,9 @@ def test_a_run_starts_from_the_averaged_weights_of_init(
     started: list[Any] = []
     real = training.new_state
 
-    def new_state(method: Any, student: Any, config: Any, *, init: Any, teacher: Any) -> Any:
+    def new_state(method: Any, student: Any, config: Any, *, init: Any, teacher: Any, **more: Any) -> Any:
         started.append(({k: v.clone() for k, v in student.net.state_dict().items()}, teacher))
-        return real(method, student, config, init=init, teacher=teacher)
+        return real(method, student, config, init=init, teacher=teacher, **more)
 
     monkeypatch.setattr(training, "new_state", new_state)
     train(every_run(images=128).run("scd"), inputs["scd"], tmp_path)
