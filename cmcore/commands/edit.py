@@ -11,8 +11,7 @@ from cmcore.assemble import editing
 from cmcore.assemble.editing import Task
 from cmcore.assemble.results import TrainedRun
 from cmcore.commands.place import CommandError
-from cmcore.commands.sample import opened, wrong
-from cmcore.config import ConfigError
+from cmcore.commands.sample import opened, option_errors
 from cmcore.data.files import check_target, save_image, save_images
 from cmcore.data.sources.decode import decode
 from cmcore.sample.known import Known
@@ -43,7 +42,7 @@ def edit(
 ) -> Sequence[str]:
     """Edit, write, and say in lines what was done and how well the known part is kept."""
     target, known = start / out, None
-    try:
+    with option_errors():
         check_target(target)
         run = opened(what, root, start, ema=ema, device=device, method=method)
         if run.to_images is torch.clone:
@@ -68,12 +67,6 @@ def edit(
                 images, nfe = editing.stroke(run, painting, sigma=sigma, steps=steps, seed=seed, labels=labels)
             else:
                 images, nfe = editing.denoise(run, given, sigma, None if labels is None else labels[:1]), 1
-    except (ConfigError, FileNotFoundError):
-        raise
-    except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise wrong(error) from error
     pixels = to_uint8(images).cpu()
     if len(pixels) == 1:
         save_image(pixels[0].numpy(), target)

@@ -7,8 +7,7 @@ from typing import Literal
 from cmcore.assemble.export import export_pipeline, export_program
 from cmcore.closure import module_file
 from cmcore.commands.place import CommandError
-from cmcore.commands.sample import opened, wrong
-from cmcore.config import ConfigError
+from cmcore.commands.sample import opened, option_errors
 
 Kind = Literal["diffusers", "torch"]
 SOURCE = "cmcore.edge.diffusers_pipeline"  # found, not imported: an export needs no diffusers
@@ -17,7 +16,7 @@ SOURCE = "cmcore.edge.diffusers_pipeline"  # found, not imported: an export need
 def export(what: str, root: Path, start: Path, *, to: Kind, out: Path, nfe: int, ema: str, method: str) -> str:
     """Write a program, or a folder for diffusers with what was measured of the run."""
     target = start / out
-    try:
+    with option_errors():
         run = opened(what, root, start, ema=ema, device="cpu", method=method)
         if to == "torch":
             if target.suffix != ".pt2":
@@ -36,10 +35,4 @@ def export(what: str, root: Path, start: Path, *, to: Kind, out: Path, nfe: int,
         source = module_file(SOURCE)
         assert source is not None
         export_pipeline(run, target, source, nfe=nfe, records=records)
-    except (ConfigError, FileNotFoundError):
-        raise
-    except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise wrong(error) from error
     return f"{out}: {run.name} for diffusers, with {len(records)} measured values on its card"

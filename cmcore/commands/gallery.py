@@ -12,8 +12,7 @@ from cmcore.assemble.gallery import edits
 from cmcore.assemble.summary import file_digest
 from cmcore.atomic import write_atomic
 from cmcore.commands.place import CommandError
-from cmcore.commands.sample import numbers, opened, wrong
-from cmcore.config import ConfigError
+from cmcore.commands.sample import numbers, opened, option_errors
 from cmcore.data.sources.decode import decode_all
 from cmcore.pipeline.common import git_revision
 from cmcore.report.gallery import gallery as figure
@@ -47,14 +46,8 @@ def gallery(
         raise CommandError(f"MODEL: expected models of the same images, got shapes {', '.join(map(str, shapes))}")
     channels, resolution, _ = runs[0].shape
     truth = decode_all([(str(file), file.read_bytes()) for file in files], channels, resolution, "lanczos")
-    try:
+    with option_errors():
         found = edits(runs, torch.from_numpy(truth), steps=counts, factor=factor, seed=seed)
-    except (ConfigError, FileNotFoundError):
-        raise
-    except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise wrong(error) from error
     save(figure(truth, found), target, "gallery")
     described = {
         "images": {file.name: file_digest(file) for file in files},

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmcore.assemble.level_search import search_levels
-from cmcore.commands.sample import decoded, opened, wrong
-from cmcore.config import ConfigError
+from cmcore.commands.sample import decoded, opened, option_errors
 from cmcore.evaluate.collect import collect
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.reference import load_reference
@@ -29,7 +28,7 @@ def levels(name: str, root: Path, *, steps: int, samples: int, device: str) -> I
     folders = setup.folders
     folders.require([folders.weights(name), folders.reference])
     out = folders.reports / "levels"
-    try:
+    with option_errors():
         run = decoded(opened(name, root, root, ema="", device=device), root, out / "images")
         reference = load_reference(folders.reference, device=run.device)
         seed = setup.project.sections.eval.seed
@@ -44,12 +43,6 @@ def levels(name: str, root: Path, *, steps: int, samples: int, device: str) -> I
             found = search_levels(
                 run, reference, out / f"{name}.json", steps=steps, samples=samples, seed=seed, on_images=on_images
             )
-    except ConfigError:
-        raise
-    except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise wrong(error) from error
     record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
     tried = {tuple(row["levels"]): row["distance"] for row in record["tried"]}
     batches = run.batches(range(samples), sampler=run.sampler(1), seed=record["settings"]["seed"])

@@ -1,7 +1,8 @@
 """`cmlab sample`: images of a trained run or of a weight file."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +40,16 @@ def decoded(run: TrainedRun, root: Path, out: Path) -> TrainedRun:
     return replace(run, to_images=converter)
 
 
-def wrong(error: ValueError) -> CommandError:
-    """A ValueError of a call as the error of a command: an argument that it names is an option here."""
-    return CommandError(f"--{error}" if str(error).partition(":")[0] in OPTIONS else str(error))
+@contextmanager
+def option_errors() -> Iterator[None]:
+    """A block whose plain ValueErrors are errors of the command: an argument that one names is an option here."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError:  # those of parameters and of damaged files say where
+            raise
+        said = str(error)
+        raise CommandError(f"--{said}" if said.partition(":")[0] in OPTIONS else said) from error
 
 
 def numbers(text: str, kind: Callable[[str], float], option: str) -> list:
@@ -74,7 +82,7 @@ def sample(
     """Draw, write, and say in a line what was drawn and how fast."""
     target = start / out
     classes: Sequence[int] = numbers(labels, int, "--labels")
-    try:
+    with option_errors():
         check_target(target)
         run = decoded(opened(what, root, start, ema=ema, device=device, method=method), root, target)
         sampler = run.sampler(
@@ -93,12 +101,6 @@ def sample(
             images = run.sample(count, sampler=sampler, seed=seed, labels=chosen, batch=batch, on_images=on_images)
         rate = count / (time.monotonic() - begun)
         save_images(images.numpy(), target, columns=columns, labels=None if told is None else told.numpy())
-    except (ConfigError, FileNotFoundError):
-        raise
-    except ValueError as error:
-        if type(error) is not ValueError:  # those of damaged files say which
-            raise
-        raise wrong(error) from error
     how = f"EMA {run.model.profile}, {sampler.name}, NFE {sampler.nfe}"
     if sampler.noise_levels:
         how += f", levels {', '.join(f'{level:.4g}' for level in sampler.noise_levels)}"
