@@ -1,6 +1,7 @@
 """How often a method asks each of its networks in one training step: found by running its loss on stand-ins."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from cmcore.assemble.run import Run
 from cmcore.budget.cost import PassKind
+from cmcore.config import ConfigError, join
 from cmcore.consistency.distances import l2, provided
 from cmcore.diffusion.precond import Denoiser, Labels, as_condition
 from cmcore.dual import Dual, Value, each
@@ -41,7 +43,11 @@ class Probe(nn.Module):
 
 
 def passes(run: Run) -> Passes:
-    """The passes of a training step of the run, by network and kind; none where the weights come from a file."""
+    """The passes of a training step of the run, by network and kind; none where the weights come from a file.
+
+    Raises:
+        ConfigError: the loss refuses the batch, as one with labels.
+    """
     if run.weights is not None:
         return Counter()
     method = run.objective
@@ -61,8 +67,18 @@ def passes(run: Run) -> Passes:
     with provided(dict.fromkeys(run.services, l2)):  # counted apart: their networks are no part of the method
         for turn in turns_of(method, progress):
             draws = Draws(0, progress.images, rows, prefix=turn.stream)
-            method.loss_of(turn.player, nets, batch, progress, draws)
+            try:
+                method.loss_of(turn.player, nets, batch, progress, draws)
+            except ValueError as error:
+                raise ConfigError(join("runs", run.name), str(error)) from error
     return Counter(seen)
+
+
+def check_labels(runs: Iterable[Run]) -> None:
+    """A ConfigError where the loss of a conditional run refuses labels, before anything is computed for it."""
+    for run in runs:
+        if run.conditional:
+            passes(run)
 
 
 def head_count(run: Run) -> int:

@@ -64,8 +64,9 @@ class RunPlan:
     exchanged: float  # bytes that each machine sends in a training step
     exchange: float  # seconds that this takes
     exposed: float  # seconds of them that no computation covers
-    seconds: float
+    seconds: float  # of the training from all seeds
     cost: float | None
+    seeds: int = 1  # from which it is trained
 
     @property
     def bytes(self) -> float:
@@ -151,8 +152,8 @@ class Net:
         return isinstance(other, Net) and self.digest == other.digest
 
 
-def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
-    """The budget of a run on some machines that share its global batch evenly."""
+def plan_run(run: Run, costs: Costs, setting: Setting, seeds: int = 1) -> RunPlan:
+    """The budget of a run, trained from some seeds, on machines that share its global batch evenly."""
     count = passes(run)
     share = -(-run.train.batch // setting.count)
     rows = min(run.train.micro_batch or share, share)
@@ -209,7 +210,7 @@ def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
         # Gathers go beside every pass, and sums beside the last backward pass of a step.
         exposed = max(0.0, exchange - (share * time(training) if setting.shard else (share / slices) * time(back)))
     steps = run.train.steps if count else 0
-    seconds = steps * (share * time(training) + exposed)
+    seconds = seeds * steps * (share * time(training) + exposed)
     return RunPlan(
         name=run.name,
         method=run.method,
@@ -227,6 +228,7 @@ def plan_run(run: Run, costs: Costs, setting: Setting) -> RunPlan:
         exposed=exposed,
         seconds=seconds,
         cost=None if setting.price is None else seconds / 3600 * setting.count * setting.price,
+        seeds=seeds,
     )
 
 
@@ -263,4 +265,4 @@ def plan(project: Project, setting: Setting, data: Path) -> list[RunPlan]:
         ConfigError: the parameter file does not say what the networks look like.
     """
     costs = Costs(data_shape(project, data))
-    return [plan_run(run, costs, setting) for run in project.runs.values()]
+    return [plan_run(run, costs, setting, project.replicates(name)) for name, run in project.runs.items()]

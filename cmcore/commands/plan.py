@@ -13,18 +13,34 @@ from cmcore.pipeline.common import Folders
 
 GPU, EFFICIENCY = "h100", 0.4
 HEADS = (
-    *("run", "method", "parameters", "GFLOP/image", "of a step", "images", "steps", "micro-batch", "memory", "largest"),
+    *(
+        "run",
+        "method",
+        "parameters",
+        "GFLOP/image",
+        "of a step",
+        "images",
+        "steps",
+        "seeds",
+        "micro-batch",
+        "memory",
+        "largest",
+    ),
     *("time", "cost"),
 )
 EXCHANGE = """\
 between machines: bytes that each sends in a step, over {link:.4g} GB/s each way; sums run beside the last backward
 pass, the gathers of sharded networks beside all passes, and what the passes do not cover is in the time.
 """
+SEEDS = """\
+seeds: of `replicates`; images, steps and memory are those of one training, time and cost those of all.
+"""
 NOTE = """\
 GFLOP/image: a forward pass, and a training step with all its passes; a multiply-add counts as 2.
 memory: of each machine, at the micro-batch; largest: the largest micro-batch that fits. train.micro_batch changes
 memory, not results.
 {exchange}\
+{seeds}\
 time: operations over {efficiency:.0%} of the peak matrix rate of their precision. That share is an assumption;
 measure a step, and say --efficiency. Reading data, sampling and evaluation are not in it."""
 
@@ -40,6 +56,7 @@ def row(run: RunPlan) -> tuple[str, ...]:
         f"{run.operations / 1e9:.4g}",
         size(run.images),
         size(run.steps),
+        str(run.seeds) if run.seeds > 1 else "",
         str(run.rows),
         f"{run.bytes / 1e9:.3g} GB" + ("" if run.fits else " !"),
         largest,
@@ -74,7 +91,9 @@ def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list
     machines = f"{setting.count} x {setting.machine.title}" + (", sharded" if setting.shard else "")
     lines = [f"{project.workload} on {machines}", "", *table([HEADS, *map(row, plans)]), ""]
     seconds = sum(run.seconds for run in plans)
-    total = f"total: {duration(seconds)}, {sum(run.operations * run.images for run in plans):.3g} operations"
+    total = (
+        f"total: {duration(seconds)}, {sum(run.operations * run.images * run.seeds for run in plans):.3g} operations"
+    )
     if setting.price is not None:
         total += f", {sum(run.cost or 0.0 for run in plans):,.2f} at {setting.price:g} a machine and hour"
     lines += [total, "", "a training step:", *(f"  {run.name}: {passes_of(run)}" for run in plans if run.passes), ""]
@@ -84,7 +103,8 @@ def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list
             spread = "" if setting.shard else "; or compute.shard: true on several machines (--shard)"
             lines.append(f"! {run.name} does not fit: {way}{spread}")
     exchange = EXCHANGE.format(link=setting.link / 1e9) if setting.count > 1 else ""
-    return [*lines, NOTE.format(exchange=exchange, efficiency=setting.efficiency)]
+    seeds = SEEDS if any(run.seeds > 1 for run in plans) else ""
+    return [*lines, NOTE.format(exchange=exchange, seeds=seeds, efficiency=setting.efficiency)]
 
 
 def lines(

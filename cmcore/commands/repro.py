@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from cmcore.assemble.checks import require_files
 from cmcore.assemble.project import require_decoder
+from cmcore.budget.passes import check_labels
 from cmcore.commands.programs import environment
 from cmcore.config import ConfigError
 from cmcore.edge.autoencoder import check_decoder
@@ -132,6 +133,7 @@ def main(wanted: str = "auto") -> int:
         if (decoder := setup.project.sections.eval.decoder).path:
             check_decoder(decoder)
         require_files(setup.project.runs.values())
+        check_labels(setup.project.runs.values())
     except ConfigError as error:
         print(f"params.yaml: {error}" if error.path != "JOBS" else error, file=sys.stderr)
         return 2

@@ -2,6 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
 from typing import Any
 
 from cmcore.assemble.run import Run, resolved
@@ -10,17 +13,18 @@ from cmcore.assemble.training import WEIGHTS, Inputs, fingerprint
 from cmcore.commands.sync_searches import search_runs, written
 from cmcore.data.images import open_data
 from cmcore.edge.mlflow_writer import RunState, Store, TrackingError, total, wait_longer
-from cmcore.evaluate.records import RunMetrics
+from cmcore.evaluate.records import RunMetrics, score_name
 from cmcore.pipeline.common import Folders, Setup
 from cmcore.pipeline.track import REPORT, run_tags, track, track_report
 from cmcore.tracking import jsonl
 from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
 
+ROW = "row"  # the kind of a run in MLflow that stands for all training seeds of one of ours
 
-def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
+
+def parameters(run: Run, inputs: Inputs, summary: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
     """The parameters of live tracking; of a run that params.yaml no longer describes, those in its files."""
-    inputs = Inputs(folders.data, folders.weights(run.init), folders.weights(run.teacher))
     there = inputs.init.exists() and inputs.teacher.exists() and (inputs.data / "manifest.json").exists()
     if there and fingerprint(run, inputs) == summary["fingerprint"]:
         return resolved(run)
@@ -33,61 +37,111 @@ def parameters(run: Run, folders: Folders, summary: dict[str, Any], header: dict
     }
 
 
-def trained(run: Run, folders: Folders) -> RunState | None:
-    """The state after the training of a run, if its results are here."""
-    folder = folders.runs / run.name
-    if not all((folder / name).exists() for name in (SUMMARY, WEIGHTS, HISTORY)):
+def trained(setup: Setup, name: str, replicate: int) -> RunState | None:
+    """The state after the training of a replicate of a run, if its results are here."""
+    folders, run = setup.folders, setup.project.replicate(name, replicate)
+    folder = folders.run(name, replicate)
+    if not all((folder / file).exists() for file in (SUMMARY, WEIGHTS, HISTORY)):
         return None
     summary = read_summary(folder)
     identity, header = summary["fingerprint"], checkpoint.header(folder / WEIGHTS)
-    tags = run_tags(folders.workload, run.name, summary["method"], identity)
-    state = RunState(
-        tags | {"init": summary["init"], "ema": summary["eval_ema"]}, "FINISHED", moment=written(folder / HISTORY)
-    )
-    values = parameters(run, folders, summary, header)
+    tags = run_tags(folders.workload, name, summary["method"], identity)
+    tags |= {"init": summary["init"], "ema": summary["eval_ema"], **_seed(summary["seed"], replicate)}
+    state = RunState(tags, "FINISHED", moment=written(folder / HISTORY))
+    values = parameters(run, _inputs(folders, run, replicate), summary, header)
     if "method_config" in values:
         state.tags["data_digest"] = open_data(folders.data).digest[:16]
     state.params(values)
     for row in jsonl.read(folder / HISTORY):
-        measured = {f"train/{name}": math.nan if row[name] is None else row[name] for name in row if name != "images"}
+        measured = {f"train/{key}": math.nan if row[key] is None else row[key] for key in row if key != "images"}
         state.metrics(measured, row["images"])
     state.artifact(folder / WEIGHTS, "weights")
-    for picture in sorted((folders.work / folders.workload / f"{run.name}-{identity}" / "snapshots").glob("*.png")):
+    for picture in sorted((folders.work / folders.workload / f"{name}-{identity}" / "snapshots").glob("*.png")):
         state.artifact(picture, "samples")
     return state
 
 
-def evaluated(name: str, folders: Folders, training: RunState | None) -> RunState | None:
-    """The state after its evaluation, if its record is here: that of the training goes on, if it is the same run."""
-    path, grid = folders.reports / "metrics" / f"{name}.json", folders.reports / "grids" / f"{name}.png"
+def _seed(seed: int, replicate: int) -> dict[str, str]:
+    return {"seed": str(seed), "replicate": str(replicate)}
+
+
+def _inputs(folders: Folders, run: Run, replicate: int) -> Inputs:
+    """The data, and the weights of the same replicate, or of the only one, of what the run starts from."""
+    ours = [[folders.weights(source, index) for index in (replicate, 0)] for source in (run.init, run.teacher)]
+    init, teacher = (same if same.exists() else only for same, only in ours)
+    return Inputs(folders.data, init, teacher)
+
+
+def recorded(folders: Folders, name: str) -> list[RunMetrics]:
+    """The records of every replicate of a run, the first one with what only it has; none where there is no file."""
+    path = folders.reports / "metrics" / f"{name}.json"
     if not path.exists():
-        return None
-    metrics = RunMetrics.from_json(json.loads(path.read_text(encoding="utf-8")))
-    source = metrics.records[0].provenance
+        return []
+    first = RunMetrics.from_json(json.loads(path.read_text(encoding="utf-8")))
+    others = [RunMetrics(facts=replace(first.facts, seed=one.seed), records=one.records) for one in first.replicates]
+    return [replace(first, replicates=()), *others]
+
+
+def evaluated(metrics: RunMetrics, replicate: int, folders: Folders, training: RunState | None) -> RunState:
+    """The state after an evaluation: that of the training goes on, if it is the same run."""
+    name, source = metrics.facts.run, metrics.records[0].provenance
+    path, grid = folders.reports / "metrics" / f"{name}.json", folders.reports / "grids" / f"{name}.png"
     state = training
     if state is None or state.tags["fingerprint"] != source.fingerprint:
         tags = run_tags(source.workload, name, source.method, source.fingerprint) | {"init": metrics.facts.init}
-        state = RunState(tags | {"data_digest": source.reference_digest[:16]}, "FINISHED")
+        tags |= {"data_digest": source.reference_digest[:16], **_seed(metrics.facts.seed, replicate)}
+        state = RunState(tags, "FINISHED")
     state.moment = written(path)
     track(metrics, state)
-    state.artifact(path, "records")
-    if grid.exists():
+    if not replicate:
+        state.artifact(path, "records")
+    if not replicate and grid.exists():
         state.artifact(grid, "grids")
     return state
 
 
-def runs_of(run: Run, folders: Folders) -> list[RunState]:
-    """One, or two where the reports are of another training than the outputs, or none.
+def runs_of(setup: Setup, name: str) -> list[RunState]:
+    """One for each training seed, two where the reports are of another training than the outputs, or none.
+
+    Those of several seeds stand below one of the whole row, which comes first.
 
     Raises:
         TrackingError: a file cannot be read.
     """
+    folders = setup.folders
     try:
-        training = trained(run, folders)
-        evaluation = evaluated(run.name, folders, training)
+        measured = recorded(folders, name)
+        found: list[RunState] = []
+        for replicate in range(max(len(measured), 1 + len(list(folders.seeds(name).glob("*/"))))):
+            training = trained(setup, name, replicate)
+            seen = measured[replicate] if replicate < len(measured) else None
+            evaluation = seen and evaluated(seen, replicate, folders, training)
+            found += [one for one in dict.fromkeys((training, evaluation)) if one is not None]
+        if len(measured) < 2:
+            return found
+        parent = row(measured, written(folders.reports / "metrics" / f"{name}.json"))
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise TrackingError(f"the files of run {run.name} cannot be read: {' '.join(str(error).split())}") from error
-    return [one for one in dict.fromkeys((training, evaluation)) if one is not None]
+        raise TrackingError(f"the files of run {name} cannot be read: {' '.join(str(error).split())}") from error
+    marks = {one.records[0].provenance.fingerprint for one in measured}
+    for one in found:
+        one.parent = parent if one.tags["fingerprint"] in marks else None
+    return [parent, *found]
+
+
+def row(measured: Sequence[RunMetrics], moment: int) -> RunState:
+    """A run of the table with several training seeds: means of its values over them, and standard deviations."""
+    facts, source = measured[0].facts, measured[0].records[0].provenance
+    tags = run_tags(source.workload, facts.run, source.method, f"{source.fingerprint}-seeds")
+    seeds = ", ".join(str(one.facts.seed) for one in measured)
+    state = RunState({**tags, "kind": ROW, "init": facts.init, "seeds": seeds}, "FINISHED", moment=moment)
+    values: dict[tuple[str, int], list[float]] = {}
+    for record in (record for one in measured for record in one.records):
+        values.setdefault((score_name(record), record.provenance.images), []).append(record.value)
+    for (key, images), each in values.items():
+        state.metrics({f"eval/{key}": fmean(each)}, images)
+        if len(each) > 1:
+            state.metrics({f"eval_std/{key}": stdev(each)}, images)
+    return state
 
 
 def report(folders: Folders) -> RunState | None:
@@ -111,8 +165,8 @@ def sync(setup: Setup) -> list[str]:
         return missing if any(sent) else "nothing was missing"
 
     lines = []
-    for run in setup.project.runs.values():
-        lines += [f"{run.name} ({one.tags['fingerprint']}): {send([one])}" for one in runs_of(run, setup.folders)]
+    for name in setup.project.runs:
+        lines += [f"{name} ({one.tags['fingerprint']}): {send([one])}" for one in runs_of(setup, name)]
     for search, runs in search_runs(setup):
         lines.append(f"tune/{search}, {len(runs) - 1} trials: {send(runs)}")
     if (page := report(setup.folders)) is not None:

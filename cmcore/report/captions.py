@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from cmcore.evaluate.records import MetricRecord, ReferenceFacts
+from cmcore.evaluate.records import MetricRecord, ReferenceFacts, RunFacts
 from cmcore.numbers import rounded
 from cmcore.report.published import titles, unranked
 from cmcore.report.readers import RunReport
@@ -37,6 +37,11 @@ MEASURES = (  # of the second table
 def title(method: str) -> str:
     """A method's name as its authors write it."""
     return titles().get(method, method.upper() if len(method) <= 4 else method)
+
+
+def start(facts: RunFacts) -> str:
+    """The run that a run starts from, "random", or that it was not trained here: of such weights no image was seen."""
+    return facts.init if facts.images else "a weight file"
 
 
 def is_ranked(run: RunReport) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts
 from cmcore.numbers import rounded
-from cmcore.report.captions import BASELINES, is_ranked, metric_title, title, unranked_text
+from cmcore.report.captions import BASELINES, is_ranked, metric_title, start, title, unranked_text
 from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, measured
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import ALPHA, Values, pooled, tied, values
@@ -39,7 +39,7 @@ def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None,
                 Cell(title(facts.method)),
                 *(_cell(found.get(str(nfe))) for nfe in FEW),
                 _cell(found.get(MORE), with_cost=True),
-                Cell(facts.init),
+                Cell(start(facts)),
                 count(facts.images),
                 duration(time.seconds) if time is not None and time.device else EMPTY,
             )

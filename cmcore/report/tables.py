@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, ReferenceFacts
-from cmcore.report.captions import BASELINES, MEASURES, SPACES, caption, is_high, is_ranked, metric_title, title
+from cmcore.report.captions import BASELINES, MEASURES, SPACES, caption, is_high, is_ranked, metric_title, start, title
 from cmcore.report.cells import DASH, Better, Cell, Column, Table, Tied, count, duration, marked, measured
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
@@ -75,7 +75,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
         shared = Counter(nfe for nfe, _ in keys)
         for (nfe, sampler), found in keys.items():
             facts = run.facts
-            trained = (Cell(facts.init), count(facts.images), count(facts.parameters), *_wall_time(run.time))
+            trained = (Cell(start(facts)), count(facts.images), count(facts.parameters), *_wall_time(run.time))
             names = (Cell(facts.run), Cell(title(facts.method)))
             # Samplers are named where a run has two of the same cost.
             cost = count(nfe) if shared[nfe] == 1 else Cell(f"{nfe} ({sampler})", float(nfe))

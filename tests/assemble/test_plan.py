@@ -20,7 +20,7 @@ from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project, parse_project
 from cmcore.budget.cost import Autocast, Meter, PassCost, PassKind, lpips_cost, on_meta, parameter_count, pass_cost
 from cmcore.budget.machines import MACHINES, Machine, machine, this_cpu
-from cmcore.budget.passes import head_count, passes
+from cmcore.budget.passes import check_labels, head_count, passes
 from cmcore.budget.plan import RESERVE, Costs, Setting, data_shape, plan_run
 from cmcore.commands import plan as cost
 from cmcore.config import ConfigError
@@ -286,6 +286,33 @@ def test_time_and_cost(costs):
     uneven = plan_run(run, costs, Setting(box, count=3, efficiency=0.5))
     assert uneven.rows == 22
     assert uneven.seconds == pytest.approx(plan.seconds * 22 / 64)  # the machine with the most rows decides
+
+
+def test_every_training_seed_takes_its_time(tmp_path):
+    runs = {"edm": TEACHER, "public": TEACHER | {"weights": {"file": "edm.pkl"}}}
+    setting = Setting(Machine("box", "a box", 40e9, 1e12), price=3.0)
+    one, five = (
+        {run.name: run for run in cost.plan(project(runs=runs, replicates=n), setting, tmp_path)} for n in (1, 5)
+    )
+    assert (one["edm"].seeds, five["edm"].seeds, five["public"].seeds) == (1, 5, 1)
+    assert five["edm"].seconds == pytest.approx(5 * one["edm"].seconds)
+    assert five["edm"].cost == pytest.approx(5 * one["edm"].cost)
+    assert (five["edm"].images, five["edm"].bytes) == (one["edm"].images, one["edm"].bytes)
+    text = cost.report(project(runs=runs, replicates=5), list(five.values()), setting)
+    total = five["edm"].operations * 6400 * 5
+    assert any(
+        line.endswith(f"{total:.3g} operations, {five['edm'].cost:,.2f} at 3 a machine and hour") for line in text
+    )
+    assert "seeds" in text[2].split()
+    assert "seeds" not in cost.report(project(runs=runs), list(one.values()), setting)[2]
+
+
+def test_a_loss_that_refuses_labels_says_so_before_any_compute():
+    runs = {"edm": TEACHER, "fd_loss": {"method": "fd_loss", "init": "edm", "teacher": "none"}}
+    check_labels(project(runs=runs).runs.values())
+    with pytest.raises(ConfigError, match=r"^runs\.fd_loss: .*expected an unconditional network"):
+        check_labels(project(runs=runs, conditional=True).runs.values())
+    check_labels(project(runs={"edm": TEACHER}, conditional=True).runs.values())
 
 
 def test_rates_follow_the_precision():

@@ -8,6 +8,7 @@ import pytest
 
 from cmcore.evaluate.records import MetricRecord, over_ranges, score_name
 from cmcore.report.cells import DASH, Cell, Table
+from cmcore.report.headline import headline
 from cmcore.report.published import published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
@@ -61,6 +62,18 @@ def test_nothing_is_said_of_the_time_of_weights_that_others_trained(workload: Ca
     assert inputs.times is not None
     TrainingTime().write(inputs.times / "ect.json")
     assert cell(comparison(read_runs(inputs)), "seconds", "ect", 1).text == DASH
+
+
+def test_weights_that_others_trained_start_from_nothing_of_ours(workload: Callable[..., Inputs]) -> None:
+    inputs = workload()
+    path = inputs.metrics / "edm.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": 0}))
+    runs = read_runs(inputs)
+    assert cell(comparison(runs), "init", "edm", 1).text == "a weight file"
+    assert cell(comparison(runs), "init", "ect", 1).text == "edm"
+    table = headline(runs)
+    place = [column.key for column in table.columns].index("init")
+    assert [row[place].text for row in table.rows] == ["a weight file", "edm"]
 
 
 def test_the_best_is_marked_overall_and_at_each_nfe(ours: Table) -> None:

@@ -17,7 +17,7 @@ from cmcore.edge import mlflow_writer
 from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.mlflow_writer import Store, TrackingError
 from cmcore.edge.settings import TrackingConfig
-from cmcore.evaluate.records import MetricRecord, Provenance, RunFacts, RunMetrics
+from cmcore.evaluate.records import MetricRecord, Provenance, Replicate, RunFacts, RunMetrics
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.files import copy_into_place, write_json
 from cmcore.pipeline.process import expected as known
@@ -189,6 +189,60 @@ def test_a_server_that_dies_in_the_middle_is_continued(setup, monkeypatch, after
     sync(setup)
     client, runs = found(setup)
     assert points(client, runs[fingerprint(setup)]) == expected(setup)
+
+
+def add_seed(setup: Setup) -> str:
+    """Train and measure a second seed; the result is the fingerprint of its training."""
+    inputs = Inputs(setup.folders.data, *map(setup.folders.weights, ("random", "none")))
+    final = train(setup, setup.project.replicate("edm", 1), inputs)
+    copy_into_place({setup.folders.run("edm", 1): final})
+    mark = json.loads((final / "summary.json").read_text())["fingerprint"]
+    path = setup.folders.reports / "metrics/edm.json"
+    metrics = RunMetrics.from_json(json.loads(path.read_text()))
+    records = tuple(replace(one, value=one.value + 2, provenance=replace(one.provenance, fingerprint=mark))
+                    for one in metrics.records)  # fmt: skip
+    write_json(path, replace(metrics, replicates=(Replicate(seed=2, records=records),)).to_json())
+    return mark
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_every_training_seed_is_a_run_below_that_of_the_row(setup, tmp_path, outputs):
+    sync(setup)  # it knew one seed before
+    more = elsewhere(setup, tmp_path / "more")
+    second, first = add_seed(more), fingerprint(setup)
+    assert second != first
+    if not outputs:
+        shutil.rmtree(more.folders.outputs)
+    lines = sync(more)
+    assert [line.split(":")[0] for line in lines] == [f"edm ({mark})" for mark in (f"{first}-seeds", first, second)]
+    client, runs = found(more)
+    assert len(runs) == 3
+    parent = runs[f"{first}-seeds"]
+    assert [runs[mark].data.tags["mlflow.parentRunId"] for mark in (first, second)] == [parent.info.run_id] * 2
+    assert "mlflow.parentRunId" not in parent.data.tags
+    assert {key: parent.data.tags[key] for key in ("run", "kind", "seeds")} == {
+        "run": "edm", "kind": "row", "seeds": "1, 2",
+    }  # fmt: skip
+    held = {(key, step): value for key, step, value in points(client, parent)}
+    assert held == {
+        (f"eval{part}/{metric}_nfe{nfe}", 4096): pytest.approx(value)
+        for metric in ("fd", "recall")
+        for nfe in (1, 2)
+        for part, value in (("", nfe / 3 + 1), ("_std", 2**0.5))
+    }
+    assert points(client, runs[first]) == expected(setup)
+    own = points(client, runs[second])
+    assert own["eval/fd_nfe2", 4096, 2 / 3 + 2] == own["eval_by_nfe/fd", 2, 2 / 3 + 2] == 1
+    assert not any(key.startswith("snapshots/") for key, _, _ in own)
+    assert {key: runs[second].data.tags[key] for key in ("seed", "replicate", "kind", "run")} == {
+        "seed": "2", "replicate": "1", "kind": "run", "run": "edm",
+    }  # fmt: skip
+    if outputs:
+        assert sum(key == "train/loss" for key, _, _ in own) == 8
+        assert runs[second].data.params["train.seed"] == "2"
+        assert runs[second].data.params["train.lr"] == "0.001"
+        assert [file.path for file in client.list_artifacts(runs[second].info.run_id, "weights")]
+    assert all(line.endswith("nothing was missing") for line in sync(more))
 
 
 def test_a_clone_with_reports_alone_tells_the_evaluation(setup, tmp_path):
