@@ -11,6 +11,7 @@ from cmcore.report import curves, figures
 from cmcore.report.captions import title
 from cmcore.report.cells import Cell, Column, Table
 from cmcore.report.formats import csv_text, latex, markdown
+from cmcore.report.guided import quality_by_guidance
 from cmcore.report.headline import headline
 from cmcore.report.page import Picture, Section, page
 from cmcore.report.plots import save
@@ -41,6 +42,12 @@ FIGURES = {
     "quality_by_nfe": (
         "Distance against the number of function evaluations; lower and further left is better. Bars are the spread.",
         "Line chart of Frechet distance against function evaluations, a line per run.",
+        False,
+    ),
+    "quality_by_guidance": (
+        "Distance against the scale of classifier-free guidance, for every number of function evaluations; lower is "
+        "better. Dashed: the diffusion model without guidance, which counts twice where it is guided.",
+        "Line charts of Frechet distance against the guidance scale, a panel per method, a line per NFE.",
         False,
     ),
     "level_scan": (
@@ -136,6 +143,7 @@ def _draw(runs: Sequence[RunReport], baseline: Sequence[MetricRecord], folder: P
         "nearest": figures.nearest(runs),
         "one_step_by_seed": curves.one_step_by_seed(runs),
         "quality_by_nfe": curves.quality_by_nfe(runs, baseline),
+        "quality_by_guidance": quality_by_guidance(runs),
         "level_scan": curves.level_scan(runs),
         "quality_by_images": curves.quality_by_images(runs, baseline),
         "training_curves": figures.training_curves(runs),
