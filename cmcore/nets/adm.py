@@ -5,22 +5,20 @@ The defaults are EDM's network for ImageNet 64 (arXiv 2206.00364, App. F.2). Ope
 Layers start as torch makes them and F = 0. `norm: double` is the variant of sCM (arXiv 2410.11081, sec. 4.1).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.dual import Value, add, each
-from cmcore.layers.embeddings import InputEmbedding, ZeroEmbedding, condition_vectors
-from cmcore.layers.functions import cat, cos, silu, sin
-from cmcore.layers.linear import conv, linear
+from cmcore.dual import Value
+from cmcore.layers.functions import silu
+from cmcore.layers.linear import conv
 from cmcore.layers.norms import GroupNorm, NormKind
+from cmcore.layers.timestep import TimestepEmbedding
 from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
 
 
@@ -57,52 +55,6 @@ class Config:
         require(self.norm_eps > 0, "norm_eps", "a positive number", self.norm_eps)
 
 
-class Features(nn.Module):
-    """c_noise (B,) -> (B, channels): cosines, then sines, at frequencies from 1 down to almost 1/10000.
-
-    The frequencies are computed in float32, as those that the public networks were trained with: at a c_noise of a
-    thousand the last bit of a frequency shows.
-    """
-
-    freqs: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        half = channels // 2
-        freqs = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
-        self.register_buffer("freqs", freqs.to(torch.get_default_dtype()), persistent=False)
-
-    def forward(self, c_noise: Value) -> Value:
-        angles = each(lambda c: torch.outer(c, self.freqs), c_noise)
-        return cat([cos(angles), sin(angles)])
-
-
-class Embedding(nn.Module):
-    """(c_noise (B,), labels (B,), a Condition or None) -> modulation vector e (B, width); labels come in last."""
-
-    def __init__(self, features: int, width: int, *, classes: int, augment_dim: int, inputs: Sequence[Input]) -> None:
-        super().__init__()
-        self.classes, self.augment_dim = classes, augment_dim
-        self.features = Features(features)
-        self.augment = linear(augment_dim, features, gain=0.0, bias=False, init="uniform") if augment_dim else None
-        self.layer0, self.layer1 = linear(features, width, init="uniform"), linear(width, width, init="uniform")
-        self.label = nn.Linear(classes, width, bias=False) if classes else None
-        if self.label is not None:
-            nn.init.normal_(self.label.weight)
-        self.inputs = InputEmbedding(inputs, lambda: ZeroEmbedding(features, features, init="uniform"))
-
-    def forward(self, c_noise: Value, labels: Labels) -> Value:
-        hot, augment = condition_vectors(c_noise, labels, classes=self.classes, augment_dim=self.augment_dim)
-        e = self.features(c_noise)
-        if self.augment is not None and augment is not None:
-            e = add(e, self.augment(augment))
-        e = self.inputs(e, c_noise, labels)
-        e = self.layer1(silu(self.layer0(e)))
-        if self.label is not None and hot is not None:
-            e = add(e, self.label(hot))
-        return silu(e)
-
-
 class ADM(nn.Module):
     """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W)."""
 
@@ -113,7 +65,7 @@ class ADM(nn.Module):
         c, base = config, config.model_channels
         self.channels, self.resolution = channels, resolution
         width, levels = base * c.embedding_mult, tuple(base * m for m in c.channel_mult)
-        self.embedding = Embedding(base, width, classes=classes, augment_dim=c.augment_dim, inputs=inputs)
+        self.embedding = TimestepEmbedding(base, width, classes=classes, augment_dim=c.augment_dim, inputs=inputs)
         plan = Plan(
             resolution=resolution,
             channels=levels[0],

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cmcore.config import ConfigError, plain, read
 from cmcore.diffusion.precond import Condition
 from cmcore.dual import Dual
-from cmcore.nets import adm, edm2, mlp, unet
+from cmcore.nets import adm, dit, edm2, mlp, unet
 from cmcore.rng import Draws
 
 UNET = {
@@ -27,6 +27,7 @@ NCSN = {**UNET, "encoder": "residual", "resample_filter": (1, 3, 3, 1), "noise_m
 ADM = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,), "head_channels": 4}
 MLP = {"hidden": 24, "blocks": 2, "features": 8, "embedding_width": 16}
 EDM2 = {"model_channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,), "head_channels": 4}
+DIT = {"hidden": 16, "depth": 2, "heads": 2, "features": 8}
 NCSNPP = {"embedding": "fourier", "noise_mult": 2, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
 LSUN = {"model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "blocks": 2, "norm": "group"}
 OPTIONS = list(itertools.product(("group", "adaptive", "double"), ("positional", "fourier")))
@@ -37,6 +38,8 @@ CASES = [
     *[(adm, {**ADM, "norm": norm}) for norm in ("group", "adaptive", "double")],
     *[(mlp, {**MLP, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
     (mlp, {**MLP, "expansion": 2}),
+    *[(dit, {**DIT, "norm": norm}) for norm in ("adaptive", "double")],
+    (dit, {**DIT, "patch": 4, "heads": 1, "expansion": 1}),
     *[
         (edm2, {**EDM2, "modulation": modulation, "embedding": embedding})
         for modulation, embedding in itertools.product(("gain", "double"), ("positional", "fourier"))
@@ -132,6 +135,7 @@ COMPILED = [
     *[(mlp, {**MLP, "dropout": p}) for p in (0.0, 0.3)],
     *[(unet, {**UNET, "dropout": p, "norm": norm}) for p, norm in ((0.0, "group"), (0.3, "double"))],
     (unet, NCSN), (adm, {**ADM, "dropout": 0.3}), (edm2, {**EDM2, "dropout": 0.3}),
+    (dit, {**DIT, "dropout": 0.3, "norm": "double"}),
 ]  # fmt: skip
 
 
@@ -199,7 +203,7 @@ def test_class_conditional(kind, fields):
         make(kind, fields)(x, c, torch.tensor([0, 1, 2]))
 
 
-@pytest.mark.parametrize(("kind", "fields"), [(unet, UNET), (unet, NCSN), (adm, ADM), (mlp, MLP)])
+@pytest.mark.parametrize(("kind", "fields"), [(unet, UNET), (unet, NCSN), (adm, ADM), (mlp, MLP), (dit, DIT)])
 def test_augmentation_vector(kind, fields):
     """None is a vector of zeros, alone or beside labels, and a network without this input refuses one."""
     net = make(kind, fields, classes=4, augment_dim=9)
@@ -229,7 +233,7 @@ def test_jvp_in_channels_last_and_with_the_fused_attention_beside_it(kind, field
     torch.testing.assert_close(last(turned, c), expected[0], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("kind", "fields"), [(unet, NCSN), (adm, ADM)])
+@pytest.mark.parametrize(("kind", "fields"), [(unet, NCSN), (adm, ADM), (dit, DIT)])
 def test_jvp_is_the_transpose_of_the_gradient(kind, fields):
     """<v, J u> = <J^T v, u>, of which the right side is reverse mode through the fused attention."""
     net = make(kind, fields)
@@ -256,7 +260,9 @@ def test_weights_round_trip_through_plain_tensors(kind, fields):
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA, MPS])
-@pytest.mark.parametrize(("kind", "fields"), [(unet, UNET), (mlp, MLP), (edm2, EDM2)], ids=["unet", "mlp", "edm2"])
+@pytest.mark.parametrize(
+    ("kind", "fields"), [(unet, UNET), (mlp, MLP), (edm2, EDM2), (dit, DIT)], ids=["unet", "mlp", "edm2", "dit"]
+)
 def test_dropout_replay(kind, fields, device):
     net = make(kind, fields, dropout=0.3).float().to(device).train()
     x, c = (v.float().to(device) for v in inputs())
@@ -274,7 +280,7 @@ def test_dropout_replay(kind, fields, device):
         assert not torch.equal(net(x, c), student)
 
 
-@pytest.mark.parametrize("kind", [unet, adm, mlp])
+@pytest.mark.parametrize("kind", [unet, adm, mlp, dit])
 def test_config_round_trip_and_defaults(kind):
     config = kind.Config(norm="double", c_noise="trig")
     assert read(kind.Config, plain(config)) == config
@@ -315,6 +321,14 @@ def test_config_round_trip_and_defaults(kind):
         (edm2, {"concat_balance": 1.0}, "concat_balance"),
         (edm2, {"dropout_resolution": -1}, "dropout_resolution"),
         (edm2, {"clip": 0}, "clip"),
+        (dit, {"hidden": 10}, "hidden"),
+        (dit, {"hidden": 12, "heads": 5}, "heads"),
+        (dit, {"patch": 0}, "patch"),
+        (dit, {"depth": 0}, "depth"),
+        (dit, {"features": 7}, "features"),
+        (dit, {"norm": "group"}, "norm"),
+        (dit, {"dropout": 1.0}, "dropout"),
+        (dit, {"augment_dim": -1}, "augment_dim"),
     ],
 )
 def test_wrong_options_name_their_key(kind, fields, key):
