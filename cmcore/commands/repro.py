@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from cmcore.assemble.checks import require_files
 from cmcore.assemble.project import require_decoder
@@ -18,9 +19,13 @@ from cmcore.numbers import about
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.parallel import compute_stages, is_computed
 from cmcore.pipeline.process import tell
+from cmcore.pipeline.progress import listener, pipeline
 from cmcore.pipeline.repository import Repository
 from cmcore.pipeline.sizes import check_data, check_disk, count_parameters
 from cmcore.pipeline.speeds import STARTING, Speeds
+
+if TYPE_CHECKING:
+    from cmcore.pipeline.live import View
 
 LAST = "tabulate"
 
@@ -38,6 +43,7 @@ class Driver:
         self._repository = Repository(setup)
         self._speeds = Speeds.read(setup.folders.work / "speeds.json")
         self._todo, self._total = list[str](), 0
+        self._view: View | None = None
 
     def run(self) -> int:
         """Run every stage that has changed; the result is their number.
@@ -58,7 +64,10 @@ class Driver:
             check_disk(setup.project, setup.folders.root, computed, count_parameters(setup.project))
         if self._todo:
             ray = setup.compute.backend == "ray"
-            with connection(setup.compute, self._jobs) if ray else contextlib.nullcontext() as session:
+            with (
+                pipeline(setup.project.workload, self._todo) as self._view,
+                connection(setup.compute, self._jobs) if ray else contextlib.nullcontext() as session,
+            ):
                 shared = {SHARED: session.address} if session and session.own else {}
                 self._run_all(environment(**shared))
         return self._total
@@ -71,17 +80,32 @@ class Driver:
             print(f"{len(computed)} stages, up to {self._jobs} at a time", flush=True)
             compute_stages(
                 self._setup, computed, self._jobs, self._repository.record,
-                lambda stage, left: self._say(f"{stage}, about {about(left)} left", stage),
+                self._computed, self._expect,
             )  # fmt: skip
         if LAST in self._todo:
             self._by_dvc(LAST, variables)
 
     def _by_dvc(self, stage: str, variables: Mapping[str, str]) -> None:
         rest = sum(self._speeds.expected(name, self._setup.project) for name in self._todo)
+        self._expect(rest)
         self._say(f"{stage}, about {about(rest)} left", stage)
         start = time.monotonic()
-        self._repository.reproduce(stage, variables)
+        with listener(stage, "") if self._view else contextlib.nullcontext():  # else the process speaks for itself
+            self._repository.reproduce(stage, variables)
+        self._recorded(stage)
         self._speeds.learn(stage, self._setup.project, time.monotonic() - start - STARTING)
+
+    def _computed(self, stage: str, left: float) -> None:
+        self._recorded(stage)
+        self._say(f"{stage}, about {about(left)} left", stage)
+
+    def _expect(self, left: float) -> None:
+        if self._view:
+            self._view.left(left)
+
+    def _recorded(self, stage: str) -> None:
+        if self._view:
+            self._view.recorded(stage)
 
     def _say(self, text: str, stage: str) -> None:
         self._todo.remove(stage)

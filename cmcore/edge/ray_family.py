@@ -19,6 +19,8 @@ HEART = ("gcs_server", "raylet")  # without one of them a Ray does not work, and
 
 # Called with a line where one of them has died. None: nobody watches.
 on_loss: list[Callable[[str], None]] = []
+# Called before the process ends at once: what must not be left half-way on a terminal.
+on_leave: list[Callable[[], None]] = []
 _members: "set[psutil.Process]" = set()
 
 
@@ -95,6 +97,8 @@ def leave(code: int, line: str = "") -> None:
     """End this process and all below it at once, without the exit of Ray's, which may abort or wait."""
     import psutil
 
+    for call in on_leave:
+        call()
     if line:
         sys.stderr.write(f"{line}\n")
     for stream in (sys.stdout, sys.stderr):

@@ -120,6 +120,7 @@ def compute_stages(
     jobs: int,
     record: Callable[[str], None],
     say: Callable[[str, float], None] = lambda stage, left: None,
+    expect: Callable[[float], None] = lambda left: None,
 ) -> None:
     """Compute some stages, up to `jobs` replicates at a time, each after the stages that it reads from.
 
@@ -129,6 +130,7 @@ def compute_stages(
         jobs: how many at a time. A cluster takes as many of them as it has room for; a Ray of our own takes them all.
         record: called for a stage whose results are in their places, before another stage reads them.
         say: called for every stage that is recorded, with the seconds that the rest may take.
+        expect: called at the start and after every job with these seconds.
 
     Raises:
         JobsFailedError: a stage could not be computed or recorded.
@@ -167,6 +169,7 @@ def compute_stages(
                 speeds.learn(stage, setup.project, seconds)
             left.remove(job)
             made[job] = result
+            expect(rest())
             if not made.keys() >= set(parts[stage]):
                 return  # whichever of its jobs ends last writes and records the stage
         superfluous = module.write(setup, *names, [made[one] for one in parts[stage]])
@@ -179,5 +182,6 @@ def compute_stages(
         line = str(error) if isinstance(error, ConfigError) else told(error, setup.folders.root)
         print(f"{job.replace('@', ' ')}: {line}", file=sys.stderr, flush=True)
 
+    expect(rest())
     with connection(setup.compute) if ray else contextlib.nullcontext():
         run_graph(costs, inner, jobs, work, failed)

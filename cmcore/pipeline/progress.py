@@ -1,15 +1,24 @@
 """Progress of a stage: a bar on a terminal, one line at the start and one at the end anywhere else."""
 
+import contextlib
 import logging
+import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cmcore.tracking.base import Said, Tracker
 
+if TYPE_CHECKING:
+    from cmcore.pipeline.live import View
+
 Emit = Callable[[Any], None]
+LOSS = "train/loss"
+MAY_BE_KEPT = ("train ", "evaluate ")  # titles of jobs whose results may stand from before
+KEPT_WITHIN = 0.5  # seconds
 
 
 class Done(NamedTuple):
@@ -80,31 +89,112 @@ def added(listen: Emit, jobs: int) -> Callable[[int, Any], None]:
     return hear
 
 
+def on_terminal() -> bool:
+    """Whether both of what this process says and its errors go to a terminal that can move its cursor."""
+    return sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+class Shown(Protocol):
+    """Where a job is shown."""
+
+    def at(self, done: int, total: int) -> None:
+        """How far it is."""
+        ...
+
+    def loss(self, value: float) -> None:
+        """Its last loss."""
+        ...
+
+    def close(self) -> None:
+        """It ended."""
+        ...
+
+
+class Quiet:
+    """A line when a job starts. Where results of before may stand, that is known once it speaks, or takes its time."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._lock, self._told, self.spoke = title, threading.Lock(), False, False
+        self._timer = threading.Timer(KEPT_WITHIN, self._tell)
+        self._timer.daemon = True
+        if title.startswith(MAY_BE_KEPT):
+            self._timer.start()
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            if not self._told:
+                print(f"{self._title} ...", flush=True)
+            self._told = True
+
+    def at(self, done: int, total: int) -> None:
+        del done, total
+        self.spoke = True
+        self._tell()
+
+    def loss(self, value: float) -> None: ...
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def ended(self, seconds: float) -> str:
+        """What is said of a job without an error."""
+        kept = self._title.startswith(MAY_BE_KEPT) and not self.spoke and seconds < KEPT_WITHIN
+        return "kept" if kept else f"{seconds:.0f} s"
+
+
+view: list["View"] = []  # that of the pipeline, while there is one
+
+
+@contextmanager
+def pipeline(name: str, stages: Sequence[str]) -> "Iterator[View | None]":
+    """The stages of a pipeline, shown live on a terminal for the time of the block; elsewhere every job says lines."""
+    if not on_terminal():
+        yield None
+        return
+    from cmcore.pipeline.live import pipeline_view
+
+    with pipeline_view(name, stages) as shown:
+        view.append(shown)
+        try:
+            yield shown
+        finally:
+            view.clear()
+
+
 @contextmanager
 def listener(title: str, unit: str, tracker: Tracker | None = None) -> Iterator[Emit]:
     """For a driver: takes what a job emits, shows how far it is and passes on what is meant for the tracker."""
-    start, bar = time.monotonic(), None
-    if sys.stderr.isatty():
-        from tqdm import tqdm
+    with contextlib.ExitStack() as stack:
+        quiet: Quiet | None = None
+        if view:
+            shown: Shown = view[0].job(title, unit)
+        elif on_terminal():
+            from cmcore.pipeline.live import single_view
 
-        bar = tqdm(desc=title, unit=unit, unit_scale=True, dynamic_ncols=True, leave=False)
-    else:
-        print(f"{title} ...", flush=True)
+            shown = stack.enter_context(single_view()).job(title, unit)
+        else:
+            shown = quiet = Quiet(title)
+        start = time.monotonic()
 
-    def listen(event: Any) -> None:
-        if isinstance(event, Said) and tracker is not None:
-            event.to(tracker)
-        elif isinstance(event, Done) and bar is not None:
-            bar.total = event.total
-            # What a continued run did earlier must not count as speed.
-            bar.initial = bar.initial or (event.done if bar.n == 0 else 0)
-            bar.update(event.done - bar.n)
-        elif isinstance(event, Line):
-            (print if bar is None else bar.write)(f"{title}: {event.text}")
+        def listen(event: Any) -> None:
+            if isinstance(event, Said):
+                if event.method == "metrics" and (loss := event.arguments[0].get(LOSS)) is not None:
+                    shown.loss(loss)
+                if tracker is not None:
+                    event.to(tracker)
+            elif isinstance(event, Done):
+                shown.at(event.done, event.total)
+            elif isinstance(event, Line):
+                print(f"{title}: {event.text}", flush=True)
 
-    try:
-        yield listen
-    finally:
-        if bar is not None:
-            bar.close()
-    print(f"{title}: {time.monotonic() - start:.0f} s", flush=True)
+        try:
+            yield listen
+        finally:
+            shown.close()
+        seconds = time.monotonic() - start
+    if quiet:
+        print(f"{title}: {quiet.ended(seconds)}", flush=True)
+    elif not view:
+        print(f"{title}: {seconds:.0f} s", flush=True)
