@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 WHOLE = ("code", "prepare", "reference", "tabulate")  # of the workload
-CHECKED = ("train", "evaluate")  # those whose work files are checked first
 NAMED = ("train", "evaluate", "tune")  # of a run, or a search
 
 
@@ -26,20 +25,24 @@ def main(arguments: list[str]) -> None:
     guarded(" ".join(arguments), lambda: run(stage, name, *rest))
 
 
-def run(stage: Any, name: str, *rest: str) -> None:
+def run(stage: Any, kind: str, *rest: str) -> None:
     """Run a stage. Its work files are checked before, and those that it keeps get their checksums after."""
-    if name not in CHECKED:
+    if kind not in ("train", "evaluate"):
         stage.main(*rest)
         return
     from cmcore.pipeline.common import load
     from cmcore.pipeline.process import tell
-    from cmcore.pipeline.work import mend, seal
+    from cmcore.pipeline.work import mend_run, mend_shards, seal
 
-    setup, whole = load(), "@".join([name, *rest])
-    for replicate in range(setup.project.replicates(*rest)):
-        mend(setup, whole, replicate, tell)
-    stage.main(*rest)
-    seal(setup, whole)
+    setup, (name,) = load(), rest
+    if kind == "evaluate":
+        mend_shards(setup, name, tell)
+        stage.main(name)
+        seal(setup, name)
+        return
+    for replicate in range(setup.project.replicates(name)):
+        mend_run(setup, name, replicate, tell)
+    stage.main(name)
 
 
 if __name__ == "__main__":

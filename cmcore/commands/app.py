@@ -567,8 +567,10 @@ def clean() -> None:
       cmlab clean
     """
     from cmcore.commands.clean import clean as remove
+    from cmcore.pipeline.turn import turn
 
-    show(remove(Path.cwd()))
+    with turn(Path.cwd(), f"{NAME} clean", wait=False):
+        show(remove(Path.cwd()))
 
 
 @app.command()

@@ -4,6 +4,7 @@ Ray listens on every network interface, even on a single machine, and anyone who
 requires a random token that only its child processes know.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -138,8 +139,9 @@ def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
 def _remove_left_over(place: Path) -> None:
     """Remove the folders of processes that were killed."""
     for folder in place.glob("cmray-*-*"):
-        if not Path("/proc", folder.name.split("-")[1]).exists() and folder.stat().st_uid == os.getuid():
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # of the same idea, another process was faster
+            if not Path("/proc", folder.name.split("-")[1]).exists() and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Damaged files are set aside in `.work/damaged`, one of each name, so that they can be looked at and are made again.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -103,7 +104,7 @@ def mend_dvc_folder(root: Path) -> list[str]:
         return []
     except ValueError:
         pass
-    path.unlink()
+    path.unlink(missing_ok=True)
     return [f"{path.relative_to(root)} was damaged, and removed: no DVC runs here"]
 
 
@@ -135,7 +136,10 @@ def md5(path: Path) -> str:
 
 
 def remove_damaged(cache: Path, name: str) -> None:
-    """Remove an object from DVC's cache, and those that it lists, where they are not what their names say."""
+    """Remove an object from DVC's cache, and those that it lists, where they are not what their names say.
+
+    Other checkouts may share the cache, and do the same.
+    """
 
     def place(name: str) -> Path:
         return cache / name[:2] / name[2:]
@@ -147,8 +151,9 @@ def remove_damaged(cache: Path, name: str) -> None:
         except (OSError, ValueError, KeyError, TypeError):  # then it is removed itself
             listed = []
     for one in (name, *listed):
-        if place(one).is_file() and md5(place(one)) != one.removesuffix(".dir"):
-            place(one).unlink()
+        with contextlib.suppress(FileNotFoundError):
+            if md5(place(one)) != one.removesuffix(".dir"):
+                place(one).unlink()
 
 
 class Checksums:

@@ -21,7 +21,7 @@ from cmcore.pipeline.process import tell, told
 from cmcore.pipeline.replicates import jobs_of, split
 from cmcore.pipeline.speeds import Speeds
 from cmcore.pipeline.tidy import remove
-from cmcore.pipeline.work import mend, seal
+from cmcore.pipeline.work import mend_run, mend_shards, seal
 
 COMPUTED = ("reference", "train", "evaluate")  # kinds of stages that are computed here
 
@@ -160,9 +160,11 @@ def compute_stages(
         kind, *names = stage.split("@")
         module, folders = plugins.load("stages", kind), f"{'-'.join([*names, '*'])}"
         begun, start = set(folder.glob(folders)), time.monotonic()
-        mend(setup, stage, replicate, tell)
+        if kind == "train":
+            mend_run(setup, names[0], replicate, tell)
         result = module.compute(setup, *names, replicate)
-        seal(setup, stage)
+        if kind == "evaluate":
+            seal(setup, names[0])
         seconds = time.monotonic() - start
         with lock:
             if kind != "train" or set(folder.glob(folders)) > begun:  # else it went on from a checkpoint
@@ -183,5 +185,8 @@ def compute_stages(
         print(f"{job.replace('@', ' ')}: {line}", file=sys.stderr, flush=True)
 
     expect(rest())
+    for kind, _, name in (stage.partition("@") for stage in parts):
+        if kind == "evaluate":
+            mend_shards(setup, name, tell)
     with connection(setup.compute) if ray else contextlib.nullcontext():
         run_graph(costs, inner, jobs, work, failed)

@@ -1,6 +1,7 @@
 """Damage in the work folders, found before a stage goes on from them: what it names is set aside and made again."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,19 +18,12 @@ from cmcore.train.timing import TIME, TrainingTime
 
 Say = Callable[[str], None]
 RECORDS, SUM = "records-*.json", ".sha256"
+_SEALING = threading.Lock()  # jobs of one evaluation end side by side, and one sees the records of another
 
 
-def mend(setup: Setup, stage: str, replicate: int, say: Say) -> None:
-    """Set aside what is damaged of the work files of a replicate of a stage."""
-    kind, _, name = stage.partition("@")
-    if kind == "train":
-        _mend_run(setup, setup.project.replicate(name, replicate), replicate, say)
-    elif kind == "evaluate":
-        _mend_shards(setup, name, say)
-
-
-def _mend_run(setup: Setup, run: Run, replicate: int, say: Say) -> None:
-    folders, root = setup.folders, setup.folders.root
+def mend_run(setup: Setup, name: str, replicate: int, say: Say) -> None:
+    """Set aside what is damaged of the work files of a replicate of a run, before it is trained."""
+    run, folders, root = setup.project.replicate(name, replicate), setup.folders, setup.folders.root
     inputs = Inputs(folders.data, *(setup.weights(source, replicate) for source in (run.init, run.teacher)))
     if not (folders.manifest.is_file() and inputs.init.is_file() and inputs.teacher.is_file()):
         return
@@ -68,9 +62,13 @@ def _mend_time(folder: Path, root: Path, say: Say) -> None:
         TrainingTime().write(path)
 
 
-def _mend_shards(setup: Setup, name: str, say: Say) -> None:
-    """Remove damaged shards, and records without their checksum. Those of other runs of a similar name do no harm."""
-    for store in (setup.folders.work / setup.folders.workload / "shards").glob(f"{name}-*"):
+def mend_shards(setup: Setup, name: str, say: Say) -> None:
+    """Remove damaged shards, and records without their checksum, of all replicates of a run.
+
+    Those of other runs of a similar name may be among them. So it is for the time before any evaluation starts, which
+    writes records first and their checksums then.
+    """
+    for store in _stores(setup, name):
         for path in store.rglob("*.safetensors"):
             try:
                 checkpoint.load(path)
@@ -80,15 +78,18 @@ def _mend_shards(setup: Setup, name: str, say: Say) -> None:
         for path in store.glob(RECORDS):
             mark = path.with_name(path.name + SUM)
             if not mark.is_file() or mark.read_text(encoding="ascii", errors="replace") != file_digest(path):
-                path.unlink()
+                path.unlink(missing_ok=True)
                 say(f"{path.relative_to(setup.folders.root)} does not have its checksum: removed, and measured again")
 
 
-def seal(setup: Setup, stage: str) -> None:
-    """Give the records that an evaluation keeps for later their checksums."""
-    kind, _, name = stage.partition("@")
-    stores = (setup.folders.work / setup.folders.workload / "shards").glob(f"{name}-*") if kind == "evaluate" else ()
-    for path in (path for store in stores for path in store.glob(RECORDS)):
-        mark = path.with_name(path.name + SUM)
-        if not mark.is_file():
-            write_atomic(mark, file_digest(path).encode())
+def seal(setup: Setup, name: str) -> None:
+    """Give the records that an evaluation of a run keeps for later their checksums."""
+    with _SEALING:
+        for path in (path for store in _stores(setup, name) for path in store.glob(RECORDS)):
+            mark = path.with_name(path.name + SUM)
+            if not mark.is_file():
+                write_atomic(mark, file_digest(path).encode())
+
+
+def _stores(setup: Setup, name: str) -> list[Path]:
+    return sorted((setup.folders.work / setup.folders.workload / "shards").glob(f"{name}-*"))

@@ -1,8 +1,13 @@
-"""A table as Markdown, CSV, LaTeX and HTML. Equal tables give equal bytes."""
+"""A table as Markdown, CSV, LaTeX and HTML. Equal tables give equal bytes.
+
+Names of devices, texts of records and values of searches come from files and machines of others. So none is more than
+text in any of the formats: no markup, no formula, no control character.
+"""
 
 import csv
 import html
 import io
+import re
 
 from cmcore.numbers import GAP
 from cmcore.report.cells import DASH, Cell, Column, Table
@@ -25,6 +30,32 @@ TEX = {
     DASH: "--",
     GAP: r"\,",
 }
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")  # also those that turn the direction of text
+MARKUP = re.compile(r"[\\`*|<>~]|&(?=#?\w+;)|(?<=\])[(\[]")  # of Markdown, and of HTML in it; the last are links
+ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+FORMULA = re.compile(r"\s*[=+\-@]")  # at the head of a cell, for spreadsheets
+
+
+def plain(text: object) -> str:
+    """The text on one line, without control characters."""
+    return CONTROL.sub(" ", str(text))
+
+
+def markdown_text(text: object) -> str:
+    """The text in Markdown, none of which is markup."""
+    return MARKUP.sub(lambda found: ENTITIES.get(found[0], f"\\{found[0]}"), plain(text))
+
+
+def csv_cell(value: object) -> str:
+    """A number as it is. A text that spreadsheets would compute, not being a number, gets an apostrophe before it."""
+    text = "" if value is None else plain(value)
+    if not FORMULA.match(text):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def head(column: Column) -> str:
@@ -34,10 +65,13 @@ def head(column: Column) -> str:
 
 def markdown(table: Table) -> str:
     """GitHub's Markdown: the title, the table, the caption."""
-    lines = [[head(column) for column in table.columns], [_rule(table, i) for i in range(len(table.columns))]]
+    lines = [
+        [markdown_text(head(column)) for column in table.columns],
+        [_rule(table, i) for i in range(len(table.columns))],
+    ]
     lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"### {table.title}\n\n{body}\n\n{table.caption}\n"
+    return f"### {markdown_text(table.title)}\n\n{body}\n\n{markdown_text(table.caption)}\n"
 
 
 def _rule(table: Table, index: int) -> str:
@@ -50,7 +84,7 @@ def numeric(table: Table, index: int) -> bool:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = cell.text.replace("|", r"\|").replace("\n", " ").replace("*", r"\*")
+    text = markdown_text(cell.text)
     if cell.best:
         return f"**{text}**"
     return f"*{text}*" if cell.best_of_group else text
@@ -65,7 +99,7 @@ def csv_text(table: Table) -> str:
         [column.key, f"{column.key}_spread"][: 1 + spread]
         for column, spread in zip(table.columns, spreads, strict=True)
     ]
-    writer.writerow([name for pair in names for name in pair])
+    writer.writerow([csv_cell(name) for pair in names for name in pair])
     for row in table.rows:
         pairs = [[_raw(cell), _number(cell.spread)][: 1 + spread] for cell, spread in zip(row, spreads, strict=True)]
         writer.writerow([item for pair in pairs for item in pair])
@@ -73,7 +107,7 @@ def csv_text(table: Table) -> str:
 
 
 def _raw(cell: Cell) -> str:
-    return _number(cell.value) or cell.text
+    return _number(cell.value) or csv_cell(cell.text)
 
 
 def _number(value: float | None) -> str:
@@ -99,7 +133,7 @@ def latex(table: Table) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(letter, letter) for letter in text)
+    return "".join(TEX.get(letter, letter) for letter in plain(text))
 
 
 def _tex_cell(cell: Cell) -> str:
@@ -139,4 +173,4 @@ def _html_cell(table: Table, index: int, cell: Cell) -> str:
 
 
 def _breakable(text: str) -> str:
-    return html.escape(text).replace("_", "_<wbr>")
+    return html.escape(plain(text)).replace("_", "_<wbr>")

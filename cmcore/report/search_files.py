@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cmcore.numbers import short
+from cmcore.report.formats import csv_cell, markdown_text, plain
 from cmcore.report.importance import Axis
 from cmcore.report.plots import save
 from cmcore.report.search_figures import importance, parallel
@@ -32,10 +33,12 @@ def _csv(search: SearchResult, axes: Sequence[Axis]) -> str:
     rungs, paths = search.rungs, [axis.path for axis in axes]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["rank", "trial", "outcome", *paths, *(f"fd at {images} images" for images in rungs)])
+    rows: list[list[Any]] = [["rank", "trial", "outcome", *paths, *(f"fd at {images} images" for images in rungs)]]
     for rank, trial in enumerate(search.trials, start=1):
         values = [trial.values.get(path, "") for path in paths]
-        writer.writerow([rank, trial.key, trial.outcome, *values, *(trial.scores.get(images, "") for images in rungs)])
+        scores = [trial.scores.get(images, "") for images in rungs]
+        rows.append([rank, trial.key, trial.outcome, *values, *scores])
+    writer.writerows([csv_cell(cell) for cell in row] for row in rows)
     return buffer.getvalue()
 
 
@@ -48,7 +51,7 @@ def _yaml(search: SearchResult) -> str:
         *(f"# Seed {one['seed']:g}: {_before_after(one)}" for one in search.confirmed),
         f"# `make adopt NAME={search.name}` writes this into params.yaml.",
     ]
-    return "\n".join(lines) + "\n" + yaml.safe_dump(dict(search.best), sort_keys=False)
+    return "\n".join(map(plain, lines)) + "\n" + yaml.safe_dump(dict(search.best), sort_keys=False)
 
 
 def _page(search: SearchResult, axes: Sequence[Axis], top: int = 10) -> str:
@@ -56,7 +59,8 @@ def _page(search: SearchResult, axes: Sequence[Axis], top: int = 10) -> str:
     paths = [axis.path for axis in axes]
     lines = [
         f"# Search `{search.name}` over the run `{search.base}`",
-        f"Ranked by {search.metric}: the lower, the better. `make adopt NAME={search.name}` takes the best over.",
+        f"Ranked by {markdown_text(search.metric)}: the lower, the better. "
+        f"`make adopt NAME={search.name}` takes the best over.",
         "```yaml\n" + yaml.safe_dump(dict(search.best), sort_keys=False) + "```",
     ]
     if search.confirmed:
@@ -86,7 +90,7 @@ def _page(search: SearchResult, axes: Sequence[Axis], top: int = 10) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |" for line in lines)
 
 
 def _before_after(one: Mapping[str, float]) -> str:

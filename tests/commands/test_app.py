@@ -220,7 +220,9 @@ def test_the_console_script_is_this_command_line():
     assert app.info.name == "cmlab"
 
 
-@pytest.mark.parametrize("words", [("repro",), ("repro", "--set", "train.seed=3"), ("tune", "x"), ("report",)])
+@pytest.mark.parametrize(
+    "words", [("repro",), ("repro", "--set", "train.seed=3"), ("tune", "x"), ("report",), ("clean",)]
+)
 def test_a_second_command_says_who_works_before_it_touches_anything(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

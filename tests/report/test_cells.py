@@ -6,7 +6,7 @@ import io
 import pytest
 
 from cmcore.report.cells import Cell, Column, Table, count, marked, measured
-from cmcore.report.formats import csv_text, html_table, latex, markdown
+from cmcore.report.formats import csv_cell, csv_text, html_table, latex, markdown, markdown_text
 
 
 def test_infinite_values_are_refused() -> None:
@@ -76,3 +76,77 @@ def test_html_escapes() -> None:
 def test_a_row_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match="expected 3 cells in a row, got 1"):
         Table("t", "T", COLUMNS, ((Cell("a"),),), "")
+
+
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "\r\n=1", "=-1", "-", "--1", "+\u0661x"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_text_is_a_formula(text: str) -> None:
+    cells = ((Cell(text), measured(-1 / 3), Cell(text)),)
+    (row,) = csv.DictReader(io.StringIO(csv_text(Table("t", "T", COLUMNS, cells, ""))))
+    assert row["run"].startswith("'")
+    assert row["recall"] == row["run"]
+    assert float(row["fd"]) == -1 / 3
+
+
+@pytest.mark.parametrize("number", [-1, -1.5, "-2", "+3e-4", "-inf", "1", 0.1, "-1e-300"])
+def test_negative_numbers_stay_numbers(number: object) -> None:
+    assert csv_cell(number) == str(number)
+
+
+def test_what_is_missing_stays_empty() -> None:
+    assert (csv_cell(None), csv_cell("")) == ("", "")
+
+
+MARKUP = [
+    "<img src=x onerror=alert(1)>",
+    "a|b",
+    "[x](javascript:alert)",
+    "![x](http://x)",
+    "[x][y]",
+    "`code`",
+    "**x**",
+    "~~x~~",
+    "&lt;b&gt; &#60;",
+    "a\\|b",
+    "one\n\n# two",
+    "\x1b[2J\u2028\u202e",
+]
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_no_text_is_markup(text: str) -> None:
+    """Rendered as GitHub does it, by the rules of CommonMark with tables, every cell shows the text itself."""
+    renderer = (
+        pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    )
+    columns = (Column("a", text), *COLUMNS[1:])
+    shown = markdown(Table("t", text, columns, ((Cell(text), Cell(text), Cell("z")),), text))
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in shown)
+    tokens = [child for token in renderer.parse(shown) for child in (token.children or ())]
+    assert {token.type for token in tokens} <= {"text", "text_special", "html_entity"}
+    inline = ["".join(c.content for c in token.children) for token in renderer.parse(shown) if token.type == "inline"]
+    expected = " ".join(text.replace("\x1b", " ").replace("\u2028\u202e", " ").split())
+    assert [" ".join(one.split()) for one in inline] == [
+        expected,
+        expected,
+        "fd_x ↓",
+        "recall ↑",
+        expected,
+        expected,
+        "z",
+        expected,
+    ]
+
+
+def test_ordinary_text_stays_as_it_is_in_markdown() -> None:
+    for text in ("reflow_distilled", "NVIDIA H100 80GB, 2 threads", "1.2\u202fh", "R&D, [0, 1]: 95 %", "± – ↓ (2^32)"):
+        assert markdown_text(text) == text
+
+
+def test_controls_of_terminals_are_in_no_format() -> None:
+    cells = ((Cell("a\x1b[2Jb\n\nc\u202ed"), measured(1.0), measured(2.0)),)
+    for form in (markdown, csv_text, latex, html_table):
+        assert "\x1b" not in form(Table("t", "T", COLUMNS, cells, "c\x1b"))
+        assert "\u202e" not in form(Table("t", "T", COLUMNS, cells, "c\x1b"))

@@ -86,6 +86,18 @@ def test_files_agree_with_one_another(tmp_path):
     assert "stopped by asha" in page
 
 
+def test_what_trials_say_is_text_in_every_file(tmp_path):
+    found = [*trials(), TrialResult("=t8", {"train.lr": -0.5, "options.q": "@q"}, {100: 9.0}, "error: <b>|x|\n| y")]
+    axes = [Axis(axis.path, axis.low, axis.high, lambda _: 0.5) for axis in AXES]
+    write_search(report(trials=found, metric="fd\nruns: {}"), axes, tmp_path)
+    with (tmp_path / "trials.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    assert (row["trial"], row["train.lr"], row["options.q"]) == ("'=t8", "-0.5", "'@q")
+    page = (tmp_path / "index.md").read_text()
+    assert r"error: &lt;b&gt;\|x\| \| y |" in page
+    assert load_yaml(tmp_path / "best.yaml") == report().best
+
+
 def test_the_same_search_gives_the_same_bytes(tmp_path):
     first, second = (write_search(report(), AXES, tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

@@ -159,7 +159,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, run: Callable[..., list[Path]]) -> No
     fake = SimpleNamespace(compute=run, write=lambda setup, name, results: results[0])
     monkeypatch.setattr(parallel.plugins, "load", lambda *_: fake)
     monkeypatch.setattr(parallel, "connection", lambda _: nullcontext())
-    monkeypatch.setattr(parallel, "mend", lambda *_: None)  # it looks at the methods of the runs
+    monkeypatch.setattr(parallel, "mend_run", lambda *_: None)  # it looks at the methods of the runs
 
 
 def test_estimates_improve_with_every_stage(tmp_path, monkeypatch):
@@ -204,6 +204,28 @@ def test_work_files_stay_until_the_results_are_recorded(tmp_path, monkeypatch):
     assert shards.exists()
     compute_stages(setup, ["evaluate@edm"], 1, nothing)
     assert not shards.exists()
+
+
+def test_records_of_one_evaluation_are_safe_from_the_check_before_another(tmp_path, monkeypatch):
+    """A record is written before its checksum, and the names of two runs may begin alike."""
+    setup = project(tmp_path / "p", replicates=2)
+    store, written = setup.folders.work / "tiny/shards/edm-0123456789abcdef", threading.Event()
+    store.mkdir(parents=True)
+    (store / "records-old.json").write_text("{}")
+
+    def run(_: Setup, name: str, replicate: int) -> list[Path]:
+        if replicate:  # the other job begins, and would check, meanwhile
+            assert written.wait(10)
+            return []
+        (store / "records-new.json").write_text("{}")
+        written.set()
+        time.sleep(0.3)
+        assert (store / "records-new.json").exists()
+        return []
+
+    stage(monkeypatch, run)
+    compute_stages(setup, ["evaluate@edm"], 2, nothing)
+    assert sorted(path.name for path in store.iterdir()) == ["records-new.json", "records-new.json.sha256"]
 
 
 def test_one_stage_at_a_time_runs_in_the_main_thread():
