@@ -10,17 +10,20 @@ def short(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def rounded(value: float, spread: float = 0.0) -> tuple[str, str]:
+def rounded(value: float, spread: float = 0.0, most: int = 6) -> tuple[str, str]:
     """`value` and `spread` as text: the spread with one digit (two if it starts with 1), the value to the same decimal.
 
-    Without a spread the value keeps three significant digits.
+    Without a spread the value keeps three significant digits, and never more than `most` of them. A spread that would
+    be 0 at the decimals of the value keeps a digit of its own.
     """
     if spread <= 0:
         return _fixed(value, _decimals(value, 3)), ""
-    decimals = _decimals(spread, 2 if f"{spread:.1e}".startswith("1") else 1)
+    two = any(f"{spread:.{digits}e}".startswith("1") for digits in (0, 1))  # 0.096 is 0.10, like 0.104
+    decimals = _decimals(spread, 1) + two
     if value:
-        decimals = min(decimals, _decimals(value, 6))  # a spread far below the value says nothing more
-    return _fixed(value, decimals), _fixed(spread, decimals)
+        decimals = min(decimals, _decimals(value, most))
+    shown, over = _fixed(value, decimals), _fixed(spread, decimals)
+    return shown, over if float(over) else f"{spread:.1g}"
 
 
 def _decimals(value: float, digits: int) -> int:

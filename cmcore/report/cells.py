@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cmcore import numbers
+from cmcore.evaluate.records import MetricRecord
 
 # By column, the rows that compare and the best of them, and whether they are of one group: the rows tied with the best.
 Tied = Callable[[str, Sequence[int], int, bool], set[int]]
@@ -22,15 +23,20 @@ class Cell:
     spread: float | None = None
     best: bool = False  # the best of its column
     best_of_group: bool = False  # the best of its column among the rows of its group
+    source: str = ""  # of a measured value: "run|NFE|sampler|metric", by which the page shows where it comes from
 
 
 @dataclass(frozen=True)
 class Column:
-    """`key` names the column in files, `head` for readers; `better` says which end is good."""
+    """`key` names the column in files, `head` for readers; `better` says which end is good.
+
+    A `minor` column stands in CSV, and on the page where a reader asks for it.
+    """
 
     key: str
     head: str
     better: Better = ""
+    minor: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,26 @@ class Table:
 
 
 def measured(value: float, spread: float = 0.0) -> Cell:
-    """A cell that shows a measured value with its spread."""
+    """A cell that shows a measured value with its spread, in at most three significant digits."""
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number in a table, got {value}")
-    shown, over = numbers.rounded(value, spread)
+    shown, over = numbers.rounded(value, spread, most=3)
     return Cell(f"{shown} ± {over}" if over else shown, value, spread or None)
+
+
+def of_record(record: MetricRecord | None) -> Cell:
+    """A cell of a record, or a dash."""
+    if record is None:
+        return Cell(DASH)
+    p = record.provenance
+    return replace(measured(record.value, record.spread), source=f"{p.run}|{p.nfe}|{p.sampler}|{record.key}")
+
+
+def major(table: Table) -> Table:
+    """The table without its minor columns."""
+    kept = [index for index, column in enumerate(table.columns) if not column.minor]
+    rows = tuple(tuple(row[index] for index in kept) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[index] for index in kept), rows=rows)
 
 
 def count(number: int) -> Cell:

@@ -1,7 +1,7 @@
 """Quality curves. Each takes runs and returns a matplotlib figure, or None where there is nothing to show."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,35 +9,44 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cmcore.evaluate.records import MetricRecord
-from cmcore.report.captions import BASELINES, run_title
+from cmcore.report.captions import BASELINES, is_ranked, run_title
+from cmcore.report.headline import KEYS, entries
 from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_log, style, thousands
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import pooled, values
 
 LABEL_HEIGHT, LABEL_WIDTH = 12.5 / 72, 0.075  # inches of a line, and of a character, of a label
-LINES = ("-", "--", ":", "-.", (0, (1, 4)))  # of the samplers of a run
+MOST = 10  # lines that a reader tells apart; of more, the best are named and the others are pale
+PALE = "#c4c4c4"
+Curve = list[tuple[float, float, float]]  # x, value, spread
 
 
 def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] = ()) -> Figure | None:
-    """Frechet distance against the number of function evaluations, both logarithmic."""
-    curves = [
-        (index, run_title(run) + (f", {sampler}" if order else ""), LINES[order % len(LINES)], curve)
-        for index, run in enumerate(runs)
-        for order, (sampler, curve) in enumerate(_curves_by_sampler(pooled(run).records).items())
-    ]
+    """Frechet distance against the number of function evaluations, both logarithmic: a line per run.
+
+    A run with several samplers shows the least distance that it reaches with at most so many evaluations. Of many
+    runs, the three best at 1, 2, 4 and more evaluations are named, and those that are not ranked.
+    """
+    curves = [(index, run, curve) for index, run in enumerate(runs) if (curve := _best_curve(pooled(run)))]
     if not curves:
         return None
+    named = _named(runs) if len(curves) > MOST else {run.facts.run for run in runs}
+    shown = [(index, run, curve) for index, run, curve in curves if run.facts.run in named]
     with style():
-        figure, axes = _single([label for _, label, _, _ in curves])
+        figure, axes = _single([run_title(run) for _, run, _ in shown])
         _log(axes, "number of function evaluations (NFE)", _fd_name(runs))
+        for _, run, curve in curves:
+            if run.facts.run not in named:
+                x, y, _ = zip(*curve, strict=True)
+                axes.plot(x, y, color=PALE, marker=".", linewidth=1, zorder=1)
         ends = []
-        for index, label, line, curve in curves:
+        for index, run, curve in shown:
             x, y, spread = zip(*curve, strict=True)
-            axes.errorbar(
-                x, y, yerr=_bars(y, spread), color=colour(index), marker=marker(index), capsize=2, linestyle=line
-            )
-            ends.append((x[-1], y[-1], label, colour(index)))
-        ticks = sorted({point[0] for _, _, _, curve in curves for point in curve})
+            line = "-" if is_ranked(run) else ":"
+            bars = _bars(y, spread)
+            axes.errorbar(x, y, yerr=bars, color=colour(index), marker=marker(index), capsize=2, linestyle=line)
+            ends.append((x[-1], y[-1], run_title(run), colour(index)))
+        ticks = sorted({point[0] for _, _, curve in curves for point in curve})
         axes.set_xlim(min(ticks) * 0.85, max(ticks) * 1.18)
         _baseline(axes, baselines)
         axes.set_xticks(ticks, _spread_ticks(ticks))
@@ -47,28 +56,48 @@ def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] 
     return figure
 
 
+def _named(runs: Sequence[RunReport]) -> set[str]:
+    """The three best runs at each number of function evaluations of the headline, and those that are not ranked."""
+    every = entries(runs)
+    found = {entry.run.facts.run for entry in every if not entry.ranked}
+    for key in KEYS:
+        held = [entry for entry in every if entry.ranked and key in entry.found]
+        found |= {entry.run.facts.run for entry in sorted(held, key=lambda entry: entry.found[key].value)[:3]}
+    return found
+
+
+def _best_curve(run: RunReport) -> Curve:
+    """The run's points over NFE; of several samplers, those that are better than all cheaper ones."""
+    curve = _curve(run.records, lambda record: record.provenance.nfe)
+    if len({record.provenance.sampler for record in run.records if record.key == "fd"}) < 2:
+        return curve
+    return [point for place, point in enumerate(curve) if all(point[1] < cheaper[1] for cheaper in curve[:place])]
+
+
 def one_step_by_seed(runs: Sequence[RunReport]) -> Figure | None:
-    """One-step Frechet distance of every training seed, a column of points per run; a bar at their mean."""
-    found = [(index, run, values(run)) for index, run in enumerate(runs)]
+    """One-step Frechet distance of every training seed: points per run, the best run first, a bar at the mean."""
     points = [
-        (index, run, list(by_seed.values()))
-        for index, run, every in found
-        for (row, metric), by_seed in every.items()
+        (float(np.mean(list(by_seed.values()))), index, run, list(by_seed.values()))
+        for index, run in enumerate(runs)
+        for (row, metric), by_seed in values(run).items()
         if row[0] == 1 and metric == "fd"
     ]
     if not points or not any(run.replicates for run in runs):
         return None
+    points.sort(key=lambda point: point[0])
+    height = 0.75 + 0.2 * len(points)
     with style():
-        figure, axes = _single()
-        axes.set_yscale("log")
-        axes.set_ylabel(f"one-step {_fd_name(runs)}")
-        for place, (index, _, y) in enumerate(points):
-            x = place + np.linspace(-0.15, 0.15, len(y))
-            axes.plot(x, y, color=colour(index), marker=marker(index), linestyle="none")
-            axes.plot([place - 0.3, place + 0.3], [np.mean(y)] * 2, color=colour(index))
-        axes.set_xticks(range(len(points)), [run_title(run) for _, run, _ in points], rotation=30, ha="right")
-        axes.set_xlim(-0.6, len(points) - 0.4)
-        plain_log(axes)
+        figure = Figure(figsize=(WIDTH, height))
+        margin = _margin([run_title(run) for _, _, run, _ in points])
+        axes = figure.add_axes((margin, 0.5 / height, 0.97 - margin, 1 - 0.6 / height))
+        axes.set_xscale("log")
+        axes.set_xlabel(f"one-step {_fd_name(runs)}")
+        for place, (mean, index, _, x) in enumerate(points):
+            axes.plot(x, [place] * len(x), color=colour(index), marker="o", linestyle="none", alpha=0.6)
+            axes.plot([mean] * 2, [place - 0.35, place + 0.35], color=colour(index), linewidth=2)
+        axes.set_yticks(range(len(points)), [run_title(run) for _, _, run, _ in points], fontsize=8.5)
+        axes.set_ylim(len(points) - 0.4, -0.6)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return figure
 
 
@@ -78,7 +107,8 @@ def quality_by_images(runs: Sequence[RunReport], baselines: Sequence[MetricRecor
     if not steps:
         return None
     with style():
-        shown = [[run_title(run) for run in runs if _snapshots(run, nfe)] for nfe in steps]
+        named = {nfe: _least(runs, nfe) for nfe in steps}
+        shown = [[run_title(run) for run in runs if run.facts.run in named[nfe]] for nfe in steps]
         each = max(2.5, LABEL_HEIGHT * max(map(len, shown)) + 0.45)  # inches of a panel with its title
         height = 0.55 + each * len(steps)
         figure = Figure(figsize=(WIDTH, height))
@@ -86,17 +116,23 @@ def quality_by_images(runs: Sequence[RunReport], baselines: Sequence[MetricRecor
         right = min(0.8, 1 - _margin([label for labels in shown for label in labels]))
         figure.subplots_adjust(0.13, 0.48 / height, right, 1 - 0.3 / height, hspace=0.24)
         for axes, nfe in zip(panels, steps, strict=True):
-            _images_panel(axes, runs, nfe)
+            _images_panel(axes, runs, nfe, named[nfe])
             axes.set_ylabel("fd")
             _baseline(axes, baselines)
         panels[-1].set_xlabel("training images seen")
         for axes, nfe in zip(panels, steps, strict=True):
             plain_log(axes)
-            label_ends(axes, _ends(axes, runs, nfe))
+            label_ends(axes, _ends(runs, nfe, named[nfe]))
     return figure
 
 
-def _images_panel(axes: Axes, runs: Sequence[RunReport], nfe: int) -> None:
+def _least(runs: Sequence[RunReport], nfe: int) -> set[str]:
+    """The runs whose last snapshots are best, at most `MOST`."""
+    held = [(curve[-1][1], run.facts.run) for run in runs if (curve := _snapshots(run, nfe))]
+    return {name for _, name in sorted(held)[:MOST]}
+
+
+def _images_panel(axes: Axes, runs: Sequence[RunReport], nfe: int, named: Collection[str]) -> None:
     axes.set_yscale("log")
     axes.set_title(f"{_fd_name(runs)}, {nfe} NFE", fontsize=9)
     axes.xaxis.set_major_formatter(FuncFormatter(thousands))
@@ -104,15 +140,18 @@ def _images_panel(axes: Axes, runs: Sequence[RunReport], nfe: int) -> None:
     for index, run in enumerate(runs):
         if curve := _snapshots(run, nfe):
             x, y, _ = zip(*curve, strict=True)
-            axes.plot(x, y, color=colour(index), marker=marker(index))
+            if run.facts.run in named:
+                axes.plot(x, y, color=colour(index), marker=marker(index))
+            else:
+                axes.plot(x, y, color=PALE, marker=".", linewidth=1, zorder=1)
 
 
-def _ends(axes: Axes, runs: Sequence[RunReport], nfe: int) -> list[tuple[float, float, str, str]]:
-    curves = [(index, run, _snapshots(run, nfe)) for index, run in enumerate(runs)]
+def _ends(runs: Sequence[RunReport], nfe: int, named: Collection[str]) -> list[tuple[float, float, str, str]]:
+    curves = [(index, run, _snapshots(run, nfe)) for index, run in enumerate(runs) if run.facts.run in named]
     return [(curve[-1][0], curve[-1][1], run_title(run), colour(index)) for index, run, curve in curves if curve]
 
 
-def _snapshots(run: RunReport, nfe: int) -> list[tuple[float, float, float]]:
+def _snapshots(run: RunReport, nfe: int) -> Curve:
     return _curve([r for r in run.snapshots if r.provenance.nfe == nfe], lambda record: record.provenance.images)
 
 
@@ -148,16 +187,7 @@ def level_scan(runs: Sequence[RunReport]) -> Figure | None:
     return figure
 
 
-def _curves_by_sampler(records: Sequence[MetricRecord]) -> dict[str, list[tuple[float, float, float]]]:
-    """The points of every sampler, in the order of the records."""
-    named: dict[str, list[MetricRecord]] = {}
-    for record in records:
-        named.setdefault(record.provenance.sampler, []).append(record)
-    curves = {sampler: _curve(found, lambda record: record.provenance.nfe) for sampler, found in named.items()}
-    return {sampler: curve for sampler, curve in curves.items() if curve}
-
-
-def _curve(records: Sequence[MetricRecord], at: Callable[[MetricRecord], float]) -> list[tuple[float, float, float]]:
+def _curve(records: Sequence[MetricRecord], at: Callable[[MetricRecord], float]) -> Curve:
     return sorted((float(at(record)), record.value, record.spread) for record in records if record.key == "fd")
 
 

@@ -1,25 +1,51 @@
 """Samples and training curves: each takes runs and returns a figure, or None where there is nothing to show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from cmcore.evaluate.records import Provenance
+from cmcore.report.bands import WIDE, bands
 from cmcore.report.captions import run_title
-from cmcore.report.plots import WIDTH, canvas, colour, plain_log, style, thousands
+from cmcore.report.headline import FEW
+from cmcore.report.plots import WIDTH, colour, plain_log, style, thousands
 from cmcore.report.readers import Images, RunReport
+from cmcore.report.seeds import pooled
+
+MORE = "more"
 
 
-def samples(runs: Sequence[RunReport], columns: int = 8) -> Figure | None:
-    """Rows are methods at each NFE, columns are the same noise; the teacher's end points come first."""
-    rows: list[tuple[str, Images]] = []
+def samples(runs: Sequence[RunReport], columns: int = 5) -> Figure | None:
+    """A row per run, a block of images per number of function evaluations; every block shows the same noise.
+
+    The teacher's end points come first. Of more than four evaluations, each run shows its best row.
+    """
     endpoints = next((run.endpoints for run in runs if run.endpoints is not None), None)
+    shown = [(run_title(run), blocks) for run in runs if (blocks := _blocks(run))]
+    heads = [head for head in (*(f"{nfe} NFE" for nfe in FEW), MORE) if any(head in blocks for _, blocks in shown)]
+    rows = [(label, tuple(blocks.get(head) for head in heads)) for label, blocks in shown]
     if endpoints is not None:
-        rows.append(("teacher's ODE\nend point", endpoints))
-    for run in runs:
-        rows += [(f"{run_title(run)}\n{row}", images) for row, images in (run.samples or {}).items()]
-    return _bands(rows, columns)
+        rows.insert(0, ("teacher's ODE", (*[None] * (len(heads) - 1), endpoints)))
+    return bands(rows, columns, heads, wide=True)
+
+
+def _blocks(run: RunReport) -> dict[str, Images]:
+    """Images by block."""
+    found = {}
+    kept = [record for record in pooled(run).records if record.key == "fd"]
+    for record in sorted(kept, key=lambda one: -one.value):  # the best of a block is written last
+        if images := row_images(run.samples or {}, record.provenance):
+            nfe = record.provenance.nfe
+            found[f"{nfe} NFE" if nfe in FEW else MORE] = images[0]
+    return found
+
+
+def row_images(images: Mapping[str, Images], source: Provenance) -> tuple[Images, ...]:
+    """The images of a row, if they are kept; rows are named after a sampler where several have one cost."""
+    names = (f"{source.nfe} NFE, {source.sampler}", f"{source.nfe} NFE")
+    return tuple(images[name] for name in names if name in images)[:1]
 
 
 def nearest(runs: Sequence[RunReport], columns: int = 12, most: int = 6) -> Figure | None:
@@ -34,7 +60,7 @@ def nearest(runs: Sequence[RunReport], columns: int = 12, most: int = 6) -> Figu
         gaps = np.square(ours.astype(np.float64) - theirs).reshape(len(ours), -1).sum(1)
         order = np.argsort(gaps, kind="stable")[:columns]
         rows += [(f"{run_title(run)}\n{row}", ours[order]), ("nearest", theirs[order])]
-    return _bands(rows, columns)
+    return bands([(label, (images,)) for label, images in rows], columns)
 
 
 def _best(run: RunReport) -> tuple[float, RunReport, str] | None:
@@ -50,43 +76,18 @@ def _best(run: RunReport) -> tuple[float, RunReport, str] | None:
     return min(found, key=lambda one: one[0]) if found else None
 
 
-def _bands(rows: Sequence[tuple[str, Images]], columns: int) -> Figure | None:
-    """Rows of images under one another, with labels."""
-    if not rows:
-        return None
-    columns = min(columns, *(len(images) for _, images in rows))
-    bands = [canvas(images, columns) for _, images in rows]
-    heights = [band.shape[0] for band in bands]
-    picture = np.concatenate([_padded(band, max(b.shape[1] for b in bands)) for band in bands])
-    left = 1.15
-    with style():
-        tall = (WIDTH - left) * picture.shape[0] / picture.shape[1]
-        figure = Figure(figsize=(WIDTH, tall + 0.1))
-        axes = figure.add_axes((left / WIDTH, 0.05 / (tall + 0.1), 1 - left / WIDTH - 0.005, tall / (tall + 0.1)))
-        axes.imshow(picture, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
-        tops = np.cumsum([0, *heights[:-1]])
-        for (label, _), top, height in zip(rows, tops, heights, strict=True):
-            middle = top + 0.47 * height
-            axes.annotate(label, (0, middle), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=9)
-    return figure
-
-
-def _padded(band: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(band, ((0, 0), (0, width - band.shape[1]), (0, 0)), constant_values=255)
-
-
-def training_curves(runs: Sequence[RunReport], columns: int = 2) -> Figure | None:
+def training_curves(runs: Sequence[RunReport]) -> Figure | None:
     """Training loss against images seen, a panel per run: losses of different methods have different scales."""
     shown = [(index, run) for index, run in enumerate(runs) if run.history]
     if not shown:
         return None
+    columns, width = (2, WIDTH) if len(shown) <= 6 else (4, WIDE)
     lines = -(-len(shown) // columns)
     height = 0.55 + 1.55 * lines
     with style():
-        figure = Figure(figsize=(WIDTH, height))
+        figure = Figure(figsize=(width, height))
         grid = figure.subplots(lines, columns, squeeze=False)
-        figure.subplots_adjust(0.11, 0.5 / height, 0.97, 1 - 0.28 / height, hspace=0.55, wspace=0.26)
+        figure.subplots_adjust(0.55 / width, 0.5 / height, 0.97, 1 - 0.28 / height, hspace=0.55, wspace=0.3)
         for axes in grid.flat[len(shown) :]:
             axes.set_axis_off()
         for axes, (index, run) in zip(grid.flat, shown, strict=False):
@@ -100,7 +101,7 @@ def training_curves(runs: Sequence[RunReport], columns: int = 2) -> Figure | Non
             axes.set_title(run_title(run), color=colour(index))
             axes.tick_params(labelsize=8)
             axes.xaxis.set_major_formatter(FuncFormatter(thousands))
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(3))
         figure.supxlabel("training images seen", fontsize=10, y=0.06 / height)
     return figure
 

@@ -10,7 +10,7 @@ import io
 import re
 
 from cmcore.numbers import GAP
-from cmcore.report.cells import DASH, Cell, Column, Table
+from cmcore.report.cells import DASH, Cell, Column, Table, major
 
 ARROW = {"low": " ↓", "high": " ↑", "": ""}
 TEX = {
@@ -65,13 +65,15 @@ def head(column: Column) -> str:
 
 def markdown(table: Table) -> str:
     """GitHub's Markdown: the title, the table, the caption."""
+    table = major(table)
     lines = [
         [markdown_text(head(column)) for column in table.columns],
         [_rule(table, i) for i in range(len(table.columns))],
     ]
     lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"### {markdown_text(table.title)}\n\n{body}\n\n{markdown_text(table.caption)}\n"
+    parts = (f"### {markdown_text(table.title)}", body, markdown_text(table.caption))
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _rule(table: Table, index: int) -> str:
@@ -118,6 +120,7 @@ def _number(value: float | None) -> str:
 
 def latex(table: Table) -> str:
     """A booktabs table; a longtable where one page would not hold it."""
+    table = major(table)
     long = len(table.rows) > 40
     spec = "".join("r" if numeric(table, index) else "l" for index in range(len(table.columns)))
     names = " & ".join(_tex(head(column)) for column in table.columns) + r" \\"

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from cmcore.report.plots import WIDTH, canvas, style
-
-Images = NDArray[np.uint8]
+from cmcore.report.bands import bands
+from cmcore.report.readers import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +40,7 @@ def gallery(truth: Images, edits: Sequence[Edit]) -> Figure:
     rows = [("truth", truth)]
     for edit in edits:
         rows += [(f"{edit.task}:\nknown", edit.known), *((one.label, one.images) for one in edit.results)]
-    bands = [canvas(images, len(truth)) for _, images in rows]
-    picture, left = np.concatenate(bands), 1.5
-    with style():
-        tall = (WIDTH - left) * picture.shape[0] / picture.shape[1]
-        figure = Figure(figsize=(WIDTH, tall + 0.1))
-        axes = figure.add_axes((left / WIDTH, 0.05 / (tall + 0.1), 1 - left / WIDTH - 0.005, tall / (tall + 0.1)))
-        axes.imshow(picture, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
-        for index, (label, _) in enumerate(rows):
-            middle = (index + 0.47) * bands[0].shape[0]
-            axes.annotate(label, (0, middle), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+    figure = bands([(label, (images,)) for label, images in rows], len(truth), left=1.5)
+    if figure is None:
+        raise ValueError("expected at least one image, got none")
     return figure

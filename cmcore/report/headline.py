@@ -2,71 +2,141 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts
 from cmcore.numbers import rounded
 from cmcore.report.captions import BASELINES, is_ranked, metric_title, start, title, unranked_text
-from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, measured
+from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, of_record
 from cmcore.report.readers import RunReport
-from cmcore.report.seeds import ALPHA, Values, pooled, tied, values
+from cmcore.report.seeds import ALPHA, Values, decided, pooled, tied, values
 
 FEW = (1, 2, 4)
 MORE = "more"
+KEYS = (*map(str, FEW), MORE)
 EMPTY = Cell(DASH)
 
 
-def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None, data: str = "") -> Table:
-    """One row per run that has distances.
+@dataclass(frozen=True)
+class Entry:
+    """A run with the least distance at each of `KEYS`, and its values by training seed."""
 
-    Where a run has two samplers of one cost, the better one stands for it. Marks as in the whole comparison: the best
-    of a column, and all that are not significantly worse.
+    run: RunReport
+    found: dict[str, MetricRecord]
+    by_seed: dict[str, Values]
+    ranked: bool
+
+
+def entries(runs: Sequence[RunReport]) -> list[Entry]:
+    """The runs that have distances, by the distance at the fewest function evaluations; unranked ones last.
+
+    Where a run has two samplers of one cost, the better one stands for it.
     """
-    rows, samples, groups = [], list[dict[str, Values]](), list[str]()
-    metric = "fid" if any(r.metric == "fid" for run in runs for r in run.records) else "fd"
+    metric = _metric(runs)
+    every = []
     for run in runs:
         found = _best(pooled(run).records, metric)
-        if not found:
-            continue
         by_seed = values(run)
-        samples.append({key: by_seed[_row(record), metric] for key, record in found.items()})
-        facts, time = run.facts, run.time
-        # Every row is a group of its own: there is one mark, for the best of a column.
-        groups.append(facts.run if is_ranked(run) else "")
-        rows.append(
-            (
-                Cell(facts.run),
-                Cell(title(facts.method)),
-                *(_cell(found.get(str(nfe))) for nfe in FEW),
-                _cell(found.get(MORE), with_cost=True),
-                Cell(start(facts)),
-                count(facts.images),
-                duration(time.seconds) if time is not None and time.device else EMPTY,
-            )
+        of_key: dict[str, Values] = {
+            key: by_seed[(r.provenance.nfe, r.provenance.sampler), metric] for key, r in found.items()
+        }
+        if found:
+            every.append(Entry(run, found, of_key, is_ranked(run)))
+
+    def place(entry: Entry) -> tuple[bool, int, float]:
+        key = next(key for key in KEYS if key in entry.found)
+        return not entry.ranked, KEYS.index(key), entry.found[key].value
+
+    return sorted(every, key=place)
+
+
+def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None, data: str = "") -> Table:
+    """One row per run that has distances, in the order of `entries`.
+
+    Marks as in the whole comparison: the best of a column, and all that are not significantly worse. With several
+    training seeds, minor columns hold the ranks that all pairs of a column leave possible.
+    """
+    every, metric = entries(runs), _metric(runs)
+    several = any(run.replicates for run in runs)
+    ranks = {key: _ranks(every, key) for key in KEYS} if several else {}
+    rows = tuple(
+        (
+            Cell(entry.run.facts.run),
+            Cell(title(entry.run.facts.method)),
+            *(of_record(entry.found.get(key)) for key in KEYS[:-1]),
+            _with_cost(entry.found.get(MORE)),
+            *(shown.get(place, EMPTY) for shown in ranks.values()),
+            *_trained(entry.run),
         )
+        for place, entry in enumerate(every)
+    )
     name = next((r.name for run in runs for r in run.records if r.metric == metric), metric_title(metric))
     columns = (
         Column("run", "Run"),
         Column("method", "Method"),
         *(Column(str(nfe), f"{nfe} NFE", "low") for nfe in FEW),
         Column(MORE, "Best of more (NFE)", "low"),
+        *(Column(f"rank_{key}", f"Rank, {key} NFE", minor=True) for key in ranks),
         Column("init", "Starts from"),
         Column("images", "Images seen"),
         Column("seconds", "Wall time"),
     )
-    table = Table("headline", f"{name} by number of function evaluations", columns, tuple(rows), "", tuple(groups))
+    # Every row is a group of its own: there is one mark, for the best of a column.
+    groups = tuple(entry.run.facts.run if entry.ranked else "" for entry in every)
+    table = Table("headline", f"{name} by number of function evaluations", columns, rows, "", groups)
 
     def tied_rows(key: str, inside: Sequence[int], best: int, group: bool) -> set[int]:
         del group
-        return {inside[at] for at in tied([samples[row][key] for row in inside], inside.index(best), every_pair=False)}
+        samples = [every[row].by_seed[key] for row in inside]
+        return {inside[at] for at in tied(samples, inside.index(best), every_pair=False)}
 
-    several = any(run.replicates for run in runs)
     table = marked(table, tied_rows if several else None)
     return replace(table, caption=_caption(runs, reference, name, data, metric))
 
 
-def _row(record: MetricRecord) -> tuple[int, str]:
-    return record.provenance.nfe, record.provenance.sampler
+def best(runs: Sequence[RunReport]) -> Table:
+    """A row per number of function evaluations: the best run, and how far it stands apart from the others.
+
+    With several training seeds these are the runs that no test tells from the best and the first that is significantly
+    worse; with one seed, which decides nothing, the second and the third.
+    """
+    every = [entry for entry in entries(runs) if entry.ranked]
+    several = any(run.replicates for run in runs)
+    heads = ("Best", "Not told apart from it", "First significantly worse") if several else ("Least", "Second", "Third")
+    rows = []
+    for key in KEYS:
+        held = sorted((entry for entry in every if key in entry.found), key=lambda entry: entry.found[key].value)
+        if not held:
+            continue
+        if several:
+            worse = {place for _, place in decided([entry.by_seed[key] for entry in held], 0)}
+            near = [_named(entry, key) for place, entry in enumerate(held) if place and place not in worse]
+            last = next((_named(entry, key) for place, entry in enumerate(held) if place in worse), DASH)
+            texts = (", ".join(near) or ("none" if len(held) > 1 else DASH), last)
+        else:
+            texts = (*(_named(entry, key) for entry in held[1:3]), DASH, DASH)[:2]
+        first = of_record(held[0].found[key])
+        name = f"{held[0].run.facts.run} {first.text}" + (f" ({_nfe(held[0], key)})" if key == MORE else "")
+        rows.append((Cell(key), Cell(name, best=True, source=first.source), *map(Cell, texts)))
+    columns = (Column("nfe", "NFE"), *(Column(head.lower().replace(" ", "_"), head) for head in heads))
+    caption = (
+        f"Decided by paired t-tests over training seeds, with Holm's correction for their number, at {ALPHA:.0%}."
+        if several
+        else "One training seed per run: no difference is decided."
+    )
+    return Table("best", "Best at each number of function evaluations", columns, tuple(rows), caption)
+
+
+def _named(entry: Entry, key: str) -> str:
+    return f"{entry.run.facts.run} {of_record(entry.found[key]).text}"
+
+
+def _nfe(entry: Entry, key: str) -> int:
+    return entry.found[key].provenance.nfe
+
+
+def _metric(runs: Sequence[RunReport]) -> str:
+    return "fid" if any(r.metric == "fid" for run in runs for r in run.records) else "fd"
 
 
 def _best(records: Sequence[MetricRecord], metric: str) -> dict[str, MetricRecord]:
@@ -75,16 +145,31 @@ def _best(records: Sequence[MetricRecord], metric: str) -> dict[str, MetricRecor
     for record in records:
         nfe = record.provenance.nfe
         key = str(nfe) if nfe in FEW else MORE if nfe > FEW[-1] else ""
-        if record.metric == metric and key and record.value < (found[key].value if key in found else math.inf):
+        if record.key == metric and key and record.value < (found[key].value if key in found else math.inf):
             found[key] = record
     return found
 
 
-def _cell(record: MetricRecord | None, *, with_cost: bool = False) -> Cell:
-    if record is None:
-        return EMPTY
-    cell = measured(record.value, record.spread)
-    return Cell(f"{cell.text} ({record.provenance.nfe})", cell.value, cell.spread) if with_cost else cell
+def _ranks(every: Sequence[Entry], key: str) -> dict[int, Cell]:
+    """The ranks that each entry may have: behind all that are significantly better, before all that are worse."""
+    held = [place for place, entry in enumerate(every) if entry.ranked and key in entry.found]
+    pairs = decided([every[place].by_seed[key] for place in held])
+    ranks = {}
+    for at, place in enumerate(held):
+        low = 1 + sum(worse == at for _, worse in pairs)
+        high = len(held) - sum(better == at for better, _ in pairs)
+        ranks[place] = Cell(str(low) if low == high else f"{low}{DASH}{high}")
+    return ranks
+
+
+def _with_cost(record: MetricRecord | None) -> Cell:
+    cell = of_record(record)
+    return cell if record is None else replace(cell, text=f"{cell.text} ({record.provenance.nfe})")
+
+
+def _trained(run: RunReport) -> tuple[Cell, Cell, Cell]:
+    wall = duration(run.time.seconds) if run.time is not None and run.time.device else EMPTY
+    return Cell(start(run.facts)), count(run.facts.images), wall
 
 
 def _caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, name: str, data: str, metric: str) -> str:
@@ -95,12 +180,14 @@ def _caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, name: 
     samples = ", ".join(map(str, sorted({p.samples for p in scored})))
     baselines = [r for r in (reference.baseline if reference else ()) if r.metric == metric]
     parts = [
-        f"{name} on {data or scored[0].workload}, {samples} samples per row; lower is better.",
+        f"{name} on {data or scored[0].workload}, {samples} samples per row; lower is better. NFE: network "
+        "evaluations per image.",
         f"± is the standard deviation over training seeds ({', '.join(map(str, seeds))} per run). Bold: the best of "
         f"its column, and all that paired t-tests with Holm's correction cannot tell from it at {ALPHA:.0%}."
         if seeds != [1]
         else "One training seed per run: ± is the spread of the samples alone, so close rows are not ranked by it. "
         "Bold: the best of its column.",
+        "Sorted by the distance at the fewest NFE.",
         unranked_text(runs),
         *(f"{BASELINES.get(r.provenance.run, r.provenance.run)}: {rounded(r.value)[0]}." for r in baselines),
         f"Two halves of the real images: {rounded(reference.halves)[0]}." if reference and reference.halves else "",

@@ -125,17 +125,25 @@ def seed_caption(runs: Sequence[RunReport]) -> str:
         f"where seeds differ; Holm's correction over all pairs at the same number of function evaluations, {ALPHA:.0%};"
         " bold: over the pairs with the best)."
     )
-    parts += [_differences(runs, nfe) for nfe in _shared_nfes(runs)]
+    counts_of = [
+        (nfe, len(rows_at(runs, nfe)), len(decided([found for _, found in rows_at(runs, nfe)])))
+        for nfe in shared_nfes(runs)
+    ]
+    parts += [
+        f"Significant differences of fd at {nfe} NFE: {pairs} of {math.comb(rows, 2)} pairs."
+        for nfe, rows, pairs in counts_of
+    ]
     return " ".join(part for part in parts if part)
 
 
-def _shared_nfes(runs: Sequence[RunReport]) -> list[int]:
+def shared_nfes(runs: Sequence[RunReport]) -> list[int]:
+    """Numbers of function evaluations at which there are at least two distances."""
     found = [row[0] for run in runs for row, metric in values(run) if metric == "fd"]
     return sorted({nfe for nfe in found if found.count(nfe) > 1})
 
 
-def _differences(runs: Sequence[RunReport], nfe: int) -> str:
-    """Which fd are significantly below which others at a number of function evaluations."""
+def rows_at(runs: Sequence[RunReport], nfe: int) -> list[tuple[str, Values]]:
+    """Names and distances by seed of the rows of a number of function evaluations, the least mean first."""
     rows = [
         (f"{run.facts.run} ({row[1]})" if many > 1 else run.facts.run, found)
         for run in runs
@@ -143,9 +151,4 @@ def _differences(runs: Sequence[RunReport], nfe: int) -> str:
         for (row, metric), found in values(run).items()
         if row[0] == nfe and metric == "fd"
     ]
-    pairs = decided([found for _, found in rows])
-    if not pairs:
-        return f"At {nfe} NFE no difference of fd is significant."
-    lower = [(rows[a][0], [rows[b][0] for x, b in sorted(pairs) if x == a]) for a in sorted({a for a, _ in pairs})]
-    listed = "; ".join(f"{name} below {', '.join(others)}" for name, others in lower)
-    return f"Significant differences of fd at {nfe} NFE: {listed}."
+    return sorted(rows, key=lambda row: statistics.fmean(row[1].values()))

@@ -1,15 +1,16 @@
 """Our runs compared, and beside the published numbers of the same methods. Built from records only."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, ReferenceFacts
 from cmcore.report.captions import BASELINES, MEASURES, SPACES, caption, is_high, is_ranked, metric_title, start, title
-from cmcore.report.cells import DASH, Better, Cell, Column, Table, Tied, count, duration, marked, measured
+from cmcore.report.cells import DASH, Better, Cell, Column, Table, Tied, count, duration, marked, measured, of_record
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
-from cmcore.report.seeds import Values, pooled, seed_caption, tied, values
+from cmcore.report.seeds import ALPHA, Values, decided, pooled, rows_at, seed_caption, shared_nfes, tied, values
 from cmcore.train.timing import TrainingTime
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
@@ -209,6 +210,34 @@ def by_training_seed(runs: Sequence[RunReport]) -> Table:
     return Table("seeds", "Every training seed", columns, tuple(rows), "± is the spread of the samples.")
 
 
+def differences(runs: Sequence[RunReport]) -> Table:
+    """Which distances are significantly below which others at the same number of function evaluations."""
+    rows = []
+    for nfe in shared_nfes(runs):
+        named = rows_at(runs, nfe)
+        pairs = decided([found for _, found in named])
+        for place, (name, found) in enumerate(named):
+            lower = [named[b][0] for a, b in sorted(pairs) if a == place]
+            shown = _over_seeds(found)
+            rows.append((count(nfe), Cell(name), shown, Cell(", ".join(lower) or "none")))
+    columns = (
+        Column("nfe", "NFE"),
+        Column("run", "Run"),
+        Column("fd", "fd", "low"),
+        Column("below", "Significantly below"),
+    )
+    text = (
+        f"t-tests over training seeds, with Holm's correction over all pairs at the same NFE, at {ALPHA:.0%}. Two runs "
+        "of which neither names the other are tied."
+    )
+    return Table("differences", "Significant differences", columns, tuple(rows), text)
+
+
+def _over_seeds(found: Values) -> Cell:
+    values_of = list(found.values())
+    return measured(statistics.fmean(values_of), statistics.stdev(values_of) if len(values_of) > 1 else 0.0)
+
+
 def check_comparable(records: Iterable[MetricRecord]) -> None:
     """Refuse to put values side by side that were measured in different features or against different images.
 
@@ -229,11 +258,7 @@ def check_comparable(records: Iterable[MetricRecord]) -> None:
 
 
 def _values(found: dict[str, MetricRecord], metrics: Sequence[str]) -> list[Cell]:
-    return [_least(found.get(m.removesuffix(LEAST))) if m.endswith(LEAST) else _mean(found.get(m)) for m in metrics]
-
-
-def _mean(record: MetricRecord | None) -> Cell:
-    return EMPTY if record is None else measured(record.value, record.spread)
+    return [_least(found.get(m.removesuffix(LEAST))) if m.endswith(LEAST) else of_record(found.get(m)) for m in metrics]
 
 
 def _least(record: MetricRecord | None) -> Cell:

@@ -12,20 +12,20 @@ from cmcore.report.captions import title
 from cmcore.report.cells import Cell, Column, Table
 from cmcore.report.formats import csv_text, latex, markdown
 from cmcore.report.guided import quality_by_guidance
-from cmcore.report.headline import headline
+from cmcore.report.headline import best, headline
 from cmcore.report.page import Picture, Section, page
 from cmcore.report.plots import save
 from cmcore.report.published import DATASETS, Number, published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, RunReport, read_reference, read_runs
-from cmcore.report.tables import beside, by_training_seed, comparison, measures
+from cmcore.report.tables import beside, by_training_seed, comparison, differences, measures
 
 # name of the file: caption, description for those who cannot see it, whether it takes the whole width
 FIGURES = {
     "samples": (
-        "Samples from the same noise: every column starts from one noise image, every row is a method and its number "
-        "of function evaluations.",
-        "Grid of generated images, one row per method.",
+        "Samples from the same noise: a row per run, a block per number of function evaluations, and the same noise in "
+        "every block.",
+        "Grid of generated images, one row per run.",
         True,
     ),
     "nearest": (
@@ -35,12 +35,13 @@ FIGURES = {
         True,
     ),
     "one_step_by_seed": (
-        "One-step distance of every training seed, in their order; the line is their mean.",
-        "Strip plot of one-step Frechet distance, a column of points per run.",
+        "One-step distance of every training seed, a point each; the bar is their mean.",
+        "Strip plot of one-step Frechet distance, a line of points per run.",
         False,
     ),
     "quality_by_nfe": (
-        "Distance against the number of function evaluations; lower and further left is better. Bars are the spread.",
+        "Distance against the number of function evaluations; lower and further left is better. Bars are the spread. "
+        "Of many runs the three best at 1, 2, 4 and more evaluations are named; of several samplers the best counts.",
         "Line chart of Frechet distance against function evaluations, a line per run.",
         False,
     ),
@@ -57,7 +58,7 @@ FIGURES = {
         False,
     ),
     "quality_by_images": (
-        "Distance of snapshots against the run's own training images.",
+        "Distance of snapshots against the run's own training images. Of many runs the best are named.",
         "Line charts of Frechet distance against training images seen.",
         False,
     ),
@@ -72,7 +73,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Written:
-    """The files that `tabulate` wrote, and the headline table as Markdown for a terminal."""
+    """The files that `tabulate` wrote, and the headline table, below the best runs, as Markdown for a terminal."""
 
     files: tuple[Path, ...]
     headline: str
@@ -87,19 +88,20 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         ReportError: an input is missing, malformed, or not comparable with the others.
     """
     runs, reference, numbers = read_runs(inputs), read_reference(inputs.reference), published()
-    first, ours = headline(runs, reference, inputs.data), comparison(runs, reference, inputs.data)
+    top, first = best(runs), headline(runs, reference, inputs.data)
+    ours = comparison(runs, reference, inputs.data)
     second = measures(runs, reference)
     seconds = () if second is None else (second,)
-    each = (by_training_seed(runs),) if any(run.replicates for run in runs) else ()
+    each = (differences(runs), by_training_seed(runs)) if any(run.replicates for run in runs) else ()
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
     more = [table for section in extra for table in (*section.tables, *section.folded)]
-    files = _write_tables(out / "tables", (first, ours, *seconds, *each, both, *more), quoted, complete(numbers))
+    files = _write_tables(out / "tables", (top, first, ours, *seconds, *each, both, *more), quoted, complete(numbers))
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     variants = _ablations(runs, inputs, out / "figures")
     files += [path for picture in (*pictures, *variants) for path in (picture.path, picture.path.with_suffix(".svg"))]
     sections = (
-        Section(title="Our runs", tables=(first,), folded=(ours, *seconds, *each), figures=pictures),
+        Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *each), figures=pictures),
         *((Section(title="Ablations", figures=variants),) if variants else ()),
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
@@ -109,7 +111,9 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     text = page(f"Consistency models on {inputs.workload}", _intro(inputs, runs), sections)
     index = out / "index.html"
     index.write_text(text, encoding="utf-8")
-    return Written((*files, index), markdown(first))
+    glance = f"{markdown(top)}\n{markdown(first)}"
+    (out / "tables" / "headline.md").write_text(glance, encoding="utf-8")
+    return Written((*files, index), glance)
 
 
 def _intro(inputs: Inputs, runs: Sequence[RunReport]) -> tuple[str, ...]:

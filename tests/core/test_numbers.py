@@ -12,7 +12,8 @@ from cmcore.numbers import GAP, about, count, duration, rounded, short, size
     [
         (3.45678, 0.234, ("3.5", "0.2")),
         (3.45678, 0.123, ("3.46", "0.12")),
-        (3.45678, 0.096, ("3.5", "0.1")),
+        (3.45678, 0.096, ("3.46", "0.10")),
+        (1.7, 0.19, ("1.70", "0.19")),
         (0.0123456, 0.00042, ("0.0123", "0.0004")),
         (1234.5, 56.0, ("1230", "60")),
         (0.0, 0.3, ("0.0", "0.3")),
@@ -21,11 +22,24 @@ from cmcore.numbers import GAP, about, count, duration, rounded, short, size
         (0.12345, 0.0, ("0.123", "")),
         (12345.0, 0.0, ("12300", "")),
         (0.0, 0.0, ("0.00", "")),
-        (123.456789, 1e-9, ("123.457", "0.000")),
+        (123.456789, 1e-9, ("123.457", "1e-09")),
     ],
 )
 def test_rounding(value: float, spread: float, expected: tuple[str, str]) -> None:
     assert rounded(value, spread) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "expected"),
+    [
+        (81.04, 0.03, ("81.0", "0.03")),
+        (0.2985, 0.0019, ("0.298", "0.002")),
+        (0.071, 0.012, ("0.071", "0.012")),
+        (4.4, 0.79, ("4.4", "0.8")),
+    ],
+)
+def test_rounding_to_three_digits_and_no_more(value: float, spread: float, expected: tuple[str, str]) -> None:
+    assert rounded(value, spread, 3) == expected
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1e-3, 1.0))

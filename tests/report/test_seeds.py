@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from cmcore.report.cells import Table
-from cmcore.report.formats import csv_text
-from cmcore.report.headline import headline
+from cmcore.report.cells import DASH, Table
+from cmcore.report.formats import csv_text, latex, markdown
+from cmcore.report.headline import best, entries, headline
 from cmcore.report.readers import Inputs, read_reference, read_runs
 from cmcore.report.seeds import decided, holm, p_value, pooled, tied, values
-from cmcore.report.tables import by_training_seed, comparison
+from cmcore.report.tables import by_training_seed, comparison, differences
 from cmcore.report.tabulate import tabulate
 
 A = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0}
@@ -111,7 +111,7 @@ def test_the_headline_has_a_row_per_run_and_ties(seeded: Inputs) -> None:
     table = headline(read_runs(seeded), read_reference(seeded.reference), "digits")
     keys = [column.key for column in table.columns]
     rows = {row[0].text: dict(zip(keys, row, strict=True)) for row in table.rows}
-    assert list(rows) == ["edm", "cd", "ct", "ict", "ect", "sct", "scd"]
+    assert list(rows) == ["ect", "scd", "sct", "cd", "ict", "ct", "edm"], "by the distance at one step"
     assert rows["ect"]["1"].text == "4.4 ± 0.8"
     assert (rows["ect"]["4"].value, rows["ect"]["more"].value) == (None, None)
     assert rows["edm"]["more"].text.endswith("(35)")
@@ -129,6 +129,46 @@ def test_the_headline_of_one_seed_marks_the_least_alone(workload: Callable[..., 
     assert table.caption.count("One training seed per run") == 1
 
 
+def test_the_best_are_named_with_what_no_test_tells_from_them(seeded: Inputs) -> None:
+    """ECT and sCD vary against each other by more than they differ; ICT (7.3) varies likewise and is further away."""
+    table = best(read_runs(seeded))
+    assert [column.head for column in table.columns][1:] == [
+        "Best",
+        "Not told apart from it",
+        "First significantly worse",
+    ]
+    one, two, more = ([cell.text for cell in row] for row in table.rows)
+    assert one[:2] == ["1", "ect 4.4 ± 0.8"]
+    assert "scd 5.0 ± 0.8" in one[2].split(", ")
+    assert one[3] == "cd 6.1 ± 0.8", "shifted by the same amounts as ECT, seed by seed"
+    assert two[0] == "2"
+    assert more == ["more", "edm 1.9 ± 0.8 (35)", DASH, DASH]
+
+
+def test_the_best_of_one_seed_are_ranked_and_nothing_is_decided(workload: Callable[..., Inputs]) -> None:
+    table = best(read_runs(workload("edm", "ct", "ect", "scd")))
+    assert [cell.text for cell in table.rows[0]] == ["1", "ect 4.40 ± 0.11", "scd 5.00 ± 0.12", "ct 14.8 ± 0.4"]
+    assert table.caption == "One training seed per run: no difference is decided."
+
+
+def test_ranks_are_ranges_where_seeds_do_not_decide_them(seeded: Inputs) -> None:
+    """Holm's correction over all 21 pairs at one step."""
+    runs = read_runs(seeded)
+    table = headline(runs)
+    place = [column.key for column in table.columns].index("rank_1")
+    ranks = {row[0].text: row[place].text for row in table.rows}
+    assert (ranks["ct"], ranks["edm"]) == ("6", "7")
+    assert ranks["ect"].startswith(f"1{DASH}")
+    held = [entry for entry in entries(runs) if "1" in entry.found]
+    pairs = decided([entry.by_seed["1"] for entry in held])
+    for at, entry in enumerate(held):
+        low, high = 1 + sum(b == at for _, b in pairs), len(held) - sum(a == at for a, _ in pairs)
+        assert ranks[entry.run.facts.run] == (f"{low}{DASH}{high}" if low < high else str(low))
+    assert "rank_1" in csv_text(table).splitlines()[0]
+    assert "Rank" not in markdown(table)
+    assert "Rank" not in latex(table)
+
+
 def test_what_descends_the_distance_itself_is_shown_and_not_ranked(workload, monkeypatch) -> None:
     monkeypatch.setattr("cmcore.report.captions.unranked", lambda: ("ect",))
     runs = read_runs(workload("edm", "ct", "ect", "scd"))
@@ -137,6 +177,8 @@ def test_what_descends_the_distance_itself_is_shown_and_not_ranked(workload, mon
         assert not marks["ect"]
         assert "Not ranked, as its loss is this distance itself: ect." in table.caption
     assert [row[0].text for row in headline(runs).rows if row[2].best] == ["scd"]
+    assert [row[0].text for row in headline(runs).rows][-1] == "ect"
+    assert "ect" not in "".join(cell.text for row in best(runs).rows for cell in row)
 
 
 def test_rows_that_seeds_do_not_decide_share_the_mark(seeded: Inputs) -> None:
@@ -144,8 +186,7 @@ def test_rows_that_seeds_do_not_decide_share_the_mark(seeded: Inputs) -> None:
     assert cell(table, "fd", "ect", 1).best_of_group
     assert cell(table, "fd", "scd", 1).best_of_group
     assert not cell(table, "fd", "ct", 1).best_of_group
-    decided_pairs = table.caption.partition("Significant differences of fd at 1 NFE: ")[2].partition(".")[0]
-    lower = dict(part.split(" below ") for part in decided_pairs.split("; "))
+    lower = {row[1].text: row[3].text for row in differences(read_runs(seeded)).rows if row[0].text == "1"}
     assert "ct" in lower["ect"].split(", ")
     assert "scd" not in lower["ect"].split(", ")
 

@@ -73,7 +73,7 @@ def test_weights_that_others_trained_start_from_nothing_of_ours(workload: Callab
     assert cell(comparison(runs), "init", "ect", 1).text == "edm"
     table = headline(runs)
     place = [column.key for column in table.columns].index("init")
-    assert [row[place].text for row in table.rows] == ["a weight file", "edm"]
+    assert [row[place].text for row in table.rows] == ["edm", "a weight file"]
 
 
 def test_the_best_is_marked_overall_and_at_each_nfe(ours: Table) -> None:

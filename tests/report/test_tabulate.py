@@ -16,12 +16,13 @@ from PIL import Image
 
 from cmcore.report import curves, figures
 from cmcore.report.cells import Cell, Column, Table
+from cmcore.report.gallery import Edit, Edited, gallery
 from cmcore.report.page import Section, page
 from cmcore.report.plots import apart, canvas
 from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
 from cmcore.report.tabulate import Written, tabulate
 
-TABLES = ("headline", "comparison", "measures", "beside", "published")
+TABLES = ("best", "headline", "comparison", "measures", "beside", "published")
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +141,41 @@ def test_many_runs_and_non_positive_losses_draw(workload: Callable[..., Inputs],
     assert curves.quality_by_nfe((*runs, *runs)) is not None
 
 
-def test_samples_show_endpoints_first_and_the_same_columns(synthetic: Inputs) -> None:
-    figure = figures.samples(read_runs(synthetic))
+def test_samples_show_a_row_per_run_and_a_block_per_number_of_evaluations(synthetic: Inputs) -> None:
+    runs = read_runs(synthetic)
+    figure = figures.samples(runs, columns=3)
     assert figure is not None
-    labels = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts]
-    assert labels[:4] == ["teacher's ODE end point", "EDM 1 NFE", "EDM 11 NFE", "EDM 35 NFE"]
-    assert len(labels) == 1 + 3 + 6 * 2
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert labels == ["teacher's ODE", "EDM", "CD", "CT", "iCT", "ECT", "sCT", "sCD", "1 NFE", "2 NFE", "more"]
+    picture = np.asarray(figure.axes[0].images[0].get_array())
+    side, block = picture.shape[0] // 8, picture.shape[1] // 3
+    assert runs[0].samples is not None
+    drawn = picture[side : side + 64, 2 * block : 2 * block + 64]
+    assert np.array_equal(drawn[::8, ::8, 0], runs[0].samples["35 NFE"][0, 0]), "the best of more, at the last block"
+    assert (picture[side : 2 * side, block : 2 * block] == 255).all(), "EDM has no row at two evaluations"
+
+
+def test_a_gallery_is_drawn_by_the_same_bands(synthetic: Inputs) -> None:
+    images = np.zeros((2, 3, 8, 8), np.uint8)
+    one = Edited(model="edm", nfe=9, images=images, error=0.25, standard_error=0.01, known_error=0.0)
+    figure = gallery(images, [Edit(task="inpaint", known=images, results=[one])])
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert labels == ["truth", "inpaint:\nknown", "edm, NFE 9\nerror 0.250 ± 0.010"]
+
+
+def test_of_many_runs_the_best_are_named_and_the_others_pale(synthetic: Inputs) -> None:
+    runs = read_runs(synthetic)
+    every = curves.quality_by_nfe(runs)
+    many = [replace(run, facts=replace(run.facts, run=f"{run.facts.run}{n}")) for run in runs for n in range(3)]
+    few = curves.quality_by_nfe(many)
+    assert every is not None
+    assert few is not None
+    assert sorted(text.get_text() for text in every.axes[0].texts) == sorted(
+        ["EDM", "CD", "CT", "iCT", "ECT", "sCT", "sCD"]
+    )
+    assert {text.get_text()[:3] for text in few.axes[0].texts} == {"ect", "edm"}
+    pale = [line for line in few.axes[0].lines if line.get_color() == curves.PALE]
+    assert len(pale) == len(many) - 6
 
 
 def test_small_images_are_enlarged_by_whole_factors() -> None:
