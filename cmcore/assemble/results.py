@@ -67,10 +67,14 @@ class TrainedRun:
         numbers = NUMBERS_AT_ONCE.get(torch.device(self.device).type, NUMBERS_AT_ONCE["cpu"])
         return max(1, min(MOST_AT_ONCE, numbers // torch.Size(self.shape).numel()))
 
+    def model_of(self, sampler: Sampler) -> LoadedModel:
+        """The model with the weights of a sampler's row."""
+        moment = self.method.moment(sampler) if self.earlier else 1.0
+        return self.earlier.get(moment, self.model)
+
     def function(self, sampler: Sampler) -> Denoise:
         """The function that a sampler calls, with the weights of its row."""
-        moment = self.method.moment(sampler) if self.earlier else 1.0
-        return self.method.model(self.earlier.get(moment, self.model).denoiser)
+        return self.method.model(self.model_of(sampler).denoiser)
 
     def row(self, nfe: int = 0) -> Sampler:
         """The first row with so many function evaluations, a ValueError where there is none; 0 for the first of all."""
@@ -227,7 +231,7 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
 def _of_path(path: Path, project: Project | None, profile: str, device: str, method: str) -> TrainedRun:
     file = _weights_in(path) if path.is_dir() else path
     if file.suffix in FOREIGN or _is_early(file):
-        model, options = _public(file, profile, device), None
+        model, options = _public(file, profile, device, method), None
     else:
         model = _load(file, profile, device)
         run = _known(project, model)
@@ -281,13 +285,23 @@ def _is_early(file: Path) -> bool:
     return False
 
 
-def _public(file: Path, part: str, device: str) -> LoadedModel:
-    """A public weight file, or an early one of this project, as a model."""
+def _public(file: Path, part: str, device: str, method: str) -> LoadedModel:
+    """A public weight file, or an early one of this project, as a model.
+
+    Where the file does not say whether it was trained with eps-shifted scalings, the method does.
+    """
     public, part = read_public(file, part), part or default_part(file)
-    meta = {} if file.suffix in FOREIGN else checkpoint.header(file, early=True)
+    net = net_of(public)
+    meta = {"net": {"kind": net.kind, **plain(net.config)}}
+    if file.suffix not in FOREIGN:
+        meta |= checkpoint.header(file, early=True)
     shape: ModelShape = shape_of(public)
     diffusion = DiffusionConfig(**(meta.get("diffusion") or {"sigma_data": public.sigma_data}))
-    denoiser = build_denoiser(net_of(public), shape, diffusion, boundary=bool(public.boundary))
+    boundary = public.boundary
+    if boundary is None and method:
+        module = plugins.load("cmcore.methods", method)
+        boundary = module.build(module.Config(), diffusion).traits.boundary
+    denoiser = build_denoiser(net, shape, diffusion, boundary=bool(boundary))
     try:
         denoiser.net.load_state_dict(public.tensors)
     except RuntimeError as error:

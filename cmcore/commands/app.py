@@ -37,7 +37,7 @@ CONTINUED = ("repro", "tune")
 SIGNALLED = 128  # exit codes above are of signals
 Device = Literal["auto", "cpu", "cuda"]
 ToyData = Literal["mixture", "checkerboard", "spirals", "all"]
-ExportKind = Literal["diffusers", "torch"]
+ExportKind = Literal["diffusers", "onnx", "torch"]
 EditTask = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
 MODEL = "A run of params.yaml, WORKLOAD/RUN, a folder of results, or a weight file, also a public one."
 EMA = "Average of the weights: a name in train.ema, raw, or the width of a power-function EMA, such as 0.05."
@@ -383,20 +383,30 @@ def edit(
 def export(
     context: typer.Context,
     what: Annotated[str, typer.Argument(help=MODEL, autocompletion=complete.runs)],
-    to: Annotated[ExportKind, typer.Option(help="A folder for Hugging Face diffusers, or a program of torch.export.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder, or NAME.pt2.")],
-    nfe: Annotated[int, typer.Option(min=0, help="The row whose levels the pipeline has; 0 for the first.")] = 0,
+    to: Annotated[
+        ExportKind, typer.Option(help="A folder for diffusers, a graph of ONNX, or a program of torch.export.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder, NAME.onnx or NAME.pt2.")],
+    nfe: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Evaluations of the row whose levels the pipeline has, by default the first; or whose sampler becomes "
+            "one map from noise to images, by default the function of image and noise level.",
+        ),
+    ] = 0,
     ema: Annotated[str, typer.Option(help=EMA)] = "",
     method: Annotated[str, typer.Option(help="Of a public weight file; by default edm, a diffusion model.")] = "",
 ) -> None:
     """Export a model for use without this project.
 
-    Reads weights. Writes a folder with program, weights, pipeline and a card with what was measured; or the program
+    Reads weights. Writes a folder with weights, pipeline and a card with what was measured; or a graph or a program
     alone.
 
     \b
     Examples:
       cmlab export ect --to diffusers --nfe 2 --out ect-pipeline
+      cmlab export ect --to onnx --nfe 2 --out ect.onnx
       cmlab export ect --to torch --out ect.pt2
     """
     from cmcore.commands.export import export as write

@@ -4,27 +4,28 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from cmcore.assemble.export import export_pipeline, export_program
+from cmcore.assemble.export import export_onnx, export_pipeline, export_program
 from cmcore.closure import module_file
 from cmcore.commands.place import CommandError
 from cmcore.commands.sample import opened, option_errors
 
-Kind = Literal["diffusers", "torch"]
+Kind = Literal["diffusers", "onnx", "torch"]
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 SOURCE = "cmcore.edge.diffusers_pipeline"  # found, not imported: an export needs no diffusers
 
 
 def export(what: str, root: Path, start: Path, *, to: Kind, out: Path, nfe: int, ema: str, method: str) -> str:
-    """Write a program, or a folder for diffusers with what was measured of the run."""
+    """Write a program, a graph, or a folder for diffusers with what was measured of the run."""
     target = start / out
     with option_errors():
         run = opened(what, root, start, ema=ema, device="cpu", method=method)
-        if to == "torch":
-            if target.suffix != ".pt2":
-                raise CommandError(f"--out: expected NAME.pt2, got {out}")
-            export_program(run, target)
-            return (
-                f"{out}: (x, sigma{', labels' if run.model.shape.classes else ''}) of {run.name} for torch.export.load"
-            )
+        if to in ENDINGS:
+            if target.suffix != ENDINGS[to]:
+                raise CommandError(f"--out: expected NAME{ENDINGS[to]}, got {out}")
+            (export_onnx if to == "onnx" else export_program)(run, target, nfe=nfe)
+            inputs = "noise" if nfe else "x, sigma"
+            loader = "onnxruntime" if to == "onnx" else "torch.export.load"
+            return f"{out}: ({inputs}{', labels' if run.model.shape.classes else ''}) of {run.name} for {loader}"
         if target.suffix:
             raise CommandError(f"--out: expected a folder without an ending, got {out}")
         mark = run.model.meta.get("fingerprint")
@@ -34,5 +35,6 @@ def export(what: str, root: Path, start: Path, *, to: Kind, out: Path, nfe: int,
         records = [one for metrics in found for one in metrics["records"] if one["provenance"]["fingerprint"] == mark]
         source = module_file(SOURCE)
         assert source is not None
-        export_pipeline(run, target, source, nfe=nfe, records=records)
-    return f"{out}: {run.name} for diffusers, with {len(records)} measured values on its card"
+        why = export_pipeline(run, target, source, nfe=nfe, records=records)
+    kind = f"a pipeline of its own ({why})" if why else "a ConsistencyModelPipeline"
+    return f"{out}: {run.name} for diffusers as {kind}, with {len(records)} measured values on its card"

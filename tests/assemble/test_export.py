@@ -1,22 +1,62 @@
 """Exports loaded back, as one who does not have this project would."""
 
 import contextlib
+import importlib.util
 import json
 import warnings
+from typing import Any
 
 import pytest
 import torch
+from public_weights import CASES, inputs, weights
 from safetensors.torch import load_file
 from stored import PARAMS, store
 
-from cmcore.assemble.export import PROGRAM, Function, card, export_pipeline, export_program
+from cmcore.assemble.export import (
+    GRID,
+    PROGRAM,
+    UNET,
+    Function,
+    Map,
+    card,
+    export_onnx,
+    export_pipeline,
+    export_program,
+    timesteps,
+)
 from cmcore.assemble.results import open_run
 from cmcore.closure import ROOT
+from cmcore.config import read
+from cmcore.diffusion.grids import karras_grid
 from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.nets import adm
+from cmcore.nets.public import diffusers as layout
+from cmcore.nets.public import openai
+from cmcore.nets.public.base import MappingError
 from cmcore.rng import NoiseSource
+from cmcore.sample.fewstep import Multistep
 
 PIPELINE = ROOT / "cmcore/edge/diffusers_pipeline.py"
-RUNS = {**PARAMS["runs"], "imm": {"method": "imm", "init": "edm", "teacher": "none"}}
+RUNS = {
+    **PARAMS["runs"],
+    "ct": {
+        "method": "ct",
+        "init": "random",
+        "teacher": "none",
+        "sample": {"two_step": 1.5},
+        "options": {"distance": "l2"},
+    },
+    "imm": {"method": "imm", "init": "edm", "teacher": "none"},
+    "meanflow": {"method": "meanflow", "init": "random", "teacher": "none"},
+}
+EDM2 = {
+    "kind": "edm2", "model_channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4],
+    "head_channels": 4,
+}  # fmt: skip
+ADM = {
+    "kind": "adm", "c_noise": "log1000", "model_channels": 8, "channel_mult": [1, 2], "blocks": 1,
+    "attention_resolutions": [4], "head_channels": 4, "group_channels": 64,
+}  # fmt: skip
 SIGMA = torch.tensor([0.1, 1.0, 20.0, 7.0, 2.0], dtype=torch.float64)
 
 
@@ -24,9 +64,29 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("name", "classes"), [("ect", 0), ("edm", 0), ("imm", 0), ("ect", 10)])
-def test_the_program_computes_the_same_for_any_batch_size(tmp_path, name, classes):
-    store(tmp_path, name, classes=classes, runs=RUNS, conditional=bool(classes))
+def library(name: str, extra: str) -> Any:
+    """A package of an extra, or a skip that names it."""
+    return pytest.importorskip(name, reason=f"{name} is not installed (the extra '{extra}')")
+
+
+def diffusers_library() -> Any:
+    """The package, which imports torchvision where it is installed."""
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed (the extra 'latents')")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of diffusers about itself
+        with contextlib.suppress(ImportError):
+            import_torchvision()
+        return importlib.import_module("diffusers")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "net"),
+    [("ect", 0, "mlp"), ("edm", 0, "mlp"), ("imm", 0, "mlp"), ("ect", 10, "mlp"), ("ect", 0, "edm2")],
+)
+def test_the_program_computes_the_same_for_any_batch_size(tmp_path, name, classes, net):
+    known = {"mlp": PARAMS["net"], "edm2": EDM2}[net]
+    store(tmp_path, name, classes=classes, runs=RUNS, conditional=bool(classes), net=known)
     run = open_run(name, tmp_path)
     export_program(run, tmp_path / "one.pt2")
     program = torch.export.load(tmp_path / "one.pt2").module()
@@ -37,20 +97,159 @@ def test_the_program_computes_the_same_for_any_batch_size(tmp_path, name, classe
             torch.testing.assert_close(program(*inputs), Function(run)(*inputs), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "nfe", "classes"), [("ect", 0, 0), ("ect", 2, 10), ("meanflow", 2, 0)])
+def test_onnxruntime_computes_the_same_for_any_batch_size(tmp_path, name, nfe, classes):
+    """Within 1e-5 of the largest number: both are float32, and sum in another order."""
+    for package in ("onnx", "onnxscript"):
+        library(package, "onnx")
+    runtime = library("onnxruntime", "onnx")
+    store(tmp_path, name, classes=classes, runs=RUNS, conditional=bool(classes))
+    run = open_run(name, tmp_path)
+    export_onnx(run, tmp_path / "one.onnx", nfe=nfe)
+    session = runtime.InferenceSession(tmp_path / "one.onnx", providers=["CPUExecutionProvider"])
+    module = Map(run, run.row(nfe)) if nfe else Function(run)
+    for count in (1, 5):
+        x, sigma = noise(5, 1, 8, 8)[:count].float(), SIGMA[:count].float()
+        drawn = noise(5, 2 if name == "ect" else 1, 1, 8, 8)[:count].float()
+        given = {"noise": drawn} if nfe else {"x": x, "sigma": sigma}
+        given |= {"labels": torch.tensor([0, 3, 9, 1, 5])[:count]} if classes else {}
+        (found,) = session.run(None, {key: value.numpy() for key, value in given.items()})
+        with torch.no_grad():
+            expected = module(*given.values())
+        assert found.dtype == "float32"
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    said = session.get_modelmeta().custom_metadata_map
+    assert (said["run"], said["sigma_min"], said["sigma_max"]) == (name, "0.002", "20.0")
+    assert nfe or (said["levels_1"], said["levels_2"]) == ("20.0", "20.0,1.5")
+    assert str(ROOT).encode() not in (tmp_path / "one.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["ect", "meanflow", "imm"])
+def test_a_map_is_its_sampler(tmp_path, name):
+    """In float32, where the sampler is in float64."""
+    store(tmp_path, name, runs=RUNS)
+    run = open_run(name, tmp_path)
+    sampler = run.row(2)
+    module = Map(run, sampler)
+    assert module.n == (2 if name == "ect" else 1)
+    source = NoiseSource(0, range(3))
+    drawn = torch.stack([source.normal((1, 8, 8)) for _ in range(module.n)], dim=1)
+    with torch.no_grad():
+        expected = sampler(run.function(sampler), (1, 8, 8), NoiseSource(0, range(3)))
+        torch.testing.assert_close(module(drawn.float()).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_export_without_onnx_says_what_is_missing(tmp_path, monkeypatch):
+    store(tmp_path, "ect")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    run = open_run("ect", tmp_path)
+    with pytest.raises(ValueError, match=r"expected the packages of the extra onnx, got no onnx: pip install"):
+        export_onnx(run, tmp_path / "one.onnx")
+
+
+@pytest.mark.parametrize("case", ["openai_shift", "openai_adaptive"])
+def test_unet2d_of_diffusers_computes_what_the_public_network_does(case):
+    """OpenAI's tensors, as ours, as those of diffusers; its embedding of the noise level is float32."""
+    found = openai.read(weights(case), CASES[case]["attributes"])
+    shape = layout.Shape(found.channels, found.resolution, found.classes)
+    config, tensors = layout.unet2d(read(adm.Config, found.options, "net"), shape, found.tensors)
+    net = diffusers_library().UNet2DModel.from_config(config).eval()
+    net.load_state_dict(tensors)
+    x, c_noise, labels, _ = inputs(case)
+    with torch.no_grad():
+        F = net.double()(x, c_noise, class_labels=labels if found.classes else None).sample
+    expected = torch.tensor(CASES[case]["output"]["values"], dtype=torch.float64)
+    torch.testing.assert_close(F.flatten()[::97], expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"c_noise": "log"}, "c_noise: expected log1000, the noise level of UNet2DModel, got log"),
+        ({"norm": "double"}, "norm: expected one of group, adaptive, got double"),
+        ({"channel_mult": (2, 2)}, "channel_mult: expected 1 at first, got 2"),
+        ({"group_channels": 1}, r"group_channels: expected one number of groups for all norms, got \[8, 16"),
+    ],
+)
+def test_a_network_that_unet2d_cannot_hold_says_why(change, message):
+    config = read(adm.Config, {key: value for key, value in {**ADM, **change}.items() if key != "kind"}, "net")
+    with pytest.raises(MappingError, match=message):
+        layout.unet2d(config, layout.Shape(1, 8, 0), {})
+
+
+class Drawn:
+    """The noise that a pipeline of diffusers draws from a generator."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self.generator, self.count = torch.Generator().manual_seed(seed), count
+
+    def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(self.count, *shape, generator=self.generator).double()
+
+
+@pytest.mark.parametrize(("name", "least"), [("ct", 0.002), ("ect", 0.0)])
+def test_the_pipeline_of_consistency_models_draws_the_samples_of_the_run(tmp_path, name, least):
+    """ECT has no boundary scalings, which are those of sigma_min = 0."""
+    library = diffusers_library()
+    store(tmp_path, name, runs=RUNS, net=ADM)
+    run, folder = open_run(name, tmp_path), tmp_path / "pipe"
+    assert export_pipeline(run, folder, PIPELINE, nfe=2) == ""
+    assert {path.name for path in folder.iterdir()} == {"README.md", "model_index.json", "scheduler", "unet"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of diffusers about itself
+        pipeline = library.ConsistencyModelPipeline.from_pretrained(str(folder))
+        pipeline.set_progress_bar_config(disable=True)
+        places = timesteps(run, run.row(2))
+        generator = torch.Generator().manual_seed(5)
+        found = pipeline(
+            batch_size=3, num_inference_steps=None, timesteps=places, generator=generator, output_type="pt"
+        ).images
+    assert f"timesteps={places}" in (folder / "README.md").read_text()
+    levels = (20.0, ((1 - places[0] / (GRID - 1)) * (20 ** (1 / 7) - least ** (1 / 7)) + least ** (1 / 7)) ** 7)
+    assert levels[1] == pytest.approx(1.5, rel=1e-4)
+    with torch.no_grad():
+        source: Any = Drawn(5, 3)
+        x = Multistep(levels, least)(run.function(run.row(2)), (1, 8, 8), source)
+    expected = (x / 2 + 0.5).clamp(0, 1)
+    assert ((expected > 0) & (expected < 1)).double().mean() > 0.3
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+
+
+def test_timesteps_are_places_on_the_scheduler_s_grid(tmp_path):
+    store(tmp_path, "ct", runs=RUNS, net=ADM)
+    run = open_run("ct", tmp_path)
+    grid = karras_grid(GRID, 0.002, 20.0)
+    assert timesteps(run, run.row(1)) == [0]
+    last, first = timesteps(run, run.row(2))
+    assert first == 0
+    assert abs(float(grid[last]) - 1.5) <= min(abs(float(grid[last + step]) - 1.5) for step in (-1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ect", "net.kind: expected adm, the layout of UNet2DModel, got mlp"),
+        ("imm", "expected multistep sampling of a consistency function, got gamma"),
+    ],
+)
+def test_a_pipeline_of_its_own_says_why(tmp_path, name, reason):
+    store(tmp_path, name, runs=RUNS)
+    folder = tmp_path / "pipe"
+    assert export_pipeline(open_run(name, tmp_path), folder, PIPELINE) == reason
+    assert f"It is no ConsistencyModelPipeline: {reason}." in (folder / "README.md").read_text()
+    assert not (folder / UNET).exists()
+
+
 @pytest.mark.slow
 def test_the_pipeline_of_diffusers_draws_the_samples_of_the_run(tmp_path):
-    pytest.importorskip("diffusers")
+    library = diffusers_library()
     store(tmp_path, "ect")
     run = open_run("ect", tmp_path)
     export_pipeline(run, tmp_path / "pipe", PIPELINE, nfe=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of diffusers about itself
-        with contextlib.suppress(ImportError):  # diffusers imports it where it is installed
-            import_torchvision()
-        from diffusers import DiffusionPipeline
-
         folder = str(tmp_path / "pipe")
-        pipeline = DiffusionPipeline.from_pretrained(
+        pipeline = library.DiffusionPipeline.from_pretrained(
             folder, custom_pipeline=f"{folder}/pipeline.py", trust_remote_code=True
         )
     z = NoiseSource(0, range(3)).normal((1, 8, 8))

@@ -133,10 +133,20 @@ def test_a_program_is_exported(project, capsys):
     assert (project / "below/ect.pt2").is_file()
 
 
+def test_a_pipeline_that_is_exported_says_what_it_is(project, capsys):
+    assert call("export", "ect", "--to", "diffusers", "--out", "pipe") == 0
+    reason = "net.kind: expected adm, the layout of UNet2DModel, got mlp"
+    assert capsys.readouterr().out == (
+        f"pipe: ect for diffusers as a pipeline of its own ({reason}), with 0 measured values on its card\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["ect", "--to", "torch", "--out", "ect"], "--out: expected NAME.pt2, got ect"),
+        (["ect", "--to", "onnx", "--out", "ect.pt2"], "--out: expected NAME.onnx, got ect.pt2"),
+        (["ect", "--to", "torch", "--nfe", "3", "--out", "a.pt2"], "nfe: expected one of 1, 2, got 3"),
         (["ect", "--to", "diffusers", "--out", "a.pt2"], "--out: expected a folder without an ending, got a.pt2"),
         (["ect", "--to", "diffusers", "--nfe", "3", "--out", "a"], "nfe: expected one of 1, 2, got 3"),
         (["edm", "--to", "diffusers", "--out", "a"], "edm: expected a few-step model whose steps begin at noise"),

@@ -9,8 +9,10 @@ import yaml
 from pages import PAGES, README, blocks, commands
 
 from cmcore import plugins
+from cmcore.assemble.export import export_onnx
 from cmcore.assemble.models import ModelShape, build_denoiser, save_model
 from cmcore.assemble.project import RunEntry, Sections, load_project
+from cmcore.assemble.results import open_run
 from cmcore.assemble.training import WEIGHTS
 from cmcore.closure import ROOT
 from cmcore.config import load_yaml, read
@@ -37,7 +39,12 @@ def project(tmp_path, monkeypatch) -> Path:
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(("page", "index"), PYTHON, ids=lambda value: getattr(value, "name", str(value)))
 def test_the_code_runs(page, index):
-    exec(compile(blocks(page, "python")[index], page.name, "exec"), {})
+    code = blocks(page, "python")[index]
+    if "onnxruntime" in code:  # of a file that a command above it wrote
+        for package in ("onnxruntime", "onnxscript"):
+            pytest.importorskip(package, reason=f"{package} is not installed (the extra 'onnx')")
+        export_onnx(open_run("ect"), Path("ect.onnx"), nfe=2)
+    exec(compile(code, page.name, "exec"), {})
 
 
 @pytest.mark.usefixtures("project")
