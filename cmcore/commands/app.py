@@ -621,7 +621,7 @@ def known(error: Exception) -> bool:
     from cmcore.pipeline.process import expected
 
     dvc = sys.modules.get("dvc.exceptions")
-    return isinstance(error, (CommandError, OSError, *expected(), *((dvc.DvcException,) if dvc else ())))
+    return isinstance(error, (CommandError, *expected(), *((dvc.DvcException,) if dvc else ())))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -29,7 +29,12 @@ PACKAGES = ("cmcore", "stages")
 SHARED = "CMLAB_SHARED_RAY"
 NO_START = "Ray did not start on this machine"
 OBJECT_STORE = 150 * 2**20  # bytes; only progress, paths and small results pass through it
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A thread that asks Ray for something after its end would start another one, in a process that is about to end.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
 
 
 class ComputeError(RuntimeError):

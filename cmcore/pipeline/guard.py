@@ -1,4 +1,4 @@
-"""What DVC leaves unguarded: its lock file, which it writes in place, and damage that sizes and times do not show.
+"""What DVC leaves unguarded: the lock file that it writes in place, damage that sizes and times hide, full disks.
 
 Damaged files are set aside in `.work/damaged`, one of each name, so that they can be looked at and are made again.
 """
@@ -9,7 +9,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Container, Iterable, Mapping
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from cmcore.atomic import write_atomic
 LOCK_FILE = "dvc.lock"
 KEPT, DAMAGED = Path(".work/dvc.lock"), Path(".work/damaged")
 CHECKSUM = re.compile(r"[0-9a-f]{32}(\.dir)?")  # of a file or a folder in a lock file
+ROOM = 2**25  # bytes that DVC needs for its own lists
+NO_ROOM = 2**18  # bytes that are left where nothing can be written any more
+LOOK, PATIENCE = 1.0, 10  # seconds between two looks at the disks, and looks in a row that find no room
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times quicker where it was compiled
 
 
@@ -106,6 +110,41 @@ def mend_dvc_folder(root: Path) -> list[str]:
         pass
     path.unlink(missing_ok=True)
     return [f"{path.relative_to(root)} was damaged, and removed: no DVC runs here"]
+
+
+def full_disk(places: Iterable[Path], room: int = ROOM) -> str:
+    """The line about the first of the places on whose disk less is left; empty where there is none."""
+    for place in places:
+        with contextlib.suppress(OSError):  # it is not there
+            if (free := shutil.disk_usage(place).free) < room:
+                return f"the disk of {place} is full ({free} bytes are left); free some space, and start again"
+    return ""
+
+
+@contextlib.contextmanager
+def watched(places: Sequence[Path], end: Callable[[str], None]) -> Iterator[None]:
+    """Call `end` with a line where a disk stays full during the block: DVC would try for ever to write its lists there.
+
+    Args:
+        places: on the disks.
+        end: called in another thread.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        found = 0
+        while not over.wait(LOOK):
+            line = full_disk(places, NO_ROOM)
+            found = found + 1 if line else 0
+            if found == PATIENCE:
+                end(line)
+                return
+
+    threading.Thread(target=look, name="disks", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _last_sound(root: Path) -> bytes | None:

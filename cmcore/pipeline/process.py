@@ -4,9 +4,11 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +30,7 @@ GRACE = 8.0  # seconds for a clean end, once DVC is gone
 CONTINUES = "start again, and it continues from its last checkpoint"
 TRACEBACK = Path(".work/traceback.txt")  # of the last error that nobody expected
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SAYS_FULL = re.compile(r"No space left|disk is full|quota exceeded", re.IGNORECASE)  # where a library has wrapped it
 
 
 def expected() -> tuple[type[Exception], ...]:
@@ -52,15 +55,27 @@ def told(error: Exception, root: Path) -> str:
     if isinstance(error, expected()):
         return " ".join(str(error).split())
     if isinstance(error, (OSError, sqlite3.Error)):
-        full = getattr(error, "errno", 0) in FULL
-        return f"{reason(error, 300)}{'; free some space, and start again' if full else ''}"
-    path, text = root / TRACEBACK, "".join(traceback.format_exception(error))
-    try:
-        write_atomic(path, text.encode())
-    except OSError:
-        print(text, file=sys.stderr)
-        return f"{type(error).__name__}: {reason(error, 300)}"
-    return f"{type(error).__name__}: {reason(error, 300)} (traceback: {path.relative_to(root)})"
+        return f"{reason(error, 300)}{advice(error)}"
+    said, text = (
+        f"{type(error).__name__}: {reason(error, 300)}{advice(error)}",
+        "".join(traceback.format_exception(error)),
+    )
+    for path, shown in ((root / TRACEBACK, TRACEBACK), (elsewhere := _temporary(), elsewhere)):
+        with contextlib.suppress(OSError):
+            write_atomic(path, text.encode())
+            return f"{said} (traceback: {shown})"
+    return said
+
+
+def _temporary() -> Path:
+    """Where a traceback goes if the project cannot take it: its disk is full, or not to be written to."""
+    return Path(tempfile.gettempdir(), f"cmlab-{os.getuid()}", TRACEBACK.name)
+
+
+def advice(error: Exception) -> str:
+    """The end of a line about an error that a full disk has caused; of others nothing."""
+    full = getattr(error, "errno", 0) in FULL or SAYS_FULL.search(str(error))
+    return "; free some space, and start again" if full else ""
 
 
 def guarded(name: str, main: Callable[[], None]) -> NoReturn:

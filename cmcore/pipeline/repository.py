@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmcore.config import PARAMS
+from cmcore.edge.ray_family import leave
 from cmcore.edge.ray_session import ComputeError
 from cmcore.errors import reason
 from cmcore.pipeline.code import code_file, code_roots, describe_code
@@ -20,6 +20,7 @@ from cmcore.pipeline.contents import named_files
 from cmcore.pipeline.guard import (
     LOCK_FILE,
     Checksums,
+    full_disk,
     keep_lock_file,
     mend_dvc_folder,
     mend_lock_file,
@@ -27,12 +28,12 @@ from cmcore.pipeline.guard import (
     recorded,
     remove_damaged,
     set_aside,
+    watched,
 )
-from cmcore.pipeline.process import DRIVER
+from cmcore.pipeline.process import DRIVER, advice
 from cmcore.pipeline.speeds import changed_stages
 
 NO_GIT = {"core": {"no_scm": True}}
-ROOM = 2**25  # bytes that DVC needs for its own lists
 
 
 class Repository:
@@ -200,18 +201,20 @@ class Repository:
         with self._lock:
             try:
                 with Repo(str(self._folders.root), config=None if _has_git(self._folders.root) else NO_GIT) as repo:
-                    self._require_room(repo)
-                    yield repo
+                    places = [
+                        Path(place)
+                        for place in (self._folders.root, repo.tmp_dir, repo.site_cache_dir, repo.cache.local.path)
+                        if place
+                    ]
+                    if line := full_disk(places):
+                        raise ComputeError(line)
+                    with watched(places, lambda line: leave(1, line)):
+                        yield repo
             except (DvcException, SCMError, ObjectFormatError, YAMLError) as error:
                 raise ComputeError(f"DVC: {reason(error, 500)}") from error
             except (sqlite3.Error, OSError) as error:
-                raise ComputeError(f"DVC: {reason(error, 500)}; `cmlab doctor` looks for causes") from error
-
-    def _require_room(self, repo: Any) -> None:
-        """A ComputeError on a full disk, on which DVC would try again and again to write its lists of files."""
-        for place in (self._folders.root, repo.tmp_dir, repo.site_cache_dir, repo.cache.local.path):
-            if place and Path(place).exists() and (free := shutil.disk_usage(place).free) < ROOM:
-                raise ComputeError(f"the disk of {place} is full ({free} bytes are left); free some, and start again")
+                more = advice(error) or "; `cmlab doctor` looks for causes"
+                raise ComputeError(f"DVC: {reason(error, 500)}{more}") from error
 
 
 def _has_git(root: Path) -> bool:

@@ -1,5 +1,6 @@
 """One pipeline at a time in a checkout, and in work folders that several checkouts or machines share."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -31,14 +33,13 @@ def turn(root: Path, command: str, *, wait: bool) -> Iterator[None]:
         wait: for another process that has the turn, and say so; otherwise refuse.
 
     Raises:
-        ComputeError: another process has the turn.
+        ComputeError: another process has the turn, or nothing can be written here.
     """
     if os.environ.get(HOLDER, "") in {str(parent.pid) for parent in psutil.Process().parents()}:
         yield
         return
     path = root / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -58,6 +59,19 @@ def turn(root: Path, command: str, *, wait: bool) -> Iterator[None]:
         finally:
             os.environ.pop(HOLDER, None)
             file.truncate(0)
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise ComputeError(
+            f"expected a project folder to work in, but {path.parent} cannot be written to ({error.strerror}); "
+            "work in a copy of it"
+        ) from error
 
 
 def _holder(path: Path) -> str:

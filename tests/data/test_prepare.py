@@ -297,6 +297,12 @@ def test_folders_that_cannot_be_read_to_their_end_are_refused(tmp_path):
     refused(config("folder", path), tmp_path / "c" / "out", "expected folders at most 64 deep")
 
 
+@pytest.mark.parametrize("source", ["folder", "archive", "array"])
+def test_a_path_that_is_a_link_to_itself_is_refused(tmp_path, source):
+    (tmp_path / "in.npz").symlink_to("in.npz")
+    refused(config(source, tmp_path / "in.npz"), tmp_path / "w" / "out", "in.npz")
+
+
 def test_messages_are_one_line_without_addresses(tmp_path):
     path = write_folder(tmp_path / "in", {"cat/a\n\x1b[2J.png": b"nonsense"})
     with pytest.raises(

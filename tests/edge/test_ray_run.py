@@ -23,6 +23,27 @@ INLINE = ComputeConfig(backend="inline", threads=2)
 RAY = ComputeConfig(threads=2)
 
 
+LATE = """
+import os
+from cmcore.edge.ray_session import ENVIRONMENT
+os.environ |= ENVIRONMENT
+import ray
+try:
+    ray.put(1)
+except ray.exceptions.RayError as error:
+    print(error)
+print(ray.is_initialized())
+"""
+
+
+def test_no_ray_starts_by_itself_after_the_end_of_ours():
+    """A thread that still waits for a job would start one, which may outlive a process that is about to end."""
+    command = [sys.executable, "-W", "ignore", "-c", LATE]
+    done = subprocess.run(command, cwd=ray_session.ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert "has not been started" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
 @pytest.fixture(scope="class")
 def shared():
     """One Ray for several tests, found by `execute` as the stages of a `make repro` find theirs."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ def outcomes(folder: Path, given: list[Attack]) -> list[Outcome]:
     runner = [sys.executable, str(ROOT / "tests/support/attack_runner.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        runner, input="\n".join(lines), capture_output=True, text=True, cwd=folder, env=environment, timeout=900
+        runner, input="\n".join(lines), capture_output=True, text=True, cwd=folder, env=environment, timeout=3600
     )
     assert ran.returncode == 0, f"{ran.stdout.splitlines()[-1:]}\n{ran.stderr[-2000:]}"
     said = [json.loads(line) for line in ran.stdout.splitlines()]
@@ -74,7 +75,8 @@ def test_the_attacks_are_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 def test_all_hostile_files_and_many_mutations(tmp_path: Path):
-    found = outcomes(tmp_path, attacks(quick=False))
-    assert len(found) > 1000
+    every = attacks(quick=False)
+    assert len(every) > 1000
+    found = outcomes(tmp_path, random.Random(1).sample(every, int(os.environ.get("HOSTILE", len(every)))))
     assert not (tmp_path / WITNESS).exists()
     assert not {attack.name: (faults, outcome) for attack, outcome in found if (faults := wrong(attack, outcome))}

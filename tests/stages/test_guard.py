@@ -4,13 +4,26 @@ import os
 import random
 import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cmcore.closure import ROOT
 from cmcore.pipeline import guard
-from cmcore.pipeline.guard import Checksums, keep_lock_file, mend_dvc_folder, mend_lock_file, parse_lock, recorded
+from cmcore.pipeline.guard import (
+    Checksums,
+    full_disk,
+    keep_lock_file,
+    mend_dvc_folder,
+    mend_lock_file,
+    parse_lock,
+    recorded,
+    remove_damaged,
+    watched,
+)
 
 LOCK = (ROOT / "dvc.lock").read_bytes()
 CONFLICT = b"<<<<<<< HEAD\n" + LOCK[:2000] + b"=======\n" + LOCK[:3000] + b">>>>>>> theirs\n" + LOCK[3000:]
@@ -129,3 +142,57 @@ def test_one_damaged_file_of_a_name_is_kept(tmp_path: Path):
     assert [path.read_text() for path in (tmp_path / place).iterdir()] == ["second"]
     assert not (tmp_path / "x/y").exists()
     shutil.rmtree(tmp_path / "x")
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at the disks follow one another at once."""
+    monkeypatch.setattr(guard, "LOOK", 0.001)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_disk_that_stays_full_ends_what_would_try_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        guard.shutil, "disk_usage", lambda place: SimpleNamespace(free=0 if place.name == "b" else 2**40)
+    )
+    said, ended = list[str](), threading.Event()
+    with watched([tmp_path / "a", tmp_path / "b"], lambda line: [said.append(line), ended.set()]):
+        assert ended.wait(30)
+    (line,) = said
+    assert line == f"the disk of {tmp_path}/b is full (0 bytes are left); free some space, and start again"
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_disk_that_is_full_for_a_moment_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    looks = list[int]()
+
+    def usage(place: Path) -> SimpleNamespace:
+        looks.append(1)
+        return SimpleNamespace(free=0 if len(looks) % guard.PATIENCE else 2**40)
+
+    monkeypatch.setattr(guard.shutil, "disk_usage", usage)
+    with watched([tmp_path], pytest.fail):
+        while len(looks) < 5 * guard.PATIENCE:
+            time.sleep(0.01)
+    before = len(looks)
+    time.sleep(0.05)
+    assert len(looks) <= before + 1, "nobody looks after the end"
+
+
+def test_a_disk_of_nowhere_is_not_full(tmp_path: Path):
+    assert full_disk([tmp_path / "absent"]) == ""
+    assert full_disk([tmp_path], room=2**62).startswith(f"the disk of {tmp_path} is full (")
+
+
+def test_objects_of_a_shared_cache_may_be_removed_by_another_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab/cd").write_text("x")
+
+    def faster(path: Path) -> str:
+        path.unlink()
+        return "other"
+
+    monkeypatch.setattr(guard, "md5", faster)
+    remove_damaged(tmp_path, "abcd")
+    remove_damaged(tmp_path, "absent")
+    assert not (tmp_path / "ab/cd").exists()

@@ -1,13 +1,18 @@
 """The life of a stage process."""
 
+import errno
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cmcore.pipeline import process
+from cmcore.pipeline.process import TRACEBACK, told
 from stages.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -28,3 +33,44 @@ def test_wrong_arguments_get_the_usage(arguments) -> None:
         SystemExit, match=r"^usage: python -m stages \{code,prepare,reference,tabulate\}, or .*tune\} NAME$"
     ):
         main(arguments)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/a/b"),
+        OSError(errno.EDQUOT, "Disk quota exceeded", "/a/b"),
+        sqlite3.OperationalError("database or disk is full"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device")]),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_an_error_of_a_full_disk_says_what_to_do(tmp_path: Path, error: Exception) -> None:
+    said = told(error, tmp_path)
+    assert said.isprintable()
+    assert "; free some space, and start again" in said
+    assert "free some space" not in told(OSError(errno.EROFS, "Read-only file system"), tmp_path)
+
+
+def test_an_unexpected_error_is_one_line_also_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process.tempfile, "gettempdir", lambda: str(tmp_path / "temp"))
+
+    def failed(root: Path) -> str:
+        try:
+            raise ZeroDivisionError("one\ntwo")
+        except ZeroDivisionError as error:
+            return told(error, root)
+
+    first = failed(tmp_path)
+    assert first == f"ZeroDivisionError: one two (traceback: {TRACEBACK})"
+    assert "in failed" in (tmp_path / TRACEBACK).read_text()
+    (tmp_path / "file").write_text("stands for a disk that takes nothing")
+    second = failed(tmp_path / "file")
+    place = tmp_path / "temp" / f"cmlab-{os.getuid()}" / TRACEBACK.name
+    assert second == f"ZeroDivisionError: one two (traceback: {place})"
+    assert "in failed" in place.read_text()
+    monkeypatch.setattr(process.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    assert failed(tmp_path / "file") == "ZeroDivisionError: one two"
+    assert capsys.readouterr() == ("", "")

@@ -1,5 +1,6 @@
 """One pipeline at a time: others wait, or say who works there."""
 
+import errno
 import json
 import os
 import signal
@@ -83,4 +84,15 @@ def test_a_damaged_record_of_who_works_is_no_obstacle(tmp_path: Path, other: sub
     other.wait()
     time.sleep(0.05)
     with turn(tmp_path, "x", wait=False):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    said = f"^expected a project folder to work in, but {tmp_path}/.work cannot be written to .{os.strerror(code)}."
+    with pytest.raises(ComputeError, match=said), turn(tmp_path, "cmlab repro", wait=False):
         pass
