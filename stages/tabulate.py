@@ -9,6 +9,7 @@ from cmcore.edge.ray_run import execute
 from cmcore.pipeline.common import load
 from cmcore.pipeline.progress import listener
 from cmcore.pipeline.track import REPORT, track_report
+from cmcore.report.foreign import SCORED
 from cmcore.report.readers import Inputs
 from cmcore.report.search_sections import sections as search_sections
 from cmcore.report.searches import read_searches
@@ -41,6 +42,7 @@ def main() -> None:
         samples=folders.samples,
         times=folders.times,
         sampling=folders.sampling_times,
+        scored=folders.reports / SCORED,
         order=tuple(setup.project.runs),
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
         ablations=ablations,

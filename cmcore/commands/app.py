@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -38,6 +39,7 @@ SIGNALLED = 128  # exit codes above are of signals
 Device = Literal["auto", "cpu", "cuda"]
 ToyData = Literal["mixture", "checkerboard", "spirals", "all"]
 ExportKind = Literal["diffusers", "onnx", "torch"]
+ClassCounts = Literal["none", "reference", "uniform"]
 EditTask = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
 MODEL = "A run of params.yaml, WORKLOAD/RUN, a folder of results, or a weight file, also a public one."
 EMA = "Average of the weights: a name in train.ema, raw, or the width of a power-function EMA, such as 0.05."
@@ -483,6 +485,55 @@ def report() -> None:
 
     with turn(Path.cwd(), f"{NAME} report", wait=False):
         raise typer.Exit(pages.main())
+
+
+@app.command()
+def score(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="Of the row, in the tables.")],
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder, zip or tar of pictures; .npz (arr_0 or images) or .npy, uint8.")
+    ] = None,
+    workload: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="A file of workloads/ in place of params.yaml.", autocompletion=complete.workloads
+        ),
+    ] = "",
+    nfe: Annotated[int, typer.Option(min=0, help="Function evaluations of an image; 0: not stated.")] = 0,
+    classes: Annotated[
+        ClassCounts, typer.Option(help="Of conditional samples: as frequent as in the data, or all alike.")
+    ] = "none",
+    remove: Annotated[bool, typer.Option("--remove", help="Take the row of this name away again.")] = False,
+) -> None:
+    """Measure samples of any generator and put them into the tables.
+
+    Reads images of the workload's resolution and its reference. Writes reports/<workload>/scored, which belongs into
+    git, and makes the report anew. The same name replaces a row. It is marked as foreign samples and not ranked.
+
+    \b
+    Examples:
+      cmlab score --samples pictures --name "my model" --nfe 1
+      cmlab score --samples samples.npz --workload mine --name "my model"
+      cmlab score --remove --name "my model"
+    """
+    from cmcore.commands import report as pages
+    from cmcore.commands import score as command
+    from cmcore.pipeline.turn import turn
+
+    root, start = Path.cwd(), context.ensure_object(Call).start
+    require_own_code(root)
+    if (samples is None) != remove:
+        raise CommandError("--samples: expected a place" if samples is None else "--remove: expected no --samples")
+    with turn(root, f"{NAME} score", wait=False):
+        there = workload_file(root, workload) if workload else None
+        with overriding(root, [], [], there) if there else nullcontext():
+            if samples is None:
+                show(command.remove(root, name))
+            else:
+                show(command.add(root, start / samples, name, nfe=nfe, classes="" if classes == "none" else classes))
+            code = pages.main()
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -34,6 +34,9 @@ MEASURES = (  # of the second table
 )
 
 
+FOREIGN = "foreign samples"  # the method of what no run here has drawn
+
+
 def title(method: str) -> str:
     """A method's name as its authors write it."""
     return titles().get(method, method.upper() if len(method) <= 4 else method)
@@ -41,18 +44,26 @@ def title(method: str) -> str:
 
 def start(facts: RunFacts) -> str:
     """The run that a run starts from, "random", or that it was not trained here: of such weights no image was seen."""
-    return facts.init if facts.images else "a weight file"
+    return facts.init if facts.images or facts.method == FOREIGN else "a weight file"
 
 
 def is_ranked(run: RunReport) -> bool:
     """Whether its rows may carry the mark of the best."""
-    return run.facts.method not in unranked()
+    return run.facts.method not in unranked() and not is_foreign(run)
+
+
+def is_foreign(run: RunReport) -> bool:
+    """Whether it is a sample set of another generator."""
+    return run.facts.method == FOREIGN
 
 
 def unranked_text(runs: Sequence[RunReport]) -> str:
     """Names the runs without marks, and the reason; "" where there is none."""
-    names = ", ".join(run.facts.run for run in runs if not is_ranked(run))
-    return f"Not ranked, as its loss is this distance itself: {names}." if names else ""
+    names = ", ".join(run.facts.run for run in runs if run.facts.method in unranked())
+    foreign = ", ".join(run.facts.run for run in runs if is_foreign(run))
+    own = f"Not ranked, as its loss is this distance itself: {names}." if names else ""
+    others = f"Not ranked, as these samples were not drawn here: {foreign}." if foreign else ""
+    return " ".join(text for text in (own, others) if text)
 
 
 def run_title(run: RunReport) -> str:
@@ -74,9 +85,13 @@ def is_high(key: str) -> bool:
 
 def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: str) -> str:
     """The circumstances of the comparison: data, samples, features, seeds, weights, spreads, bold and italic, gaps."""
+    every, runs = runs, [run for run in runs if not is_foreign(run)]
     ours = [record for run in runs for record in run.records]
     scored = [record.provenance for record in ours if record.key == "fd"] or [ours[0].provenance]
-    samples, several = {p.samples for p in scored}, any(run.replicates for run in runs)
+    samples = {p.samples for p in scored} | {
+        r.provenance.samples for run in every for r in run.records if r.key == "fd"
+    }
+    several = any(run.replicates for run in runs)
     features = dict.fromkeys(f"{p.extractor} (digest {p.extractor_digest[:8]})" for p in scored)
     parts = [
         f"{data or scored[0].workload}: {_listed(p.reference_count for p in scored)} reference images, "
@@ -90,7 +105,7 @@ def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: s
         "Images seen and wall time are the run's own, without those of the run that it starts from.",
         "Bold: best of its column; italic: best at its number of function evaluations.",
         "Gaussian fit: samples from a Gaussian fitted to the pixels." if reference and reference.baseline else "",
-        unranked_text(runs),
+        unranked_text(every),
         _endpoint(ours),
         *(f"Latents are decoded (decoder {digest[:8]})." for digest in sorted({r.facts.decoder for r in runs} - {""})),
         *(f"No FID: {why}." for why in sorted({r.facts.fid_absent for r in runs} - {""})),

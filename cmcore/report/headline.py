@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts
 from cmcore.numbers import rounded
-from cmcore.report.captions import BASELINES, is_ranked, metric_title, start, title, unranked_text
+from cmcore.report.captions import BASELINES, FOREIGN, is_foreign, is_ranked, metric_title, start, title, unranked_text
 from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, of_record
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import ALPHA, Values, decided, pooled, tied, values
@@ -144,7 +144,8 @@ def _best(records: Sequence[MetricRecord], metric: str) -> dict[str, MetricRecor
     found: dict[str, MetricRecord] = {}
     for record in records:
         nfe = record.provenance.nfe
-        key = str(nfe) if nfe in FEW else MORE if nfe > FEW[-1] else ""
+        foreign = record.provenance.method == FOREIGN  # whatever its cost, which may not be known, it has one row
+        key = str(nfe) if nfe in FEW else MORE if nfe > FEW[-1] or foreign else ""
         if record.key == metric and key and record.value < (found[key].value if key in found else math.inf):
             found[key] = record
     return found
@@ -164,7 +165,7 @@ def _ranks(every: Sequence[Entry], key: str) -> dict[int, Cell]:
 
 def _with_cost(record: MetricRecord | None) -> Cell:
     cell = of_record(record)
-    return cell if record is None else replace(cell, text=f"{cell.text} ({record.provenance.nfe})")
+    return cell if record is None else replace(cell, text=f"{cell.text} ({record.provenance.nfe or 'not stated'})")
 
 
 def _trained(run: RunReport) -> tuple[Cell, Cell, Cell]:
@@ -173,11 +174,14 @@ def _trained(run: RunReport) -> tuple[Cell, Cell, Cell]:
 
 
 def _caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, name: str, data: str, metric: str) -> str:
+    every, runs = runs, [run for run in runs if not is_foreign(run)]
     seeds = sorted({1 + len(run.replicates) for run in runs})
     scored = [r.provenance for run in runs for r in run.records if r.metric == metric]
     if not scored:
         return ""
-    samples = ", ".join(map(str, sorted({p.samples for p in scored})))
+    samples = ", ".join(
+        map(str, sorted({r.provenance.samples for run in every for r in run.records if r.metric == metric}))
+    )
     baselines = [r for r in (reference.baseline if reference else ()) if r.metric == metric]
     parts = [
         f"{name} on {data or scored[0].workload}, {samples} samples per row; lower is better. NFE: network "
@@ -188,7 +192,7 @@ def _caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, name: 
         else "One training seed per run: ± is the spread of the samples alone, so close rows are not ranked by it. "
         "Bold: the best of its column.",
         "Sorted by the distance at the fewest NFE.",
-        unranked_text(runs),
+        unranked_text(every),
         *(f"{BASELINES.get(r.provenance.run, r.provenance.run)}: {rounded(r.value)[0]}." for r in baselines),
         f"Two halves of the real images: {rounded(reference.halves)[0]}." if reference and reference.halves else "",
         "Images and wall time are the run's own, without those of the run that it starts from.",

@@ -48,6 +48,7 @@ class Inputs:
     samples: Path | None = None  # folder of <run>.npz
     times: Path | None = None  # folder of <run>.json
     sampling: Path | None = None  # folder of <run>.json
+    scored: Path | None = None  # folder of foreign sample sets
     order: tuple[str, ...] = ()
     data: str = ""  # the data in words, for captions
     ablations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # comparisons of variants: title -> runs

@@ -6,7 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from cmcore.evaluate.records import NO_EXTRACTOR, MetricRecord, ReferenceFacts
-from cmcore.report.captions import BASELINES, MEASURES, SPACES, caption, is_high, is_ranked, metric_title, start, title
+from cmcore.report.captions import (
+    BASELINES,
+    FOREIGN,
+    MEASURES,
+    SPACES,
+    caption,
+    is_foreign,
+    is_high,
+    is_ranked,
+    metric_title,
+    start,
+    title,
+)
 from cmcore.report.cells import DASH, Better, Cell, Column, Table, Tied, count, duration, marked, measured, of_record
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
@@ -95,7 +107,8 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
             )
         )
         groups.append("")
-    text = f"{caption(originals, reference, data)} {seed_caption(originals)}"
+    own = [run for run in originals if not is_foreign(run)]
+    text = f"{caption(originals, reference, data)} {seed_caption(own)}"
     table = Table("comparison", "Our runs", columns, tuple(rows), text, tuple(groups))
     return marked(table, _tied(samples) if any(run.replicates for run in runs) else None)
 
@@ -125,8 +138,9 @@ def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None)
     for original, run in zip(originals, runs, strict=True):
         by_seed, keys = values(original), by_sampler(run.records)
         for (nfe, sampler), found in keys.items():
-            name = f"{nfe} ({sampler})" if sum(n == nfe for n, _ in keys) > 1 else str(nfe)
-            cells = (Cell(run.facts.run), Cell(name, float(nfe)), *_values(found, metrics))
+            name = Cell(f"{nfe} ({sampler})", float(nfe)) if sum(n == nfe for n, _ in keys) > 1 else count(nfe)
+            who = f"{run.facts.run} ({FOREIGN})" if is_foreign(run) else run.facts.run
+            cells = (Cell(who), name, *_values(found, metrics))
             rows.append((*cells, *(_speed(run, nfe, sampler) if timed else ())))
             groups.append(str(nfe) if is_ranked(run) else "")
             samples.append({metric: by_seed[(nfe, sampler), metric] for metric in found})

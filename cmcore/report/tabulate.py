@@ -10,6 +10,7 @@ from cmcore.evaluate.records import MetricRecord
 from cmcore.report import curves, figures
 from cmcore.report.captions import title
 from cmcore.report.cells import Cell, Column, Table
+from cmcore.report.foreign import comparable, read_foreign, sets
 from cmcore.report.formats import csv_text, latex, markdown
 from cmcore.report.guided import quality_by_guidance
 from cmcore.report.headline import best, headline
@@ -88,15 +89,20 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         ReportError: an input is missing, malformed, or not comparable with the others.
     """
     runs, reference, numbers = read_runs(inputs), read_reference(inputs.reference), published()
-    top, first = best(runs), headline(runs, reference, inputs.data)
-    ours = comparison(runs, reference, inputs.data)
-    second = measures(runs, reference)
+    foreign = read_foreign(inputs.scored, inputs.workload)
+    shown = comparable(foreign, runs)
+    rows = (*runs, *(one.run for one in shown))
+    top, first = best(runs), headline(rows, reference, inputs.data)
+    ours = comparison(rows, reference, inputs.data)
+    second, given = measures(rows, reference), (sets(foreign, shown),) if foreign else ()
     seconds = () if second is None else (second,)
     each = (differences(runs), by_training_seed(runs)) if any(run.replicates for run in runs) else ()
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
     more = [table for section in extra for table in (*section.tables, *section.folded)]
-    files = _write_tables(out / "tables", (top, first, ours, *seconds, *each, both, *more), quoted, complete(numbers))
+    files = _write_tables(
+        out / "tables", (top, first, ours, *seconds, *each, *given, both, *more), quoted, complete(numbers)
+    )
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     variants = _ablations(runs, inputs, out / "figures")
     files += [path for picture in (*pictures, *variants) for path in (picture.path, picture.path.with_suffix(".svg"))]
@@ -106,7 +112,7 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
         Section(title="Published numbers", folded=quoted, published=True),
-        Section(title="Provenance", tables=(provenance(runs),), text=("Where every number of our runs comes from.",)),
+        Section(title="Provenance", tables=(*given, provenance(rows)), text=("Where every number comes from.",)),
     )
     text = page(f"Consistency models on {inputs.workload}", _intro(inputs, runs), sections)
     index = out / "index.html"
@@ -201,7 +207,7 @@ def provenance(runs: Sequence[RunReport]) -> Table:
             texts = (
                 p.run,
                 record.metric,
-                p.nfe,
+                p.nfe or "not stated",
                 p.sampler,
                 p.ema,
                 p.samples,

@@ -25,6 +25,7 @@ COMMANDS = (
     "tune",
     "adopt",
     "report",
+    "score",
     "likelihood",
     "ui",
     "sync",

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -222,6 +223,31 @@ def test_a_search_gets_into_the_report_and_is_no_stage_of_it(repository):
     repository.call("cmcore.commands", "report")
     assert (folder / "index.html").read_bytes() == before
     assert not (folder / "tables/search_lr.csv").exists()
+
+
+def test_foreign_samples_have_a_row_that_stays(repository):
+    folder = repository.folder / "reports/tiny"
+    before = (folder / "index.html").read_bytes()
+    pixels = np.random.default_rng(0).integers(256, size=(64, 8, 8, 1), dtype=np.uint8)
+    np.savez(repository.folder.with_name("samples.npz"), arr_0=pixels)
+    words = ("cmcore.commands", "score", "--name", "my model")
+    said = repository.call(*words, "--samples", "../samples.npz", "--nfe", "1")
+    assert "my model: 64 images, measured against tiny" in said
+    tables = folder / "tables"
+    row = next(line for line in (tables / "headline.md").read_text().splitlines() if line.startswith("| my model |"))
+    assert "foreign samples" in row
+    assert (tables / "foreign.csv").exists()
+    assert repository.changed() == set()
+    assert repository.call("cmcore.commands", "repro").startswith("tiny: 0 stages to run\n")
+    shutil.rmtree(tables)
+    assert "[1/1] tabulate" in repository.call("cmcore.commands", "repro")
+    assert row in (tables / "headline.md").read_text()
+    assert repository.changed() == set()
+    repository.call(*words, "--remove")
+    assert (folder / "index.html").read_bytes() == before
+    assert not (tables / "foreign.csv").exists()
+    assert repository.changed() == set()
+    (folder / "scored").rmdir()
 
 
 def test_results_come_back_from_the_run_cache(repository):
