@@ -214,13 +214,15 @@ def by_training_seed(runs: Sequence[RunReport]) -> Table:
             for key, head in (("run", "Run"), ("nfe", "NFE"), ("sampler", "Sampler"), ("seed", "Seed"))
         ),
         *(Column(m, metric_title(m), "high" if is_high(m) else "low") for m in metrics),
+        Column("fingerprint", "Fingerprint of the run", minor=True),
     )
     rows = []
     for run in runs:
         for seed, records in ((run.facts.seed, run.records), *((one.seed, one.records) for one in run.replicates)):
             for (nfe, sampler), found in by_sampler(records).items():
                 names = (Cell(run.facts.run), count(nfe), Cell(sampler), Cell(str(seed), float(seed)))
-                rows.append((*names, *_values(found, metrics)))
+                mark = Cell(next(iter(found.values())).provenance.fingerprint)
+                rows.append((*names, *_values(found, metrics), mark))
     return Table("seeds", "Every training seed", columns, tuple(rows), "± is the spread of the samples.")
 
 

@@ -204,6 +204,14 @@ def test_every_seed_has_a_row_and_a_point(seeded: Inputs, workload: Callable[...
     fd = [column.key for column in table.columns].index("fd")
     found = [row[fd].value for row in table.rows if row[0].text == "ect" and row[1].value == 1]
     assert found == pytest.approx([4.4, 5.4, 3.4, 4.9, 3.9])
+    path = seeded.metrics / "ect.json"
+    data = json.loads(path.read_text())
+    for record in data["replicates"][1]["records"]:
+        record["provenance"]["fingerprint"] = "of the third seed"
+    path.write_text(json.dumps(data))
+    table = by_training_seed(read_runs(seeded))
+    marks = [row[-1].text for row in table.rows if row[0].text == "ect" and row[1].value == 1]
+    assert marks == ["ect" * 8, "ect" * 8, "of the third seed", "ect" * 8, "ect" * 8]
     written = tabulate(seeded, tmp_path / "several").files
     names = {path.name for path in written}
     assert {"seeds.md", "seeds.csv", "seeds.tex", "one_step_by_seed.svg", "one_step_by_seed.png"} <= names
