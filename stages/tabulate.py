@@ -8,7 +8,6 @@ from cmcore.config import plain
 from cmcore.edge.ray_run import execute
 from cmcore.pipeline.common import load
 from cmcore.pipeline.progress import listener
-from cmcore.pipeline.track import REPORT, track_report
 from cmcore.report.foreign import SCORED
 from cmcore.report.readers import Inputs
 from cmcore.report.search_sections import sections as search_sections
@@ -47,7 +46,5 @@ def main() -> None:
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
         ablations=ablations,
     )
-    with setup.tracking_as({**REPORT, "workload": folders.workload}) as tracker:
-        with listener("tabulate", "file"):
-            execute(setup.compute, job, inputs, plain(sections.runs), folders.reports)
-        track_report(folders.reports, tracker)
+    with listener("tabulate", "file"):
+        execute(setup.compute, job, inputs, plain(sections.runs), folders.reports)

@@ -3,6 +3,7 @@
 import sys
 
 from cmcore.commands.programs import run_module
+from cmcore.commands.repro import tell_mlflow
 from cmcore.config import ConfigError
 from cmcore.pipeline.common import Setup, load
 
@@ -27,4 +28,7 @@ def main() -> int:
     if path := missing(setup):
         print(f"there is no {path} yet: `cmlab repro` makes it, and the report with it")
         return 0
-    return run_module("dvc", "repro", "--quiet", "--single-item", "--force", "tabulate")
+    code = run_module("dvc", "repro", "--quiet", "--single-item", "--force", "tabulate")
+    if not code:
+        tell_mlflow(setup)
+    return code

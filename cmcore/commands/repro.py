@@ -14,6 +14,7 @@ from cmcore.budget.passes import check_labels
 from cmcore.commands.programs import environment
 from cmcore.config import ConfigError
 from cmcore.edge.autoencoder import check_decoder
+from cmcore.edge.mlflow_writer import TrackingError
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from cmcore.numbers import about
 from cmcore.pipeline.common import Setup, load
@@ -145,6 +146,18 @@ def jobs_at_once(wanted: str, setup: Setup, ours: bool) -> int:
     return int(wanted)
 
 
+def tell_mlflow(setup: Setup) -> None:
+    """Put the runs of the tables together in MLflow; it is a view, so one that fails is a line."""
+    if not setup.tracking.mlflow:
+        return
+    from cmcore.commands.sync import sync
+
+    try:
+        sync(setup, patient=False)
+    except TrackingError as error:
+        tell(str(error))
+
+
 def main(wanted: str = "auto") -> int:
     """Everything; the result is the exit code."""
     begin = time.monotonic()
@@ -169,5 +182,7 @@ def main(wanted: str = "auto") -> int:
     except ComputeError as error:
         print(f"{error}\nstopped; `cmlab repro` continues from here", file=sys.stderr)
         return 1
+    if count:
+        tell_mlflow(setup)
     print(f"\n{summary(setup)}\n\n{count} stages in {about(time.monotonic() - begin)}")
     return 0

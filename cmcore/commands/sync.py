@@ -10,17 +10,16 @@ from typing import Any
 from cmcore.assemble.run import Run, resolved
 from cmcore.assemble.summary import SUMMARY, read_summary
 from cmcore.assemble.training import WEIGHTS, Inputs, fingerprint
+from cmcore.commands.reproduction import ROW, arrange, gather, reproduction
 from cmcore.commands.sync_searches import search_runs, written
 from cmcore.data.images import open_data
-from cmcore.edge.mlflow_writer import RunState, Store, TrackingError, total, wait_longer
+from cmcore.edge.mlflow_writer import Data, RunState, Store, TrackingError, total, wait_longer
 from cmcore.evaluate.records import RunMetrics, score_name
 from cmcore.pipeline.common import Folders, Setup
-from cmcore.pipeline.track import REPORT, run_tags, track, track_report
+from cmcore.pipeline.track import run_tags, track
 from cmcore.tracking import jsonl
 from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
-
-ROW = "row"  # the kind of a run in MLflow that stands for all training seeds of one of ours
 
 
 def parameters(run: Run, inputs: Inputs, summary: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +49,10 @@ def trained(setup: Setup, name: str, replicate: int) -> RunState | None:
     state = RunState(tags, "FINISHED", moment=written(folder / HISTORY))
     values = parameters(run, _inputs(folders, run, replicate), summary, header)
     if "method_config" in values:
-        state.tags["data_digest"] = open_data(folders.data).digest[:16]
+        data = open_data(folders.data)
+        state.tags["data_digest"] = data.digest[:16]
+        facts = {"images": len(data), "shape": list(data.shape), "classes": data.classes}
+        state.data[Data(f"{folders.workload} images", data.digest, "training", json.dumps(facts))] = None
     state.params(values)
     for row in jsonl.read(folder / HISTORY):
         measured = {f"train/{key}": math.nan if row[key] is None else row[key] for key in row if key != "images"}
@@ -93,6 +95,8 @@ def evaluated(metrics: RunMetrics, replicate: int, folders: Folders, training: R
         state = RunState(tags, "FINISHED")
     state.moment = written(path)
     track(metrics, state)
+    facts = json.dumps({"images": source.reference_count, "extractor": source.extractor})
+    state.data[Data(f"{source.workload} reference", source.reference_digest, "evaluation", facts)] = None
     if not replicate:
         state.artifact(path, "records")
     if not replicate and grid.exists():
@@ -134,41 +138,45 @@ def row(measured: Sequence[RunMetrics], moment: int) -> RunState:
     tags = run_tags(source.workload, facts.run, source.method, f"{source.fingerprint}-seeds")
     seeds = ", ".join(str(one.facts.seed) for one in measured)
     state = RunState({**tags, "kind": ROW, "init": facts.init, "seeds": seeds}, "FINISHED", moment=moment)
-    values: dict[tuple[str, int], list[float]] = {}
+    values: dict[tuple[str, str, int], list[float]] = {}
     for record in (record for one in measured for record in one.records):
-        values.setdefault((score_name(record), record.provenance.images), []).append(record.value)
-    for (key, images), each in values.items():
-        state.metrics({f"eval/{key}": fmean(each)}, images)
+        values.setdefault((score_name(record), record.key, record.provenance.nfe), []).append(record.value)
+    for (name, key, nfe), each in values.items():
+        state.metrics({f"eval/{name}": fmean(each)}, 0)
+        state.metrics({f"eval_by_nfe/{key}": fmean(each)}, nfe)
         if len(each) > 1:
-            state.metrics({f"eval_std/{key}": stdev(each)}, images)
+            state.metrics({f"eval_std/{name}": stdev(each)}, 0)
     return state
 
 
-def report(folders: Folders) -> RunState | None:
-    """The page, the tables and the figures, if they are here."""
-    page = folders.reports / "index.html"
-    if not page.exists():
-        return None
-    state = RunState({**REPORT, "workload": folders.workload}, "FINISHED")
-    track_report(folders.reports, state)
-    return state
+def sync(setup: Setup, *, patient: bool = True) -> list[str]:
+    """Send what is missing; the result says what that was, in a line for every run, search and reproduction.
 
+    Args:
+        setup: the parameters.
+        patient: whether a slow server may take its time.
 
-def sync(setup: Setup) -> list[str]:
-    """Send what is missing; the result says what that was, in a line for every run, search and report."""
-    wait_longer()
+    Raises:
+        TrackingError: MLflow does not answer, or refuses, or a file cannot be read.
+    """
+    if patient:
+        wait_longer()
     store = Store.of(setup.tracking, setup.folders.root, setup.project.workload)
 
-    def send(runs: list[RunState]) -> str:
-        sent = total([run.send(store) for run in runs])
+    def send(runs: list[RunState], to: Store = store) -> str:
+        sent = total([run.send(to) for run in runs])
         missing = f"sent {sent.points} points, {sent.params} parameters and {sent.files} files"
         return missing if any(sent) else "nothing was missing"
 
-    lines = []
-    for name in setup.project.runs:
-        lines += [f"{name} ({one.tags['fingerprint']}): {send([one])}" for one in runs_of(setup, name)]
+    states = [state for name in setup.project.runs for state in runs_of(setup, name)]
+    measured = {name: recorded(setup.folders, name) for name in setup.project.runs}
+    lines, whole = [], reproduction(setup, measured)
+    if whole is not None:
+        gather(whole, measured, states)
+        lines.append(f"reproduction {whole.tags['fingerprint']}: {send([whole])}")
+    lines += [f"{one.tags['run']} ({one.tags['fingerprint']}): {send([one])}" for one in states]
+    if whole is not None and (models := arrange(setup, store, whole, measured, states)):
+        lines.append(f"models: {models}")
     for search, runs in search_runs(setup):
-        lines.append(f"tune/{search}, {len(runs) - 1} trials: {send(runs)}")
-    if (page := report(setup.folders)) is not None:
-        lines.append(f"report: {send([page])}")
+        lines.append(f"tune/{search}, {len(runs) - 1} trials: {send(runs, store.searches)}")
     return lines or [f"{setup.project.workload}: no outputs and no reports to tell of; `cmlab repro` makes them"]

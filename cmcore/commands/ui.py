@@ -1,32 +1,84 @@
-"""`cmlab ui`: MLflow in the browser."""
+"""`cmlab ui`: MLflow in the browser, at the comparison of the newest reproduction."""
 
 import os
+import subprocess
 import sys
+import threading
+import time
+import urllib.request
+import webbrowser
 from pathlib import Path
 
-from cmcore.commands.place import CommandError
 from cmcore.commands.programs import environment
-from cmcore.edge.mlflow_writer import ENVIRONMENT, FOLDER, Store
+from cmcore.edge.mlflow_database import prepare_database
+from cmcore.edge.mlflow_views import links
+from cmcore.edge.mlflow_writer import ENVIRONMENT, FOLDER, SQLITE, Store
 from cmcore.pipeline.common import load
 
 HOST = "127.0.0.1"  # MLflow asks for no password: whoever reaches it can read and delete
+WAIT = 120.0  # seconds for the server to come
 
 
 def serve(root: Path, port: int) -> None:
-    """Become MLflow's server of the project's own database, which ends with Ctrl-C.
+    """Run MLflow's server of the project's own database until Ctrl-C, and open its pages on a desktop.
+
+    Of runs that are kept on a server elsewhere the pages are there already, and only their links are said.
 
     Raises:
-        CommandError: runs are kept on a server that has pages of its own.
+        TrackingError: the database, or the server, cannot be read.
     """
     setup = load(root)
-    uri = Store.of(setup.tracking, root, setup.project.workload).uri
-    if not uri.startswith("sqlite:"):
-        raise CommandError(f"runs are kept at {uri} (MLFLOW_TRACKING_URI or tracking.uri): open that in a browser")
-    folder = root / FOLDER
+    store = Store.of(setup.tracking, root, setup.project.workload)
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    if not store.uri.startswith("sqlite:"):
+        _show(list(_told(store, store.uri.rstrip("/"))))
+        return
+    folder, address = root / FOLDER, f"http://{HOST}:{port}"
     folder.mkdir(exist_ok=True)
-    print(f"MLflow: http://{HOST}:{port}   (Ctrl-C ends it)", flush=True)
+    prepare_database(Path(store.uri.removeprefix(SQLITE)))
+    pages = _told(store, address)
+    print("Ctrl-C ends the server", flush=True)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", uri, "--artifacts-destination", str(folder / "artifacts")),
+        *("--backend-store-uri", store.uri, "--artifacts-destination", str(folder / "artifacts")),
     ]
-    os.execve(sys.executable, command, environment(**ENVIRONMENT, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"))
+    server = subprocess.Popen(command, env=environment(**ENVIRONMENT, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"))
+    if on_desktop():
+        threading.Thread(target=_show_once_there, args=(address, pages), daemon=True).start()
+    try:
+        server.wait()
+    except KeyboardInterrupt:  # which the server has got, too
+        server.wait()
+    except BaseException:
+        server.terminate()
+        server.wait()
+        raise
+
+
+def _told(store: Store, address: str) -> list[str]:
+    found = links(store, address)
+    for name, link in found.items():
+        print(f"MLflow, {name}: {link}", flush=True)
+    return list(found.values())
+
+
+def on_desktop() -> bool:
+    """Whether somebody sits before a screen of this machine."""
+    screen = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return bool(sys.stdout.isatty() and screen and not os.environ.get("SSH_CONNECTION"))
+
+
+def _show(pages: list[str]) -> None:
+    if on_desktop():
+        webbrowser.open(pages[0])
+
+
+def _show_once_there(address: str, pages: list[str]) -> None:
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return _show(pages)
+        except OSError:
+            time.sleep(0.5)
+    return None

@@ -91,7 +91,7 @@ class SearchRecorder:
     """
 
     def __init__(self, config: TrackingConfig, job: Job, root: Path) -> None:
-        self._store = Store.of(config, root, job.project.workload)
+        self._store = Store.of(config, root, job.project.workload).searches
         self._runs, self._on = SearchRuns.of(job), config.mlflow
         self._runs.parent.status = "RUNNING"
         self._send(self._runs.parent)

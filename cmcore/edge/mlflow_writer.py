@@ -11,6 +11,7 @@ lock, and found again by name or by tag afterwards.
 import fcntl
 import hashlib
 import itertools
+import json
 import logging
 import math
 import os
@@ -29,7 +30,7 @@ from cmcore.errors import reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, Run
+    from mlflow.entities import DatasetInput, Experiment, Run
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,7 +39,10 @@ FOLDER = Path(".tracking")
 SQLITE = "sqlite:///"
 SPECIAL = re.compile(r"[?#%]")
 PARENT = "mlflow.parentRunId"  # by this tag MLflow shows one run below another
+NAME, NOTE = "mlflow.runName", "mlflow.note.content"  # what a run is called, and its description
+STEPPED = "samples"  # the folder of images that MLflow shows one after the other, each named by the images seen
 PARAM_LENGTH, KEY_LENGTH, PARAMS_AT_ONCE, TAGS_AT_ONCE, POINTS_AT_ONCE = 6000, 250, 100, 100, 1000  # MLflow's limits
+DIGEST_LENGTH = 36  # likewise, of a data set's
 # MLflow's own defaults let one call wait for four minutes; telemetry would write to the user's home.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -76,6 +80,11 @@ class Store(NamedTuple):
         uri = os.environ.get("MLFLOW_TRACKING_URI") or config.uri or own
         return cls(uri, config.experiment or workload)
 
+    @property
+    def searches(self) -> "Store":
+        """Where searches are kept, which would stand between the runs otherwise."""
+        return Store(self.uri, f"{self.experiment} searches")
+
 
 class Sent(NamedTuple):
     """Numbers of parameters, points and files that a run lacked."""
@@ -91,6 +100,15 @@ class Point(NamedTuple):
     key: str
     step: int
     value: float
+
+
+class Data(NamedTuple):
+    """A data set that a run has seen."""
+
+    name: str
+    digest: str  # of the images
+    context: str  # training, or evaluation
+    facts: str  # JSON: what is known of it
 
 
 class RunState:
@@ -112,10 +130,11 @@ class RunState:
         self.values: dict[str, str] = {}
         self.points: dict[Point, int] = {}  # and the moment of each
         self.files: dict[Path, str] = {}  # and the folder of each
+        self.data: dict[Data, None] = {}
         self.nonfinite = ""  # names of metrics that were no finite numbers, as MLflow cannot hold the values
 
     def __len__(self) -> int:
-        return sum(map(len, (self.tags, self.values, self.points, self.files))) + bool(self.status)
+        return sum(map(len, (self.tags, self.values, self.points, self.files, self.data))) + bool(self.status)
 
     def params(self, values: Mapping[str, Any]) -> None:
         self.values |= {metric_name(key): str(value)[:PARAM_LENGTH] for key, value in flatten(values).items()}
@@ -145,6 +164,7 @@ class RunState:
             ("values", self.values, PARAMS_AT_ONCE),
             ("points", self.points, POINTS_AT_ONCE),
             ("files", self.files, 1),
+            ("data", self.data, 1),
         ]
         for name, content, limit in parts:
             for some in _groups(content.items(), limit):
@@ -189,6 +209,9 @@ class Writer:
         self.id: str = run.info.run_id
         self._again, self._status, self._measured = again, run.info.status, set(run.data.metrics)
         self._tags, self._params = dict(run.data.tags), dict(run.data.params)
+        self._data = (
+            {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs} if run.inputs else set()
+        )
         self._points: dict[str, set[Point]] = {}
         self._sizes: dict[str, dict[str, int | None]] = {}
 
@@ -211,11 +234,24 @@ class Writer:
         files = {path: to for path, to in state.files.items() if self._again or not self._has(path, to)}
         for path, folder in files.items():
             self._client.log_artifact(self.id, str(path), folder or None)
+            if folder == STEPPED and path.stem.isdecimal():
+                self._show(path, int(path.stem))
+        for data in state.data:
+            if (data.name, data.digest[:DIGEST_LENGTH]) not in self._data:
+                self._client.log_inputs(self.id, [_entity(data)])
         if state.status not in ("", self._status):
             end = self._client.update_run if state.status == "RUNNING" else self._client.set_terminated
             end(self.id, state.status)
             self._status = state.status
         return Sent(len(params), len(points), len(files))
+
+    def _show(self, path: Path, step: int) -> None:
+        """Let MLflow step through the image, unless it does already."""
+        from PIL import Image
+
+        if not any(name.startswith(f"{STEPPED}+step+{step}+") for name in self._names("images")):
+            with Image.open(path) as image:
+                self._client.log_image(self.id, image, key=STEPPED, step=step)
 
     def _held(self, key: str) -> set[Point]:
         """The points under this key that the run had when it was opened."""
@@ -226,10 +262,22 @@ class Writer:
 
     def _has(self, path: Path, folder: str) -> bool:
         """Whether the run holds a file of this name and size."""
+        return self._names(folder).get(path.name) == path.stat().st_size
+
+    def _names(self, folder: str) -> dict[str, int | None]:
+        """The files in a folder of the run when it was first asked for, and their sizes."""
         if folder not in self._sizes:
             entries = self._client.list_artifacts(self.id, folder or None)
             self._sizes[folder] = {PurePosixPath(entry.path).name: entry.file_size for entry in entries}
-        return self._sizes[folder].get(path.name) == path.stat().st_size
+        return self._sizes[folder]
+
+
+def _entity(data: Data) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    digest, source = data.digest[:DIGEST_LENGTH], json.dumps({"digest": data.digest})
+    told = Dataset(data.name, digest, source_type="local", source=source, profile=data.facts)
+    return DatasetInput(told, [InputTag("mlflow.data.context", data.context)])
 
 
 def total(parts: Iterable[Sent]) -> Sent:
@@ -269,7 +317,11 @@ def open_run(store: Store, tags: Mapping[str, str]) -> tuple["MlflowClient", "Ru
         group = _experiment(client, store)
         wanted = " and ".join(f"tags.{key} = '{tags[key]}'" for key in ("fingerprint", "run"))
         found = client.search_runs([group.experiment_id], wanted, max_results=1, order_by=["attributes.start_time ASC"])
-        made = None if found else client.create_run(group.experiment_id, tags=dict(tags), run_name=tags["run"])
+        made = (
+            None
+            if found
+            else client.create_run(group.experiment_id, tags=dict(tags), run_name=tags.get(NAME, tags["run"]))
+        )
         return client, made or found[0]
 
 

@@ -7,8 +7,6 @@ from typing import Any
 from cmcore.evaluate.records import RunMetrics, score_name
 from cmcore.tracking.base import Tracker
 
-REPORT = {"run": "report", "fingerprint": "report", "kind": "report"}  # one run for all, which is written again
-
 
 def run_tags(workload: str, name: str, method: str, fingerprint: str) -> dict[str, str]:
     """Tags of a training run; `run` and `fingerprint` identify it."""
@@ -16,13 +14,15 @@ def run_tags(workload: str, name: str, method: str, fingerprint: str) -> dict[st
 
 
 def track(metrics: RunMetrics, tracker: Tracker) -> None:
-    """The records of an evaluation; MLflow draws a line, or a bar, per run.
+    """The records of an evaluation.
 
-    `eval/` and `snapshots/` stand over images seen, as all of training does; `eval_by_nfe/` over function evaluations.
+    `eval/` are final values, at step 0: MLflow draws a bar for each run then, where it would draw a line of one point
+    over any other step. `eval_by_nfe/` are lines over function evaluations; `snapshots/` stand over images seen, as all
+    of training does.
     """
     for record in metrics.records:
         p = record.provenance
-        tracker.metrics({f"eval/{score_name(record)}": record.value}, p.images)
+        tracker.metrics({f"eval/{score_name(record)}": record.value}, 0)
         tracker.metrics({f"eval_by_nfe/{record.key}": record.value}, p.nfe)
     for record in metrics.snapshots:
         tracker.metrics({f"snapshots/{score_name(record)}": record.value}, record.provenance.images)

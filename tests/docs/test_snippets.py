@@ -16,6 +16,7 @@ from cmcore.assemble.results import open_run
 from cmcore.assemble.training import WEIGHTS
 from cmcore.closure import ROOT
 from cmcore.config import load_yaml, read
+from cmcore.edge.mlflow_model import save
 from cmcore.pipeline.common import load
 
 RUNNABLE = [page for page in PAGES if page.name != "CONTRIBUTING.md"]  # its blocks are files: see test_add_a_method
@@ -36,15 +37,27 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(("page", "index"), PYTHON, ids=lambda value: getattr(value, "name", str(value)))
-def test_the_code_runs(page, index):
+def test_the_code_runs(page, index, project):
     code = blocks(page, "python")[index]
     if "onnxruntime" in code:  # of a file that a command above it wrote
         for package in ("onnxruntime", "onnxscript"):
             pytest.importorskip(package, reason=f"{package} is not installed (the extra 'onnx')")
         export_onnx(open_run("ect"), Path("ect.onnx"), nfe=2)
+    if "models:/" in code:
+        register(project)
     exec(compile(code, page.name, "exec"), {})
+
+
+def register(project: Path) -> None:
+    """Let MLflow know the model that a page loads."""
+    mlflow = pytest.importorskip("mlflow")
+    (project / ".tracking").mkdir()
+    client = mlflow.MlflowClient("sqlite:///.tracking/mlflow.db")
+    client.create_registered_model("digits")
+    save(load_project(project / "params.yaml"), "ect", project, project / "model", {})
+    version = client.create_model_version("digits", (project / "model").as_uri()).version
+    client.set_registered_model_alias("digits", "best-1-step", version)
 
 
 @pytest.mark.usefixtures("project")

@@ -185,8 +185,14 @@ def test_mlflow_has_every_run_once_with_its_tags(made):
     client = mlflow.MlflowClient(f"sqlite:///{repository.folder}/.tracking/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    page = runs.pop("report")
-    assert {a.path for a in client.list_artifacts(page.info.run_id)} == {"figures", "index.html", "tables"}
+    (name,) = (name for name in runs if name not in RUNS)
+    whole = runs.pop(name)
+    assert whole.data.tags["kind"] == "reproduction"
+    assert {a.path for a in client.list_artifacts(whole.info.run_id)} == {"figures", "index.html", "tables"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {whole.info.run_id}
+    held = client.get_registered_model("tiny").aliases
+    versions = {alias: client.get_model_version("tiny", str(held[alias])).tags["run"] for alias in held}
+    assert versions == {"teacher": "edm", "best-1-step": "ect", "best-2-step": "ect"}
     assert sorted(runs) == sorted(RUNS)
     for name, run in runs.items():
         tags = run.data.tags
@@ -194,13 +200,14 @@ def test_mlflow_has_every_run_once_with_its_tags(made):
         assert (tags["kind"], tags["ema"], tags["nfe"]) == ("run", "ema", "1, 2" if name == "ect" else "5")
         assert len(tags["fingerprint"]) == len(tags["data_digest"]) == 16
         assert len(tags["git_revision"]) == 40
-        assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"grids", "records", "samples", "weights"}
+        folders = {a.path for a in client.list_artifacts(run.info.run_id)}
+        assert folders == {"grids", "images", "model", "records", "samples", "weights"}
         assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 4
     curve = {m.step: m.value for m in client.get_metric_history(runs["ect"].info.run_id, "eval_by_nfe/fd")}
     assert sorted(curve) == [1, 2]
-    for name in ("eval/fd_nfe1", "snapshots/fd_nfe1", "train/loss"):
+    for name, step in {"eval/fd_nfe1": 0, "snapshots/fd_nfe1": 2048, "train/loss": 2048}.items():
         last = client.get_metric_history(runs["ect"].info.run_id, name)[-1]
-        assert last.step == 2048, "all of them stand over images seen"
+        assert last.step == step, "final values are bars, all else stands over images seen"
     assert runs["ect"].data.params["method_config.q"] == "4.0"
 
 

@@ -67,7 +67,7 @@ def test_a_killed_search_goes_on_and_is_tracked_once(root):
     assert finished == sorted(finished)
 
     client = mlflow.MlflowClient(f"sqlite:///{root / '.tracking' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny")
+    experiment = client.get_experiment_by_name("tiny searches")
     runs = client.search_runs([experiment.experiment_id], max_results=100)
     (parent,) = (run for run in runs if run.data.tags.get("kind") == "search")
     assert parent.info.status == "FINISHED"

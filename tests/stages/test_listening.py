@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from sockets import LOCAL, listening
 
 from cmcore.closure import ROOT
 from cmcore.commands import ui
+from cmcore.edge.mlflow_writer import Store
 
 pytest.importorskip("mlflow")
 
@@ -25,11 +27,28 @@ def project(folder: Path) -> Path:
     return folder
 
 
-def test_the_server_is_given_the_loopback_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execve", lambda program, words, environment: started.append(words))
+class Server:
+    """A server that was started, and has ended."""
+
+    def __init__(self, words: list[str], **_: object) -> None:
+        self.words = words
+        STARTED.append(self)
+
+    def wait(self) -> int:
+        return 0
+
+
+STARTED: list[Server] = []
+
+
+def test_the_server_is_given_the_loopback_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    STARTED.clear()
+    monkeypatch.setattr(subprocess, "Popen", Server)
     ui.serve(project(tmp_path), 5000)
-    (words,) = started
+    assert capsys.readouterr().out == "MLflow, runs: http://127.0.0.1:5000\nCtrl-C ends the server\n"
+    (words,) = [one.words for one in STARTED]
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert words[words.index("--port") + 1] == "5000"
 
@@ -58,3 +77,36 @@ def test_the_server_listens_on_the_loopback_interface_only(tmp_path: Path):
         for one in reversed(family):
             one.terminate()
         process.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("variables", "opens"),
+    [
+        ({"DISPLAY": ":0"}, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, True),
+        ({"DISPLAY": ":0", "SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22"}, False),
+        ({}, False),
+    ],
+)
+def test_pages_open_on_a_desktop_alone(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], opens: bool):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    ui._show(["http://m/comparison", "http://m/training"])
+    assert opened == ["http://m/comparison"] * opens
+
+
+def test_runs_on_a_server_elsewhere_are_linked_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:80/")
+    seen: list[Store] = []
+    monkeypatch.setattr(ui, "links", lambda store, address: seen.append(store) or {"comparison": f"{address}/#/x"})
+    ui.serve(project(tmp_path), 5000)
+    assert capsys.readouterr().out == "MLflow, comparison: http://server:80/#/x\n"
+    assert [store.uri for store in seen] == ["http://server:80/"]

@@ -7,14 +7,19 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from tiny_runs import PARAMS, tiny_inputs
 
+from cmcore.assemble.results import open_run
 from cmcore.commands.sync import sync
 from cmcore.data.png import to_png
 from cmcore.edge import mlflow_writer
+from cmcore.edge.mlflow_model import pyfunc
 from cmcore.edge.mlflow_tracker import MlflowTracker
+from cmcore.edge.mlflow_views import links
 from cmcore.edge.mlflow_writer import Store, TrackingError
 from cmcore.edge.settings import TrackingConfig
 from cmcore.evaluate.records import MetricRecord, Provenance, Replicate, RunFacts, RunMetrics
@@ -66,8 +71,6 @@ def made(tmp_path_factory) -> Setup:
     write_report(setup, fingerprint(setup))
     grid = setup.folders.reports / "grids/edm.png"
     grid.parent.mkdir()
-    import numpy as np
-
     grid.write_bytes(to_png(np.zeros((4, 1, 8, 8), np.uint8), columns=2))
     return setup
 
@@ -111,7 +114,7 @@ def history(setup: Setup) -> list[dict]:
 def evaluation() -> set:
     measured = [(metric, nfe) for metric in ("fd", "recall") for nfe in (1, 2)]
     return {
-        *((f"eval/{metric}_nfe{nfe}", 4096, nfe / 3) for metric, nfe in measured),
+        *((f"eval/{metric}_nfe{nfe}", 0, nfe / 3) for metric, nfe in measured),
         *((f"eval_by_nfe/{metric}", nfe, nfe / 3) for metric, nfe in measured),
         *(("snapshots/fd_nfe1", images, images / 7) for images in (2048, 4096)),
     }
@@ -224,15 +227,15 @@ def test_every_training_seed_is_a_run_below_that_of_the_row(setup, tmp_path, out
         "run": "edm", "kind": "row", "seeds": "1, 2",
     }  # fmt: skip
     held = {(key, step): value for key, step, value in points(client, parent)}
+    each = [(metric, nfe) for metric in ("fd", "recall") for nfe in (1, 2)]
     assert held == {
-        (f"eval{part}/{metric}_nfe{nfe}", 4096): pytest.approx(value)
-        for metric in ("fd", "recall")
-        for nfe in (1, 2)
-        for part, value in (("", nfe / 3 + 1), ("_std", 2**0.5))
+        **{(f"eval/{metric}_nfe{nfe}", 0): pytest.approx(nfe / 3 + 1) for metric, nfe in each},
+        **{(f"eval_std/{metric}_nfe{nfe}", 0): pytest.approx(2**0.5) for metric, nfe in each},
+        **{(f"eval_by_nfe/{metric}", nfe): pytest.approx(nfe / 3 + 1) for metric, nfe in each},
     }
     assert points(client, runs[first]) == expected(setup)
     own = points(client, runs[second])
-    assert own["eval/fd_nfe2", 4096, 2 / 3 + 2] == own["eval_by_nfe/fd", 2, 2 / 3 + 2] == 1
+    assert own["eval/fd_nfe2", 0, 2 / 3 + 2] == own["eval_by_nfe/fd", 2, 2 / 3 + 2] == 1
     assert not any(key.startswith("snapshots/") for key, _, _ in own)
     assert {key: runs[second].data.tags[key] for key in ("seed", "replicate", "kind", "run")} == {
         "seed": "2", "replicate": "1", "kind": "run", "run": "edm",
@@ -243,6 +246,159 @@ def test_every_training_seed_is_a_run_below_that_of_the_row(setup, tmp_path, out
         assert runs[second].data.params["train.lr"] == "0.001"
         assert [file.path for file in client.list_artifacts(runs[second].info.run_id, "weights")]
     assert all(line.endswith("nothing was missing") for line in sync(more))
+
+
+def with_page(setup: Setup, root: Path) -> Setup:
+    """A copy of the project that has a report, with the experiment's name for its models."""
+    whole = elsewhere(setup, root)
+    (whole.folders.reports / "index.html").write_text("the page")
+    return whole
+
+
+def test_the_runs_of_the_report_stand_below_their_reproduction(setup, tmp_path):
+    whole = with_page(setup, tmp_path / "whole")
+    second, first = add_seed(whole), fingerprint(setup)
+    lines = sync(whole)
+    client, runs = found(whole)
+    (top,) = (run for run in runs.values() if run.data.tags["kind"] == "reproduction")
+    mark = top.data.tags["fingerprint"]
+    assert lines[0].startswith(f"reproduction {mark}: ")
+    assert lines[-1] == "models: best-1-step is edm, best-2-step is edm"
+    assert (top.info.run_name, top.info.status) == (f"reproduction {mark[:8]}", "FINISHED")
+    assert "**1 runs of tiny**, each from up to 2 training seeds" in top.data.tags["mlflow.note.content"]
+    assert [file.path for file in client.list_artifacts(top.info.run_id)] == ["index.html"]
+    row = runs[f"{first}-seeds"]
+    assert row.data.tags["mlflow.parentRunId"] == top.info.run_id
+    assert [runs[one].data.tags["mlflow.parentRunId"] for one in (first, second)] == [row.info.run_id] * 2
+    assert [runs[one].data.tags["compared"] for one in (f"{first}-seeds", first, second)] == ["yes", "no", "no"]
+    assert {run.data.tags["reproduction"] for run in runs.values()} == {mark}
+    assert [row.info.run_name, *(runs[one].info.run_name for one in (first, second))] == [
+        "edm", "edm seed 1", "edm seed 2",
+    ]  # fmt: skip
+    note = runs[second].data.tags["mlflow.note.content"]
+    assert note.endswith(f"Frechet distance: {1 / 3 + 2:.4g} at 1 NFE, {2 / 3 + 2:.4g} at 2 NFE.")
+    again = sync(whole)
+    assert [line for line in again if not line.endswith("nothing was missing")] == [lines[-1]]
+    assert len(client.search_model_versions(f"name = '{setup.tracking.experiment}'")) == 1
+
+
+def test_one_training_seed_stands_directly_below_and_a_newer_reproduction_takes_it(setup, tmp_path):
+    whole = with_page(setup, tmp_path / "whole")
+    sync(whole)
+    _, runs = found(whole)
+    (old,) = (run for run in runs.values() if run.data.tags["kind"] == "reproduction")
+    run = runs[fingerprint(setup)]
+    assert (run.data.tags["mlflow.parentRunId"], run.data.tags["compared"]) == (old.info.run_id, "yes")
+    second = add_seed(whole)
+    sync(whole)
+    _, runs = found(whole)
+    (new,) = (
+        run for run in runs.values()
+        if run.data.tags["kind"] == "reproduction" and run.info.run_id != old.info.run_id
+    )  # fmt: skip
+    row = runs[f"{fingerprint(setup)}-seeds"]
+    assert row.data.tags["mlflow.parentRunId"] == new.info.run_id
+    assert runs[second].data.tags["mlflow.parentRunId"] == row.info.run_id
+    assert {run.data.tags["reproduction"] for run in (row, runs[second])} == {new.data.tags["fingerprint"]}
+
+
+def test_the_experiment_keeps_the_pages_that_the_links_open(setup, tmp_path):
+    whole = with_page(setup, tmp_path / "whole")
+    store = Store.of(whole.tracking, whole.folders.root, "tiny")
+    sync(setup)
+    assert list(links(store, "http://m")) == ["runs"], "as there is no reproduction yet"
+    sync(whole)
+    client, _ = found(whole)
+    group = client.get_experiment_by_name(setup.tracking.experiment)
+    told = links(store, "http://m")
+    assert told == {
+        name: f"http://m/#/experiments/{group.experiment_id}/runs?viewStateShareKey={name}&compareRunsMode=CHART"
+        for name in ("comparison", "training")
+    }
+    assert group.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "**tiny**" in group.tags["mlflow.note.content"]
+    for name in told:
+        view = json.loads(group.tags[f"mlflow.sharedViewState.{name}"])
+        shown = client.search_runs([group.experiment_id], view["searchFilter"])
+        assert [run.data.tags["fingerprint"] for run in shown] == [fingerprint(setup)]
+        drawn = {card["metricKey"] for card in view["compareRunCharts"] if card["type"] != "IMAGE"}
+        assert drawn <= {*shown[0].data.metrics}
+        assert {card["metricSectionId"] for card in view["compareRunCharts"]} <= {
+            section["uuid"] for section in view["compareRunSections"]
+        }
+        kinds = {card["metricKey"]: card["type"] for card in view["compareRunCharts"] if card["type"] != "IMAGE"}
+        # MLflow draws a bar of a metric at step 0, and a line of one with any other step.
+        for key, kind in kinds.items():
+            steps = {point.step for point in client.get_metric_history(shown[0].info.run_id, key)}
+            assert (kind == "BAR") == (steps == {0})
+
+
+def test_data_sets_are_logged_with_their_digests(setup):
+    sync(setup)
+    _, runs = found(setup)
+    data = {one.dataset.name: one for one in runs[fingerprint(setup)].inputs.dataset_inputs}
+    manifest = json.loads(setup.folders.manifest.read_text())
+    assert data["tiny images"].dataset.digest == manifest["sha256"][:36]
+    assert json.loads(data["tiny images"].dataset.source)["digest"] == manifest["sha256"]
+    assert json.loads(data["tiny images"].dataset.profile)["images"] == manifest["count"]
+    assert data["tiny reference"].dataset.digest == "d" * 36
+    assert [(tag.key, tag.value) for tag in data["tiny reference"].tags] == [("mlflow.data.context", "evaluation")]
+    sync(setup)
+    _, runs = found(setup)
+    assert len(runs[fingerprint(setup)].inputs.dataset_inputs) == 2
+
+
+def test_samples_step_through_the_training(setup):
+    folder = setup.folders.work / "tiny" / f"edm-{fingerprint(setup)}" / "snapshots"
+    grids = {images: to_png(np.full((4, 1, 8, 8), images // 32, np.uint8), columns=2) for images in (2048, 4096)}
+    for images, grid in grids.items():
+        (folder / f"{images:09d}.png").write_bytes(grid)
+    try:
+        for _ in range(2):
+            sync(setup)
+            client, runs = found(setup)
+            run = runs[fingerprint(setup)]
+            names = sorted(Path(file.path).name for file in client.list_artifacts(run.info.run_id, "images"))
+            assert [name.split("+")[:3] for name in names if name.endswith(".png")] == [
+                ["samples", "step", "2048"], ["samples", "step", "4096"],
+            ]  # fmt: skip
+            assert run.data.tags["mlflow.loggedImages"] == "True"
+    finally:
+        for images in grids:
+            (folder / f"{images:09d}.png").unlink()
+
+
+def test_a_registered_model_is_data_alone_and_samples_as_the_command_does(setup, tmp_path, monkeypatch):
+    whole = with_page(setup, tmp_path / "whole")
+    sync(whole)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole.tracking.uri)
+    monkeypatch.chdir(tmp_path)
+    place = Path(mlflow.artifacts.download_artifacts(f"models:/{setup.tracking.experiment}@best-1-step"))
+    kinds = {path.suffix or path.name for path in place.rglob("*") if path.is_file()}
+    kinds -= {"registered_model_meta"}  # which the download adds
+    assert kinds == {".safetensors", ".yaml", ".txt", ".json", "MLmodel", "run"}, "neither code nor a pickle"
+    described = yaml.safe_load((place / "MLmodel").read_text())
+    flavour = described["flavors"]["python_function"]
+    assert flavour["loader_module"] == "cmcore.edge.mlflow_model"
+    assert flavour.get("code") is None
+    assert described["metadata"]["fingerprint"] == fingerprint(setup)
+    model = pyfunc().load_model(f"models:/{setup.tracking.experiment}@best-1-step")
+    run = open_run("edm", setup.folders.root)
+    for steps in (0, 3):
+        drawn = model.predict(pd.DataFrame({"count": [4, 2]}), params={"seed": 5, "steps": steps})
+        expected_images = run.sample(6, sampler=run.sampler(steps), seed=5).numpy()
+        assert drawn.dtype == np.uint8
+        assert np.array_equal(drawn, expected_images)
+    from mlflow.pyfunc import scoring_server
+
+    answer = scoring_server.invocations(
+        json.dumps({"dataframe_records": [{"count": 2}], "params": {"seed": 5}}), "application/json", model,
+        model.metadata.get_input_schema(),
+    )  # fmt: skip
+    assert answer.status == 200
+    assert np.array_equal(json.loads(answer.response)["predictions"], run.sample(2, seed=5).numpy())
+    with pytest.raises(ValueError, match="count: expected from 1 to 10000 images, got 0"):
+        model.predict(pd.DataFrame({"count": [0]}))
 
 
 def test_a_clone_with_reports_alone_tells_the_evaluation(setup, tmp_path):

@@ -86,7 +86,7 @@ def search(setup: Setup) -> Job:
 def runs(setup: Setup):
     """A client, the parent of the search, and its trials by key."""
     client = mlflow.MlflowClient(setup.tracking.uri)
-    group = client.get_experiment_by_name(setup.tracking.experiment)
+    group = client.get_experiment_by_name(f"{setup.tracking.experiment} searches")
     found = client.search_runs([group.experiment_id])
     parents = [run for run in found if run.data.tags["kind"] == "search"]
     assert len(parents) == 1
