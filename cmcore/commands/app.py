@@ -197,6 +197,34 @@ def use(
 
 
 @app.command()
+def new(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Of the workload.")],
+    data: Annotated[Path, typer.Option(help="A folder of images, an archive, or an array in a .npy or .npz file.")],
+    budget: Annotated[str, typer.Option(help="Time for all of the pipeline, such as 20min, 8h or 1h30min.")] = "2h",
+    methods: Annotated[
+        str, typer.Option(metavar="NAMES", help="Methods beside edm, which the others start from.")
+    ] = "edm,ect,sct",
+    resolution: Annotated[int, typer.Option(min=0, help="Of the images; 0 for what suits the budget.")] = 0,
+    subfolder: Annotated[str, typer.Option(help="The images below it alone, such as train.")] = "",
+) -> None:
+    """Write a workload for your own images.
+
+    Reads the images, looks at the machine, measures a few training steps, and writes workloads/NAME.yaml: a choice that
+    fits memory and budget, with a reason beside every value. Refused where there is such a workload, or nothing fits.
+
+    \b
+    Example:
+      cmlab new mine --data ~/photos --budget 2h
+    """
+    from cmcore.commands.new import new as write
+
+    path = context.ensure_object(Call).start / data.expanduser()
+    chosen = {"budget": budget, "methods": methods, "resolution": resolution, "subfolder": subfolder}
+    show(write(name, path, Path.cwd(), **chosen))
+
+
+@app.command()
 def plan(
     workload: Annotated[
         str,

@@ -20,6 +20,7 @@ from cmcore.commands.place import project_root
 
 COMMANDS = (
     "repro",
+    "new",
     "use",
     "plan",
     "tune",
