@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from cmcore.evaluate.records import MetricRecord
 from cmcore.report.captions import BASELINES, is_ranked, run_title
-from cmcore.report.headline import KEYS, entries
+from cmcore.report.headline import leaders
 from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_log, style, thousands
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import pooled, values
@@ -30,7 +30,7 @@ def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] 
     curves = [(index, run, curve) for index, run in enumerate(runs) if (curve := _best_curve(pooled(run)))]
     if not curves:
         return None
-    named = _named(runs) if len(curves) > MOST else {run.facts.run for run in runs}
+    named = leaders(runs) if len(curves) > MOST else {run.facts.run for run in runs}
     shown = [(index, run, curve) for index, run, curve in curves if run.facts.run in named]
     with style():
         figure, axes = _single([run_title(run) for _, run, _ in shown])
@@ -54,16 +54,6 @@ def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] 
         plain_log(axes)
         label_ends(axes, ends)
     return figure
-
-
-def _named(runs: Sequence[RunReport]) -> set[str]:
-    """The three best runs at each number of function evaluations of the headline, and those that are not ranked."""
-    every = entries(runs)
-    found = {entry.run.facts.run for entry in every if not entry.ranked}
-    for key in KEYS:
-        held = [entry for entry in every if entry.ranked and key in entry.found]
-        found |= {entry.run.facts.run for entry in sorted(held, key=lambda entry: entry.found[key].value)[:3]}
-    return found
 
 
 def _best_curve(run: RunReport) -> Curve:

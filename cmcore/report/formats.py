@@ -147,20 +147,29 @@ def _tex_cell(cell: Cell) -> str:
 
 
 def html_table(table: Table) -> str:
-    """The bare table element; long names may break after an underscore, and numbers stay on one line."""
+    """The bare table element; long names may break after an underscore, and numbers stay on one line.
+
+    For the script of the page, a cell carries its number (`data-v`) and the record it comes from (`data-source`).
+    """
     heads = "".join(
         f'<th scope="col"{_class(table, index)}>{_breakable(head(column))}</th>'
         for index, column in enumerate(table.columns)
     )
     rows = "".join(
-        "<tr>" + "".join(_html_cell(table, index, cell) for index, cell in enumerate(row)) + "</tr>\n"
+        f'<tr data-run="{html.escape(plain(row[0].text))}">'
+        + "".join(_html_cell(table, index, cell) for index, cell in enumerate(row))
+        + "</tr>\n"
         for row in table.rows
     )
-    return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>"
+    name = html.escape(table.name)
+    return f'<table id="table-{name}">\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>'
 
 
-def _class(table: Table, index: int) -> str:
-    return ' class="n"' if numeric(table, index) else ""
+def _class(table: Table, index: int, kind: str = "") -> str:
+    names = " ".join(
+        name for name in ("n" if numeric(table, index) else kind, "minor" if table.columns[index].minor else "") if name
+    )
+    return f' class="{names}"' if names else ""
 
 
 def _html_cell(table: Table, index: int, cell: Cell) -> str:
@@ -170,9 +179,11 @@ def _html_cell(table: Table, index: int, cell: Cell) -> str:
     elif cell.best_of_group:
         text = f"<em>{text}</em>"
     name = "th scope=row" if index == 0 else "td"
-    kind = _class(table, index) if len(cell.text) <= 12 or cell.value is not None else ""
-    kind = kind or (' class="w"' if len(cell.text) > 24 else "")
-    return f"<{name}{kind}>{text}</{name.split()[0]}>"
+    wide = "w" if len(cell.text) > 24 else ""
+    kind = _class(table, index, wide) if len(cell.text) <= 24 or cell.value is not None else ' class="w"'
+    data = f' data-v="{cell.value:.6g}"' if cell.value is not None else ""
+    data += f' data-source="{html.escape(plain(cell.source))}"' if cell.source else ""
+    return f"<{name}{kind}{data}>{text}</{name.split()[0]}>"
 
 
 def _breakable(text: str) -> str:

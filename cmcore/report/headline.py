@@ -127,6 +127,16 @@ def best(runs: Sequence[RunReport]) -> Table:
     return Table("best", "Best at each number of function evaluations", columns, tuple(rows), caption)
 
 
+def leaders(runs: Sequence[RunReport], most: int = 3) -> set[str]:
+    """The best runs at each of `KEYS`, and those that are not ranked: the ones to name where all would be too many."""
+    every = entries(runs)
+    found = {entry.run.facts.run for entry in every if not entry.ranked}
+    for key in KEYS:
+        held = [entry for entry in every if entry.ranked and key in entry.found]
+        found |= {entry.run.facts.run for entry in sorted(held, key=lambda entry: entry.found[key].value)[:most]}
+    return found
+
+
 def _named(entry: Entry, key: str) -> str:
     return f"{entry.run.facts.run} {of_record(entry.found[key]).text}"
 

@@ -115,6 +115,17 @@ def unranked(path: Path = FILE) -> tuple[str, ...]:
     return tuple(found)
 
 
+@cache
+def families(path: Path = FILE) -> Mapping[str, str]:
+    """The family of each method, in the order of the file; a ConfigError where they are no lists, or a name repeats."""
+    found: dict[str, str] = {}
+    for family, methods in load_yaml(path).get("families", {}).items():
+        listed = isinstance(methods, list) and all(isinstance(name, str) and name not in found for name in methods)
+        require(listed, f"families.{family}", "a list of methods that no other family has", methods)
+        found |= dict.fromkeys(methods, family)
+    return found
+
+
 def published(path: Path = FILE) -> tuple[Number, ...]:
     """All published numbers, in the order of the file.
 
@@ -148,7 +159,7 @@ def counterpart(
 
 
 def _keys(data: Mapping[str, Any], expected: set[str], path: str) -> None:
-    if set(data) - {"titles", "unranked"} != expected:
+    if set(data) - {"titles", "unranked", "families"} != expected:
         raise ConfigError(path, f"expected the keys {sorted(expected)}, got {sorted(data)}")
 
 

@@ -51,6 +51,7 @@ class Inputs:
     scored: Path | None = None  # folder of foreign sample sets
     order: tuple[str, ...] = ()
     data: str = ""  # the data in words, for captions
+    operations: Mapping[str, float] = field(default_factory=dict)  # of the training of each run, where they are known
     ablations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # comparisons of variants: title -> runs
 
 

@@ -15,10 +15,12 @@ from cmcore.report.formats import csv_text, latex, markdown
 from cmcore.report.guided import quality_by_guidance
 from cmcore.report.headline import best, headline
 from cmcore.report.page import Picture, Section, page
+from cmcore.report.page_data import page_data
 from cmcore.report.plots import save
 from cmcore.report.published import DATASETS, Number, published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, RunReport, read_reference, read_runs
+from cmcore.report.strips import strips
 from cmcore.report.tables import beside, by_training_seed, comparison, differences, measures
 
 # name of the file: caption, description for those who cannot see it, whether it takes the whole width
@@ -70,6 +72,8 @@ FIGURES = {
         False,
     ),
 }
+INTERACTIVE = ("samples", "quality_by_nfe", "level_scan", "quality_by_images", "training_curves")  # files of their own
+SAMPLES = "A row per run and number of function evaluations; each column starts from one noise image. A row enlarges."
 
 
 @dataclass(frozen=True)
@@ -96,25 +100,35 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     ours = comparison(rows, reference, inputs.data)
     second, given = measures(rows, reference), (sets(foreign, shown),) if foreign else ()
     seconds = () if second is None else (second,)
-    each = (differences(runs), by_training_seed(runs)) if any(run.replicates for run in runs) else ()
+    several = any(run.replicates for run in runs)
+    decisions, each = ((differences(runs),), (by_training_seed(runs),)) if several else ((), ())
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
     more = [table for section in extra for table in (*section.tables, *section.folded)]
     files = _write_tables(
-        out / "tables", (top, first, ours, *seconds, *each, *given, both, *more), quoted, complete(numbers)
+        out / "tables", (top, first, ours, *seconds, *decisions, *each, *given, both, *more), quoted, complete(numbers)
     )
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     variants = _ablations(runs, inputs, out / "figures")
     files += [path for picture in (*pictures, *variants) for path in (picture.path, picture.path.with_suffix(".svg"))]
+    kept = tuple(picture for picture in pictures if picture.path.stem not in INTERACTIVE)
     sections = (
-        Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *each), figures=pictures),
+        Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *decisions)),
+        Section(title="Quality", charts=True),
+        Section(title="Samples from the same noise", text=(SAMPLES,), strips=strips(runs)),
+        *((Section(title="More figures", figures=kept),) if kept else ()),
         *((Section(title="Ablations", figures=variants),) if variants else ()),
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
         Section(title="Published numbers", folded=quoted, published=True),
-        Section(title="Provenance", tables=(*given, provenance(rows)), text=("Where every number comes from.",)),
+        Section(title="Provenance", tables=given, folded=(provenance(rows),), text=("Where every number comes from.",)),
     )
-    text = page(f"Consistency models on {inputs.workload}", _intro(inputs, runs), sections)
+    text = page(
+        f"Consistency models on {inputs.workload}",
+        _intro(inputs, runs),
+        sections,
+        page_data(rows, reference, inputs.operations),
+    )
     index = out / "index.html"
     index.write_text(text, encoding="utf-8")
     glance = f"{markdown(top)}\n{markdown(first)}"
@@ -187,34 +201,18 @@ def _ablations(runs: Sequence[RunReport], inputs: Inputs, folder: Path) -> tuple
 
 
 def provenance(runs: Sequence[RunReport]) -> Table:
-    """The source of every row of the comparison."""
+    """The source of every row of the comparison: metrics of one row that share all of it stand in one line."""
     heads = (
-        "Run",
-        "Metric",
-        "NFE",
-        "Sampler",
-        "EMA",
-        "Samples",
-        "Noise seed",
-        "Fingerprint of the run",
-        "Extractor",
-        "Reference",
+        *("Run", "NFE", "Sampler", "EMA", "Samples", "Noise seed", "Fingerprint of the run", "Extractor", "Reference"),
+        "Metrics",
     )
-    rows = []
+    found: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         for record in run.records:
             p = record.provenance
-            texts = (
-                p.run,
-                record.metric,
-                p.nfe or "not stated",
-                p.sampler,
-                p.ema,
-                p.samples,
-                p.seed,
-                p.fingerprint[:12],
-                p.extractor_digest[:12],
-            )
-            rows.append(tuple(Cell(str(text)) for text in (*texts, p.reference_digest[:12])))
+            digests = (p.fingerprint[:12], p.extractor_digest[:12], p.reference_digest[:12])
+            texts = (p.run, str(p.nfe or "not stated"), p.sampler, p.ema, str(p.samples), str(p.seed), *digests)
+            found.setdefault(texts, []).append(record.key)
+    rows = tuple(tuple(map(Cell, (*texts, ", ".join(keys)))) for texts, keys in found.items())
     columns = tuple(Column(head.lower().replace(" ", "_"), head) for head in heads)
-    return Table("provenance", "Provenance", columns, tuple(rows), "Digests are shortened to 12 digits.")
+    return Table("provenance", "Provenance", columns, rows, "Digests are shortened to 12 digits.")

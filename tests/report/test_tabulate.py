@@ -79,11 +79,13 @@ def test_the_page_needs_nothing_else(written: tuple[Path, Written]) -> None:
     text = (written[0] / "index.html").read_text()
     links = Links()
     links.feed(text)
-    assert len(links.targets) == 6
-    assert all(target.startswith("data:image/png;base64,") for target in links.targets)
-    assert not {"script", "link", "iframe", "object"} & set(links.tags)
+    assert links.targets
+    assert all(re.match(r"data:image/(png|svg\+xml);base64,", target) for target in links.targets)
+    assert not {"link", "iframe", "object"} & set(links.tags)
+    assert "default-src 'none'; img-src data:;" in text, "a browser refuses everything that is not in the file"
     assert "url(" not in text
     assert "@import" not in text
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
     assert len(text) < 1_000_000
@@ -100,7 +102,7 @@ def test_the_page_marks_what_is_published_and_shows_provenance(written: tuple[Pa
 def test_the_page_escapes_what_it_is_given(tmp_path: Path) -> None:
     table = Table("t", "<b>", (Column("a", "<i>"),), ((Cell("<script>x</script>"),),), "<u>")
     text = page("<title>", ("<p>",), (Section(title="<h1>", text=("<a>",), tables=(table,)),))
-    assert not re.search(r"<script|<u>|<i>|<a>", text)
+    assert not re.search(r"<script>x|<u>|<i>|<a>", text)
     assert text.count("&lt;") >= 6
 
 
