@@ -151,8 +151,6 @@ def pass_cost(
 
     two = count(2)
     flops = Counter({precision: round(total / 2) for precision, total in two.flops.items()})
-    if kind == "forward":  # what it needs is little beside what a gradient keeps
-        return PassCost(flops, 0, two.peak // 2)
     per_image = (count(4).peak - two.peak) // 2
     return PassCost(flops, max(0, two.peak - 2 * per_image), per_image)
 

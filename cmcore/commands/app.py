@@ -144,6 +144,9 @@ def repro(
         ),
     ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another command that works in this project.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Begin in any case, also where memory or time do not seem to suffice.")
+    ] = False,
 ) -> None:
     """Run the pipeline: prepare data, train, evaluate, tabulate.
 
@@ -168,9 +171,9 @@ def repro(
     names = [name.strip() for name in runs.split(",") if name.strip()]
     with turn(Path.cwd(), f"{NAME} repro", wait=wait):
         if not (assignments or names or workload):
-            raise typer.Exit(pipeline.main(jobs))
+            raise typer.Exit(pipeline.main(jobs, yes=yes))
         with overriding(Path.cwd(), assignments, names, workload_file(Path.cwd(), workload) if workload else None):
-            code = pipeline.main(jobs)
+            code = pipeline.main(jobs, yes=yes)
     if not code and not workload:
         shown = ", ".join([*assignments, *([f"the runs {runs}"] if names else [])])
         print(f"reports/ now show {shown}; `cmlab repro` restores the results of params.yaml as it is")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cmcore.assemble.checks import require_files
 from cmcore.assemble.project import require_decoder
 from cmcore.budget.passes import check_labels
+from cmcore.commands.before import before
 from cmcore.commands.programs import environment
 from cmcore.config import ConfigError
 from cmcore.edge.autoencoder import check_decoder
@@ -18,6 +19,7 @@ from cmcore.edge.mlflow_writer import TrackingError
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from cmcore.numbers import about
 from cmcore.pipeline.common import Setup, load
+from cmcore.pipeline.fit import Fit
 from cmcore.pipeline.parallel import compute_stages, is_computed
 from cmcore.pipeline.process import tell
 from cmcore.pipeline.progress import listener, pipeline
@@ -37,10 +39,11 @@ class Driver:
     Args:
         setup: the parameters.
         jobs: how many stages are computed at a time.
+        yes: whether to begin in any case, also where memory or time do not seem to suffice.
     """
 
-    def __init__(self, setup: Setup, jobs: int) -> None:
-        self._setup, self._jobs = setup, jobs
+    def __init__(self, setup: Setup, jobs: int, yes: bool = False) -> None:
+        self._setup, self._jobs, self._yes, self._fit = setup, jobs, yes, Fit()
         self._repository = Repository(setup)
         self._speeds = Speeds.read(setup.folders.work / "speeds.json")
         self._todo, self._total = list[str](), 0
@@ -63,6 +66,8 @@ class Driver:
             self._say(f"{stage}: restored", stage)
         if computed := [stage for stage in self._todo if is_computed(stage)]:
             check_disk(setup.project, setup.folders.root, computed, count_parameters(setup.project))
+            self._fit = before(setup, computed, self._jobs, yes=self._yes)
+            self._speeds.planned = self._fit.seconds
         if self._todo:
             ray = setup.compute.backend == "ray"
             with (
@@ -81,7 +86,7 @@ class Driver:
             print(f"{len(computed)} stages, up to {self._jobs} at a time", flush=True)
             compute_stages(
                 self._setup, computed, self._jobs, self._repository.record,
-                self._computed, self._expect,
+                self._computed, self._expect, self._fit,
             )  # fmt: skip
         if LAST in self._todo:
             self._by_dvc(LAST, variables)
@@ -158,7 +163,7 @@ def tell_mlflow(setup: Setup) -> None:
         tell(str(error))
 
 
-def main(wanted: str = "auto") -> int:
+def main(wanted: str = "auto", *, yes: bool = False) -> int:
     """Everything; the result is the exit code."""
     begin = time.monotonic()
     try:
@@ -175,7 +180,7 @@ def main(wanted: str = "auto") -> int:
         print(f"params.yaml: {error}" if error.path != "JOBS" else error, file=sys.stderr)
         return 2
     try:
-        count = Driver(setup, jobs).run()
+        count = Driver(setup, jobs, yes).run()
     except ConfigError as error:
         print(f"params.yaml: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ from cmcore.assemble.project import Project
 from cmcore.config import ConfigError
 from cmcore.edge.ray_session import ComputeError, connection
 from cmcore.pipeline.common import Setup
+from cmcore.pipeline.fit import Fit, fits_beside
 from cmcore.pipeline.process import tell, told
 from cmcore.pipeline.replicates import jobs_of, split
 from cmcore.pipeline.speeds import Speeds
@@ -49,6 +50,8 @@ def run_graph(
     jobs: int,
     work: Callable[[str], None],
     say: Callable[[str, Exception], None] = lambda job, error: tell(f"{job}: {error}"),
+    memory: Mapping[str, float] | None = None,
+    room: float = float("inf"),
 ) -> None:
     """Call `work` for every job, up to `jobs` at a time, each after those that it needs.
 
@@ -58,13 +61,19 @@ def run_graph(
         jobs: how many may run at once.
         work: called in threads of its own, or for one job at a time in the calling thread, where signals arrive.
         say: called for every job that failed, with its error.
+        memory: of each job, 0 where it is not named. A job begins beside others only where the room suffices for all.
+        room: for the memory of all jobs at work.
 
     Raises:
         JobsFailedError: naming the jobs that failed, after all others that can run have run.
     """
     waiting = sorted(costs, key=chains(costs, needs).__getitem__, reverse=True)
     ended: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
-    done, failed, running = set[str](), list[str](), 0
+    done, failed, running, sizes = set[str](), list[str](), list[str](), memory or {}
+
+    def may_begin(job: str) -> bool:
+        others = [sizes.get(other, 0.0) for other in running]
+        return len(running) < jobs and fits_beside(sizes.get(job, 0.0), others, room)
 
     def call(job: str) -> None:
         try:
@@ -75,18 +84,19 @@ def run_graph(
             ended.put((job, None))
 
     while waiting or running:
-        ready = [job for job in waiting if done.issuperset(needs.get(job, ()))][: jobs - running]
-        for job in ready:
+        for job in [job for job in waiting if done.issuperset(needs.get(job, ()))]:
+            if not may_begin(job):
+                continue
             waiting.remove(job)
+            running.append(job)
             if jobs == 1:
                 call(job)
             else:  # daemons end with the main thread
                 threading.Thread(target=call, args=(job,), name=job, daemon=True).start()
-        running += len(ready)
         if not running:
             break  # all others need a job that failed
         job, error = ended.get()
-        running -= 1
+        running.remove(job)
         if error is None:
             done.add(job)
         elif isinstance(error, Exception):
@@ -121,6 +131,7 @@ def compute_stages(
     record: Callable[[str], None],
     say: Callable[[str, float], None] = lambda stage, left: None,
     expect: Callable[[float], None] = lambda left: None,
+    fit: Fit | None = None,
 ) -> None:
     """Compute some stages, up to `jobs` replicates at a time, each after the stages that it reads from.
 
@@ -131,11 +142,12 @@ def compute_stages(
         record: called for a stage whose results are in their places, before another stage reads them.
         say: called for every stage that is recorded, with the seconds that the rest may take.
         expect: called at the start and after every job with these seconds.
+        fit: memory and time that the stages were planned with.
 
     Raises:
         JobsFailedError: a stage could not be computed or recorded.
     """
-    ray = setup.compute.backend == "ray"
+    ray, fit = setup.compute.backend == "ray", fit or Fit()
     if jobs > 1 and not ray:
         raise ComputeError("compute.backend: expected ray for JOBS above 1, got inline")
     parts = {stage: jobs_of(setup, stage) for stage in stage_needs(setup.project) if stage in set(stages)}
@@ -145,7 +157,7 @@ def compute_stages(
         for stage, own in parts.items()
         for job in own
     }
-    speeds = Speeds.read(setup.folders.work / "speeds.json")
+    speeds = Speeds.read(setup.folders.work / "speeds.json", fit.seconds)
     costs = {job: speeds.work(split(job)[0], setup.project) for job in inner}
     made: dict[str, Any] = {}
     left, lock, folder = list(inner), threading.Lock(), setup.folders.work / setup.folders.workload
@@ -189,4 +201,5 @@ def compute_stages(
         if kind == "evaluate":
             mend_shards(setup, name, tell)
     with connection(setup.compute) if ray else contextlib.nullcontext():
-        run_graph(costs, inner, jobs, work, failed)
+        memory = {job: fit.memory.get(split(job)[0], 0.0) for job in inner}
+        run_graph(costs, inner, jobs, work, failed, memory, fit.room)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmcore.assemble.project import Project
@@ -33,14 +33,16 @@ class Speeds:
 
     path: Path
     seconds: dict[str, float]
+    planned: Mapping[str, float] = field(default_factory=dict)  # seconds of stages that were never measured
 
     @classmethod
-    def read(cls, path: Path) -> "Speeds":
+    def read(cls, path: Path, planned: Mapping[str, float] | None = None) -> "Speeds":
         """Start from what is remembered; a damaged file is forgotten."""
         try:
-            return cls(path, {str(key): float(value) for key, value in json.loads(path.read_text()).items()})
+            known = {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
         except (OSError, ValueError, AttributeError):
-            return cls(path, {})
+            known = {}
+        return cls(path, known, planned or {})
 
     def learn(self, stage: str, project: Project, seconds: float) -> None:
         """Remember how long the work of a stage took."""
@@ -50,8 +52,9 @@ class Speeds:
 
     def work(self, stage: str, project: Project) -> float:
         """How long the work of a stage will take, or that of one of its replicates."""
-        known = (self.seconds[kind] for kind in kinds(stage, project) if kind in self.seconds)
-        return next(known, GUESS[stage.partition("@")[0]]) * units(stage, project)
+        known = [self.seconds[kind] * units(stage, project) for kind in kinds(stage, project) if kind in self.seconds]
+        guess = GUESS[stage.partition("@")[0]] * units(stage, project)
+        return known[0] if known else self.planned.get(stage, guess)
 
     def expected(self, stage: str, project: Project) -> float:
         """How long a stage will take in a process of its own."""

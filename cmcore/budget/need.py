@@ -1,0 +1,136 @@
+"""Memory and time that the stages of a workload need on a device, counted once for each network and remembered."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cmcore.assemble.models import ModelShape
+from cmcore.assemble.project import Project
+from cmcore.assemble.run import Run
+from cmcore.atomic import write_atomic
+from cmcore.budget.machines import Machine
+from cmcore.budget.plan import FLOAT, Costs, Setting, plan_run
+from cmcore.closure import source_digest
+from cmcore.config import digest
+
+PROCESS = 0.4e9  # bytes of a process with torch and Ray, before any network
+CLASSES = 10  # where neither parameters nor data say how many
+EFFICIENCY = 0.4  # share of the nominal rate that a training step reaches
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage takes of the device, in bytes by the number of rows that are computed at once, and in seconds.
+
+    The rows are the whole batch, half of it, and so on. Seconds are those of one replicate.
+    """
+
+    memory: Mapping[int, float]
+    seconds: float
+
+    @property
+    def most(self) -> float:
+        """Bytes with the whole batch at once."""
+        return self.memory[max(self.memory)]
+
+    def most_rows(self, room: float) -> int:
+        """The largest number of rows at once for which the bytes suffice, 0 for none."""
+        return max((rows for rows, needed in self.memory.items() if needed <= room), default=0)
+
+
+def halves(rows: int, group: int = 1) -> list[int]:
+    """`rows`, half of them, and so on to one group: whole groups."""
+    found = [rows]
+    while (half := found[-1] // 2 // group * group) >= group:
+        found.append(half)
+    return found
+
+
+def rows_matter(run: Run) -> str:
+    """Why the number of rows computed at once decides more than rounding; empty where it does not."""
+    return "dropout draws a mask for each micro-batch" if getattr(run.net.config, "dropout", 0.0) else ""
+
+
+def image_shape(project: Project, data: Path) -> ModelShape:
+    """The shape of the images; the number of classes is of no weight, and taken to be ten where nothing says it."""
+    config, classes = project.sections.data, 0
+    if project.sections.conditional:
+        manifest = data / "manifest.json"
+        known = json.loads(manifest.read_text(encoding="utf-8"))["classes"] if manifest.is_file() else 0
+        classes = config.classes or known or CLASSES
+    return ModelShape(config.channels, config.resolution, classes)
+
+
+def training_need(run: Run, costs: Costs, setting: Setting) -> Need:
+    """Of a training run, on each of the machines that share its batch."""
+    share = -(-run.train.batch // setting.count)
+    rows = halves(min(run.train.micro_batch or share, share), run.objective.traits.group)
+    plans = {n: plan_run(replace(run, train=replace(run.train, micro_batch=n)), costs, setting) for n in rows}
+    return Need({n: plan.bytes + PROCESS for n, plan in plans.items()}, plans[rows[0]].seconds)
+
+
+def evaluation_need(run: Run, project: Project, costs: Costs, setting: Setting) -> Need:
+    """Of the samples of its tables, scans and snapshots; measuring them is not counted."""
+    config, forward = project.sections.eval, costs.of(run, "forward")
+    pixels = costs.shape.channels * costs.shape.resolution**2
+    fixed = 2 * FLOAT * costs.parameters(run) + config.shard * pixels + PROCESS
+    memory = {rows: fixed + forward.bytes(rows) for rows in halves(config.batch)}
+    steps = 3 if run.objective.traits.few_step else 2 * config.teacher_steps - 1  # one and two evaluations
+    several = config.samples * config.seed_ranges * (steps + len(run.sample.solvers) * sum(run.sample.nfe))
+    scans = 2 * len(config.scan) * config.scan_samples if run.objective.traits.few_step else 0
+    images = several + scans + run.train.snapshots * config.snapshot_samples * (steps if steps != 3 else 1)
+    rate = setting.machine.fp32 * setting.efficiency * setting.count
+    return Need(memory, images * sum(forward.flops.values()) / rate)
+
+
+def needs(
+    project: Project, stages: Iterable[str], machine: Machine, data: Path, memory: Path, workers: int = 1,
+    shard: bool = False,
+) -> dict[str, Need]:  # fmt: skip
+    """What the stages that train or evaluate a run need.
+
+    Args:
+        project: the checked parameters.
+        stages: as in `train@ect`; others are left out.
+        machine: each of the devices.
+        data: the folder of prepared data, which may be absent.
+        memory: a file that remembers what was counted, as large networks take seconds.
+        workers: of each stage.
+        shard: whether the networks are spread over them.
+    """
+    wanted = [stage for stage in stages if stage.partition("@")[0] in ("train", "evaluate")]
+    if not wanted:
+        return {}
+    setting = Setting(machine, workers, EFFICIENCY, shard=shard)
+    shape = image_shape(project, data)
+    costs = Costs(shape)
+    runs = {stage: project.runs[stage.partition("@")[2]] for stage in wanted}
+    plugins = {f"cmcore.methods.{run.method}" for run in runs.values()} | {
+        f"cmcore.nets.{run.net.kind}" for run in runs.values()
+    }
+    common = [source_digest([__name__, *sorted(plugins)]), asdict(shape), asdict(setting)]
+    known, found = _read(memory), dict[str, Need]()
+    for stage, run in runs.items():
+        training = stage.startswith("train@")
+        key = digest([*common, replace(run, name=""), [] if training else project.sections.eval])
+        if key not in known:
+            known[key] = (
+                training_need(run, costs, setting) if training else evaluation_need(run, project, costs, setting)
+            )
+        found[stage] = known[key]
+    text = json.dumps({key: asdict(need) for key, need in known.items()}, sort_keys=True)
+    if not memory.is_file() or memory.read_text(encoding="utf-8") != text:
+        write_atomic(memory, text.encode())
+    return found
+
+
+def _read(path: Path) -> dict[str, Need]:
+    """What is remembered; a damaged file is forgotten."""
+    try:
+        return {
+            str(key): Need({int(rows): float(size) for rows, size in need["memory"].items()}, float(need["seconds"]))
+            for key, need in json.loads(path.read_text(encoding="utf-8")).items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
