@@ -24,6 +24,7 @@ from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.suite import Reference, copies, measure, record
 from cmcore.evaluate.timing import SamplingTimes
 from cmcore.sample.base import Sampler
+from cmcore.sample.guided import GuidedSampler
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
 from cmcore.train.timing import device_name
@@ -68,7 +69,7 @@ class Evaluation:
     work: Path  # where finished shards lie, in folders named by their fingerprint
     device: str = "cpu"
     decoding: Decoding | None = None  # what makes images of samples that are latents
-    final_only: bool = False  # without scans, snapshots, images and times
+    final_only: bool = False  # without scans, other scales, snapshots, images and times
     training: Training | None = None  # images that samples are compared with in pixels
     class_counts: tuple[int, ...] = ()  # of `classes_drawn`
 
@@ -134,7 +135,7 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
     draw(evaluation, Share(), on_progress)
     run = evaluation.run
     summary = read_summary(evaluation.folder)
-    lists: dict[str, list[MetricRecord]] = {"records": [], "scan": [], "snapshots": []}
+    lists: dict[str, list[MetricRecord]] = {"records": [], "scan": [], "snapshots": [], "guidance": []}
     for one in evaluation.passes:
         lists[one.place] += _records(evaluation, one)
     absent = sorted({reference.absent for reference in evaluation.references} - {""})
@@ -153,8 +154,8 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
         decoder=evaluation.decoding.digest if evaluation.decoding else "",
         labels=evaluation.config.labels if run.conditional else "",
     )
-    records, scan, snapshots = (tuple(lists[place]) for place in ("records", "scan", "snapshots"))
-    metrics = RunMetrics(facts=facts, records=records, scan=scan, snapshots=snapshots)
+    records, scan, snapshots, guidance = map(tuple, lists.values())
+    metrics = RunMetrics(facts=facts, records=records, scan=scan, snapshots=snapshots, guidance=guidance)
     shown = {one.name: evaluation.shards.shown(one) for one in evaluation.passes if one.shown}
     for one in (one for one in evaluation.passes if one.shown):
         found = evaluation.shards.nearest(one)
@@ -224,6 +225,14 @@ def classes_drawn(run: Run, config: EvalConfig, manifest: Mapping[str, Any]) -> 
 
 
 def endpoint_run(runs: Mapping[str, Run], run: Run) -> str:
-    """The diffusion run for the end-point error: the teacher, else the run it starts from; "" where neither is one."""
-    named = (runs[name] for name in (run.teacher, run.init) if name in runs)
-    return next((source.name for source in named if not source.objective.traits.few_step), "")
+    """The diffusion run for the end-point error: the teacher, else the run it starts from; "" where neither is one.
+
+    The end points of a guided run ask for a diffusion model that can be guided.
+    """
+    guided = isinstance(run.objective.samplers(run.sampling(steps=2))[0], GuidedSampler)
+
+    def suits(source: Run) -> bool:
+        traits = source.objective.traits
+        return not traits.few_step and (not guided or traits.unlabelled or source.weights is not None)
+
+    return next((name for name in (run.teacher, run.init) if name in runs and suits(runs[name])), "")

@@ -1,10 +1,11 @@
 """The passes of an evaluation, cut into shards: any worker does any shard, and a finished shard is a file."""
 
+import math
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -46,7 +47,7 @@ class Pass:
     weights: Path
     sampler: Sampler
     samples: int  # in every range
-    place: Literal["records", "scan", "snapshots"] = "records"  # where its records stand
+    place: Literal["records", "scan", "snapshots", "guidance"] = "records"  # where its records stand
     ranges: int = 1
     judges: int = 1  # how many of the extractors see them, from the first on
     shown: int = 0  # images that are kept
@@ -61,7 +62,7 @@ class Unit(NamedTuple):
 
 
 def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, judges: int) -> list[Pass]:
-    """All that is sampled of the results in `folder`: the final weights, then scans, then the weights on the way."""
+    """All that is sampled of the results in `folder`: the final weights, scans, other scales, then snapshots."""
     final, method, sampling = folder / WEIGHTS, run.objective, run.sampling(config.teacher_steps)
     rows = method.samplers(sampling)
     # The solvers of one diffusion model differ in numbers; to the eye the first is enough.
@@ -76,11 +77,30 @@ def passes(run: Run, config: EvalConfig, folder: Path, teacher: Path | None, jud
         Pass(f"scan_{sampler.noise_levels[1]:g}", final, sampler, config.scan_samples, "scan")
         for sampler in method.scan(sampling, config.scan)
     ]
+    known = {(row.nfe, row.name) for row in rows}
+    guided = [
+        row
+        for s in scales(run, config)
+        for row in method.samplers(replace(sampling, guidance=s))
+        if (row.nfe, row.name) not in known
+    ]
+    found += [
+        Pass(f"guidance_{row.nfe}_{row.name}", weights_at(run, folder, row), row, config.samples, "guidance")
+        for row in guided
+    ]
     quickest = rows[0]
     snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
     return found + [
         Pass(f"snapshot_{path.stem}", path, quickest, config.snapshot_samples, "snapshots") for path in snapshots
     ]
+
+
+def scales(run: Run, config: EvalConfig) -> list[float]:
+    """Those of the guidance scales to try that the run's model knows: learned ones, or all of a diffusion model's."""
+    traits = run.objective.traits
+    anything = not traits.few_step and traits.unlabelled and run.weights is None
+    low, high = traits.guidance or ((0.0, math.inf) if anything else (1.0, 1.0))
+    return [s for s in config.guidance if run.conditional and low <= s <= high]
 
 
 def weights_at(run: Run, folder: Path, sampler: Sampler) -> Path:

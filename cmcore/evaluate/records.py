@@ -197,14 +197,19 @@ class RunMetrics:
     records: tuple[MetricRecord, ...]  # of the final weights, per number of function evaluations
     scan: tuple[MetricRecord, ...] = ()  # two-step sampling at other levels
     snapshots: tuple[MetricRecord, ...] = ()  # of the weights on the way
+    guidance: tuple[MetricRecord, ...] = ()  # of the final weights, at other guidance scales
     replicates: tuple[Replicate, ...] = ()  # the same as `records`, of the other training seeds
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data: the facts beside lists of records. Replicates and the last three facts are there if any."""
+        """Plain JSON data: the facts beside lists of records.
+
+        Other guidance scales, replicates and the last three facts are there if any.
+        """
         optional = ("left_out", "decoder", "labels")
         facts = {key: value for key, value in asdict(self.facts).items() if value or key not in optional}
         others = [{"seed": one.seed, "records": [r.to_json() for r in one.records]} for one in self.replicates]
-        lists = {key: [record.to_json() for record in getattr(self, key)] for key in _LISTS}
+        given = [key for key in _LISTS if key != "guidance" or self.guidance]
+        lists = {key: [record.to_json() for record in getattr(self, key)] for key in given}
         scores = {score_name(record): record.value for record in self.records}
         return {**facts, SCORES: scores, **lists, **({"replicates": others} if others else {})}
 
@@ -223,7 +228,7 @@ class RunMetrics:
         return cls(facts=facts, **lists, replicates=_replicates(data, facts.seed))
 
 
-_LISTS = ("records", "scan", "snapshots")
+_LISTS = ("records", "scan", "snapshots", "guidance")
 SCORES = "scores"  # the values of the records once more: `dvc metrics` and `dvc exp show` leave out lists
 
 

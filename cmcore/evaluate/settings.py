@@ -91,6 +91,7 @@ class EvalConfig:
     endpoints: int = 1000  # images of the comparison with the teacher's probability-flow end points
     scan: tuple[float, ...] = ()  # second-step levels to try for two-step sampling
     scan_samples: int = 2000
+    guidance: tuple[float, ...] = ()  # scales at which each model that knows them is sampled, beside its run's own
     snapshot_samples: int = 2000
     extractor: Literal["", "shipped"] = ""  # weights of the workload's classifier that come with the project; "" trains
     reference: ClassifierConfig = ClassifierConfig()
@@ -121,6 +122,8 @@ class EvalConfig:
             require(count >= self.least, key, f"at least {self.least} (kid_size, neighbours + 1, score_splits)", count)
         for index, level in enumerate(self.scan):
             require(level > 0, f"scan[{index}]", "a positive noise level", level)
+        for index, s in enumerate(self.guidance):
+            require(s >= 0 and s not in self.guidance[:index], f"guidance[{index}]", "another scale, at least 0", s)
 
     @property
     def least(self) -> int:

@@ -13,8 +13,10 @@ from torch import Tensor
 from cmcore.config import require
 from cmcore.consistency import weights
 from cmcore.consistency.distances import DistanceName, distance, services
+from cmcore.consistency.guided import no_label
 from cmcore.diffusion import ode
 from cmcore.diffusion.grids import karras_grid
+from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, with_scale
 from cmcore.diffusion.jumps import SECOND_TIME, Jumps, jump
 from cmcore.diffusion.levels import KarrasUniform, sample_index
 from cmcore.diffusion.ode import Denoise
@@ -62,8 +64,10 @@ class Config:
     gan: float = 0.0  # weight of the adversarial loss, 0 for none; the authors balance it by gradients, too
     gan_after: float = 0.5  # share of the run that the student trains without it
     extractor: str = "digits_cnn_4a0598e6"  # of the discriminator's features: a classifier of the project
+    guidance: Scales | None = None  # range of the teacher's guidance scale, which the student learns (arXiv 2405.18503)
 
     def __post_init__(self) -> None:
+        check_scales(self.guidance)
         require(self.N >= 2, "N", "at least 2", self.N)
         require(1 <= self.most < self.N, "most", f"from 1 to N - 1 = {self.N - 1}", self.most)
         require(self.huber_c > 0, "huber_c", "a positive number", self.huber_c)
@@ -85,6 +89,9 @@ class CTM(Method):
     G is the jump of the student, E that of its moving average, and the teacher's ODE solver makes x^_u from x_t. With
     the GAN, heads on frozen features (a hinge loss) tell E(G(x_t, t, s), s, sigma_min) from images; the authors' frozen
     networks are those of StyleGAN-XL.
+
+    With guidance the teacher is guided and all jumps see the scale w, as in SoundCTM; so that g(x, t; t) is the guided
+    denoiser in the denoising loss too, its image x moves by (w - 1) (D(label) - D(no label)) of the teacher.
     """
 
     config: Config
@@ -92,8 +99,14 @@ class CTM(Method):
 
     @property
     def traits(self) -> Traits:
-        """Maps between levels, taught by a diffusion model."""
-        return Traits(teacher="diffusion", inputs=(SECOND_TIME,), services=services(self.config.distance))
+        """Maps between levels, taught by a diffusion model, perhaps at many guidance scales."""
+        scales = self.config.guidance
+        return Traits(
+            teacher="diffusion",
+            inputs=(SECOND_TIME, *guidance_inputs(scales)),
+            guidance=scales,
+            services=services(self.config.distance),
+        )
 
     @property
     def networks(self) -> Mapping[str, Network]:
@@ -151,7 +164,10 @@ class CTM(Method):
 
         The outer jump passes gradients to its input.
         """
-        d, labels = self.diffusion, batch.labels
+        d, w = self.diffusion, self._scales(draws)
+        labels, teacher = batch.labels, nets.teacher
+        if w is not None:
+            labels, teacher = with_scale(labels, w), Guided(teacher, w)
         grid = karras_grid(self.config.N, d.sigma_min, d.sigma_max, d.rho).to(draws.device)
         at, steps = self.levels(draws)
         last = at + steps
@@ -163,7 +179,7 @@ class CTM(Method):
         with torch.no_grad():
             x_u = x_t
             for step in range(steps):
-                x_u = ode.heun_step(nets.teacher, x_u, grid[at + step], grid[at + step + 1], labels)
+                x_u = ode.heun_step(teacher, x_u, grid[at + step], grid[at + step + 1], batch.labels)
             with draws.dropout():
                 target = jump(nets.student, x_u, u, s, labels)
             with draws.dropout():
@@ -174,6 +190,10 @@ class CTM(Method):
             estimate = jump(nets.target, estimate, s, end, labels)
         return distance(self.config.distance, self.config.huber_c)(estimate, target), estimate
 
+    def _scales(self, draws: Draws) -> Tensor | None:
+        """The guidance scales (B,) of a step; None without guidance."""
+        return None if self.config.guidance is None else draw_scales(self.config.guidance, draws)
+
     def _denoising(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         """EDM's loss of g(x, t; t), which is the denoiser."""
         cfg, d = self.config, self.diffusion
@@ -183,10 +203,16 @@ class CTM(Method):
         half = draws.uniform(stream="denoising_half") < 0.5
         sigma = torch.where(half, (cfg.P_mean + cfg.P_std * normal).exp(), warped)
         z = draws.normal(batch.x.shape[1:], stream="denoising_noise")
+        w, labels, image = self._scales(draws), batch.labels, batch.x
+        labels = labels if w is None else with_scale(labels, w)
         with draws.dropout():
             x = batch.x + expand_like(sigma, z) * z
-            D = nets.student(x, sigma, with_inputs(batch.labels, s=sigma))
-        error = mean_per_sample((D - batch.x) ** 2)
+            D = nets.student(x, sigma, with_inputs(labels, s=sigma))
+        if w is not None:
+            with torch.no_grad():
+                gap = nets.teacher(x, sigma, batch.labels) - nets.teacher(x, sigma, no_label(batch.labels))
+                image = image + expand_like(w - 1, x) * gap
+        error = mean_per_sample((D - image) ** 2)
         return weights.edm(sigma, d.sigma_data).to(error.dtype) * error
 
     def after(self, progress: Progress) -> Sequence[Action]:
@@ -198,8 +224,11 @@ class CTM(Method):
         """Jumps, to sigma_min unless a sampler names another level."""
         return Jumps(denoiser, self.diffusion.sigma_min)
 
-    def diffusion_model(self, denoiser: Denoiser) -> Denoise:
-        """g(x, t; t), which the denoising loss trains."""
+    def diffusion_model(self, denoiser: Denoiser) -> Denoise | None:
+        """g(x, t; t), which the denoising loss trains, without guidance; None where it is always guided."""
+        low, high = self.config.guidance or (1.0, 1.0)
+        if not low <= 1 <= high:
+            return None
         return lambda x, sigma, labels=None: denoiser(x, sigma, with_inputs(labels, s=sigma))
 
     def samplers(self, sampling: Sampling) -> list[Sampler]:

@@ -10,10 +10,13 @@ from torch.nn.functional import softplus
 from cmcore.config import require
 from cmcore.consistency import weights
 from cmcore.diffusion.grids import karras_grid
+from cmcore.diffusion.guidance import Guided
+from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import STUDENT, TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
+from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.presets import few_step_sampler
 from cmcore.sample.settings import Sampling
 from cmcore.tensors import expand_like, mean_per_sample
@@ -30,8 +33,10 @@ class Config:
     high: float = 0.98  # to this
     turns: int = 5  # of the fake model for each of the generator
     gan: float = 0.0  # weight of the generator's adversarial loss, 0 for none; the authors train on with 3e-3
+    guidance: float = 1.0  # scale of the teacher, which becomes part of the weights; 1 for none
 
     def __post_init__(self) -> None:
+        require(self.guidance >= 0, "guidance", "a scale of at least 0", self.guidance)
         require(self.N >= 2, "N", "at least 2", self.N)
         require(0 <= self.low < 1, "low", "a share in [0, 1)", self.low)
         require(self.low < self.high <= 1, "high", f"a share above low = {self.low}", self.high)
@@ -57,7 +62,8 @@ class DMD2(Method):
     @property
     def traits(self) -> Traits:
         """A one-step generator, taught by a diffusion model."""
-        return Traits(teacher="diffusion")
+        s = self.config.guidance
+        return Traits(teacher="diffusion", guidance=(s, s) if s != 1 else None)
 
     @property
     def networks(self) -> Mapping[str, Network]:
@@ -88,7 +94,7 @@ class DMD2(Method):
             x = x_g + expand_like(sigma, x_g) * draws.normal(x_g.shape[1:], stream="noise")
             with draws.dropout():
                 fake = nets[FAKE](x, sigma, batch.labels)
-            real = nets.teacher(x, sigma, batch.labels)
+            real = self.teacher(nets)(x, sigma, batch.labels)
             scale = mean_per_sample((x_g - real).abs())
             # Where the teacher gives back the very image, there is nothing to learn.
             gradient = torch.nan_to_num((fake - real) / expand_like(scale, real))
@@ -101,6 +107,11 @@ class DMD2(Method):
             loss = loss + self.config.gan * adversarial
             scalars["adversarial"] = adversarial.detach().mean()
         return LossOut(loss, scalars)
+
+    def teacher(self, nets: Nets) -> Denoise:
+        """The teacher, guided where the method is."""
+        s = self.config.guidance
+        return nets.teacher if s == 1 else Guided(nets.teacher, s)
 
     def fake_loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """Denoising score matching of generated images with EDM's weight, at levels of the whole grid."""
@@ -149,6 +160,11 @@ class DMD2(Method):
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """One step: the generator knows no other level."""
         return [self.guided(few_step_sampler(sampling.diffusion), sampling)]
+
+    def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
+        """The sampler, named after the scale that is part of the weights, if any."""
+        s = self.config.guidance
+        return BuiltIn(sampler, s) if s != 1 else super().guided(sampler, sampling)
 
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
         """None, as there is no second step."""

@@ -16,13 +16,15 @@ from torch import Tensor
 from cmcore.config import require
 from cmcore.consistency.distances import DistanceName, distance, services
 from cmcore.diffusion.grids import karras_grid, linear_grid, with_zero
-from cmcore.diffusion.ode import dpmpp_2s_step, euler_step, heun_step
+from cmcore.diffusion.guidance import Guided
+from cmcore.diffusion.ode import Denoise, dpmpp_2s_step, euler_step, heun_step
 from cmcore.diffusion.path import Linear
-from cmcore.diffusion.precond import Denoiser, Labels
+from cmcore.diffusion.precond import Labels
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
+from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.settings import Sampling
 from cmcore.sample.solvers import LinearEuler
 from cmcore.tensors import expand_like
@@ -37,8 +39,10 @@ class Config:
     steps: int = 0  # 0: reflow, from all times; else the distillation of so many Euler steps, from where each starts
     distance: DistanceName = "l2"  # the paper's for reflow; for the distillation of one step it is lpips
     huber_c: float = 0.03  # of pseudo_huber only
+    guidance: float = 1.0  # scale of the teacher, which becomes part of the weights (arXiv 2309.06380); 1 for none
 
     def __post_init__(self) -> None:
+        require(self.guidance >= 0, "guidance", "a scale of at least 0", self.guidance)
         require(self.nfe >= 3, "nfe", "at least 3", self.nfe)
         require(self.steps >= 0, "steps", "0 for reflow, or a number of Euler steps", self.steps)
         alike = self.steps == 1 or self.distance == "l2"
@@ -62,7 +66,8 @@ class Reflow(Method):
     def traits(self) -> Traits:
         """A diffusion model, or for distillation a few-step one, taught by a diffusion model."""
         cfg = self.config
-        return Traits(few_step=cfg.steps > 0, teacher="diffusion", services=services(cfg.distance))
+        guidance = (cfg.guidance, cfg.guidance) if cfg.guidance != 1 else None
+        return Traits(few_step=cfg.steps > 0, teacher="diffusion", guidance=guidance, services=services(cfg.distance))
 
     @property
     def networks(self) -> Mapping[str, Network]:
@@ -76,7 +81,7 @@ class Reflow(Method):
         return last * (1 - (u * cfg.steps).floor() / cfg.steps) if cfg.steps else first + (last - first) * u
 
     @torch.no_grad()
-    def pairs(self, teacher: Denoiser, z: Tensor, labels: Labels) -> Tensor:
+    def pairs(self, teacher: Denoise, z: Tensor, labels: Labels) -> Tensor:
         """The images (B, C, H, W) where the teacher's ODE ends from the noise sigma_max z."""
         step = {"euler": euler_step, "heun": heun_step, "dpmpp_2s": dpmpp_2s_step}[self.config.solver]
         levels = _levels(self.config.solver, self.config.nfe, self.diffusion, z.device)[:, None].expand(-1, len(z))
@@ -90,7 +95,8 @@ class Reflow(Method):
         del progress  # no curriculum
         t = self.times(draws)
         sigma, z = Linear().level(t), draws.normal(batch.x.shape[1:], stream="noise").to(batch.x.dtype)
-        x = self.pairs(nets.teacher, z, batch.labels)
+        s = self.config.guidance
+        x = self.pairs(nets.teacher if s == 1 else Guided(nets.teacher, s), z, batch.labels)
         at = x + expand_like(sigma, x) * (z - x / self.diffusion.sigma_max)
         with draws.dropout():
             D = nets.student(at, sigma, batch.labels)
@@ -102,6 +108,11 @@ class Reflow(Method):
         if not self.config.steps:
             return super().samplers(sampling)
         return [self.guided(LinearEuler(linear_grid(self.config.steps, 0.0, self.diffusion.sigma_max)), sampling)]
+
+    def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
+        """The sampler, named after the scale that is part of the weights, if any."""
+        s = self.config.guidance
+        return BuiltIn(sampler, s) if s != 1 else super().guided(sampler, sampling)
 
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
         """None: no noise is added, so that there is no level to choose."""

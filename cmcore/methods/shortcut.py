@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from cmcore.config import require
+from cmcore.consistency.guided import check_dropout, keep_labels
 from cmcore.diffusion.grids import linear_grid
+from cmcore.diffusion.guidance import Guided, drop_labels
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.ode import euler_prediction, euler_step
 from cmcore.diffusion.path import Linear
@@ -16,7 +18,9 @@ from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import TARGET, Action, Batch, Blend, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
+from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.flowmap import FlowMap
+from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.settings import Sampling
 from cmcore.tensors import expand_like, mean_per_sample
 
@@ -25,13 +29,20 @@ HALVINGS = "halvings"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The authors' constants (kvfrans/shortcut-models, train.py)."""
+    """The authors' constants (kvfrans/shortcut-models, train.py), without guidance.
+
+    On ImageNet 256 they have guidance 1.5 and a label dropout of 0.1 (README).
+    """
 
     steps: int = 128  # M: the smallest step is 1/M of the way, and the others are its doubles
     every: int = 8  # one row of so many is bootstrapped; the others are rectified flow
     mu: float = 0.999  # decay a step of the average that makes the targets
+    guidance: float = 1.0  # scale of the smallest steps as targets, part of the weights of all others; 1 for none
+    label_dropout: float = 0.0  # share of labels left out of rectified flow, which guidance needs
 
     def __post_init__(self) -> None:
+        require(self.guidance >= 0, "guidance", "a scale of at least 0", self.guidance)
+        check_dropout(self.guidance != 1, self.label_dropout)
         power = self.steps >= 2 and self.steps & (self.steps - 1) == 0
         require(power, "steps", "a power of two, at least 2", self.steps)
         require(self.every >= 2, "every", "at least 2", self.every)
@@ -48,7 +59,8 @@ class Shortcut(Method):
     """||s(x_t, t, d) - target||^2 for steps of d = T/2^k, where T = sigma_max/(1 + sigma_max) is all of the way.
 
     s is the average velocity from t to t - d on the linear path, s = (x_t - D)/t with a denoiser D that sees k. For
-    the smallest d the target is the path's own velocity z - x; for the others the mean of two steps of d/2.
+    the smallest d the target is the path's own velocity z - x; for the others the mean of two steps of d/2, guided
+    where they are the smallest ones.
     """
 
     config: Config
@@ -58,7 +70,9 @@ class Shortcut(Method):
     def traits(self) -> Traits:
         """A few-step model. Its network knows the size of the step; asked without one, it takes the smallest."""
         size = Input(HALVINGS, neutral=float(self.config.finest))
-        return Traits(inputs=(size,))
+        s = self.config.guidance
+        guidance = (s, s) if s != 1 else None
+        return Traits(inputs=(size,), guidance=guidance, unlabelled=self.config.label_dropout > 0)
 
     @property
     def networks(self) -> Mapping[str, Network]:
@@ -94,8 +108,11 @@ class Shortcut(Method):
         rows = self.rows(draws)
         if len(t[rows]):
             target[rows] = self.bootstrap(nets, x[rows], k[rows], t[rows], rows_of(batch.labels, rows))
+        labels = batch.labels
+        if self.config.label_dropout:
+            labels = keep_labels(drop_labels(labels, self.config.label_dropout, draws), labels, bootstrapped)
         with draws.dropout():
-            D = nets.student(x, sigma, with_inputs(batch.labels, **{HALVINGS: k.to(t.dtype)}))
+            D = nets.student(x, sigma, with_inputs(labels, **{HALVINGS: k.to(t.dtype)}))
         error = mean_per_sample((D - target) ** 2) / (t**2).to(D.dtype)
         found = error.detach()
         every = self.config.every
@@ -110,8 +127,11 @@ class Shortcut(Method):
         path, d = Linear(), self.way / 2**k
         inputs = with_inputs(labels, **{HALVINGS: (k + 1).to(t.dtype)})
         start, middle, end = (path.level(time) for time in (t, t - d / 2, t - d))
-        half = euler_step(nets.target, x, start, middle, inputs)
-        return euler_prediction(x, euler_step(nets.target, half, middle, end, inputs), start, end)
+        target, s = nets.target, self.config.guidance
+        if s != 1:
+            target = Guided(target, torch.where(k + 1 == self.config.finest, s, 1.0))
+        half = euler_step(target, x, start, middle, inputs)
+        return euler_prediction(x, euler_step(target, half, middle, end, inputs), start, end)
 
     def after(self, progress: Progress) -> Sequence[Action]:
         """Target weights <- mu target + (1 - mu) student, after every step."""
@@ -121,7 +141,11 @@ class Shortcut(Method):
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """1, 2, 4 and 8 steps, as far as there are so many, and all of them."""
         counts = sorted({n for n in (1, 2, 4, 8) if n < self.config.steps} | {self.config.steps})
-        return [self.guided(self._sampler(n), sampling) for n in counts]
+        s = self.config.guidance
+        if s == 1:
+            return [self.guided(self._sampler(n), sampling) for n in counts]
+        # The smallest steps have learned no guidance.
+        return [(GuidedSampler if n == self.config.steps else BuiltIn)(self._sampler(n), s) for n in counts]
 
     def _sampler(self, n: int) -> Sampler:
         halvings = float(n.bit_length() - 1)

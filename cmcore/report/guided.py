@@ -7,10 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cmcore.evaluate.records import MetricRecord
-from cmcore.report.captions import title
+from cmcore.report.captions import is_high, metric_title, title
+from cmcore.report.cells import DASH, Cell, Column, Table, count, measured
 from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_log, style
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import pooled
+from cmcore.report.tables import METRICS, by_sampler, check_comparable
 
 MARK = ", guidance "  # between the name of a sampler and its scale
 Line = list[tuple[float, MetricRecord]]  # scale and distance, ascending
@@ -27,13 +29,13 @@ def lines(records: Iterable[MetricRecord]) -> list[Line]:
 
     A diffusion model is evaluated twice where it is guided, so the samplers of each scale are matched by their order.
     """
-    by_scale: dict[float, dict[tuple[int, str], MetricRecord]] = {}
+    by_s: dict[float, dict[tuple[int, str], MetricRecord]] = {}
     for record in records:
         if record.key == "fd":
             p = record.provenance
-            by_scale.setdefault(scale(record), {}).setdefault((p.nfe, p.sampler), record)
+            by_s.setdefault(scale(record), {}).setdefault((p.nfe, p.sampler), record)
     found: list[Line] = []
-    for s, rows in sorted(by_scale.items()):
+    for s, rows in sorted(by_s.items()):
         for place, (_, record) in enumerate(sorted(rows.items())):
             found += [[]] * (place >= len(found))
             found[place] = [*found[place], (s, record)]
@@ -48,7 +50,7 @@ def quality_by_guidance(runs: Sequence[RunReport], columns: int = 2) -> Figure |
     """
     by_method: dict[str, list[MetricRecord]] = {}
     for run in runs:
-        by_method.setdefault(run.facts.method, []).extend(pooled(run).records)
+        by_method.setdefault(run.facts.method, []).extend((*pooled(run).records, *run.guidance))
     shown = {m: lines(found) for m, found in by_method.items() if any(MARK in r.provenance.sampler for r in found)}
     if not shown:
         return None
@@ -82,6 +84,34 @@ def quality_by_guidance(runs: Sequence[RunReport], columns: int = 2) -> Figure |
         figure.supxlabel("guidance scale (1: none)", fontsize=10, y=0.06 / height)
         figure.supylabel(next(record.name for _, record in everything), fontsize=9, x=0.005)
     return figure
+
+
+def by_scale(runs: Sequence[RunReport]) -> Table | None:
+    """The numbers behind the figure: a row per run, number of function evaluations and scale; None without any."""
+    guided = [r for r in runs if any(MARK in one.provenance.sampler for one in (*r.records, *r.guidance))]
+    found = [
+        (run, nfe, scale(next(iter(of.values()))), of)
+        for run in guided
+        for (nfe, _), of in by_sampler((*pooled(run).records, *run.guidance)).items()
+    ]
+    if not found:
+        return None
+    check_comparable([record for run in guided for record in (*run.records, *run.guidance)])
+    known = {record.key for run in guided for record in run.guidance} or {"fd"}
+    metrics = [m for m in METRICS if m in known]
+    columns = (
+        *(Column(key, head) for key, head in (("run", "Run"), ("nfe", "NFE"), ("scale", "Guidance scale"))),
+        *(Column(m, metric_title(m), "high" if is_high(m) else "low") for m in metrics),
+    )
+    rows = [
+        (
+            Cell(run.facts.run), count(nfe), Cell(f"{s:g}", s),
+            *(measured(of[m].value, of[m].spread) if m in of else Cell(DASH) for m in metrics),
+        )
+        for run, nfe, s, of in sorted(found, key=lambda row: (guided.index(row[0]), *row[1:3]))
+    ]  # fmt: skip
+    text = "A scale of 1 is no guidance. ± is a spread of the samples; one training seed each."
+    return Table("guidance", "Other guidance scales", columns, tuple(rows), text)
 
 
 def _nfe(line: Line) -> str:

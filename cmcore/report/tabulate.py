@@ -12,7 +12,7 @@ from cmcore.report.captions import title
 from cmcore.report.cells import Cell, Column, Table
 from cmcore.report.foreign import comparable, read_foreign, sets
 from cmcore.report.formats import csv_text, latex, markdown
-from cmcore.report.guided import quality_by_guidance
+from cmcore.report.guided import by_scale, quality_by_guidance
 from cmcore.report.headline import best, headline
 from cmcore.report.page import Picture, Section, page
 from cmcore.report.page_data import page_data
@@ -100,20 +100,25 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     ours = comparison(rows, reference, inputs.data)
     second, given = measures(rows, reference), (sets(foreign, shown),) if foreign else ()
     seconds = () if second is None else (second,)
+    guided = by_scale(runs)
+    scales = () if guided is None else (guided,)
     several = any(run.replicates for run in runs)
     decisions, each = ((differences(runs),), (by_training_seed(runs),)) if several else ((), ())
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
     more = [table for section in extra for table in (*section.tables, *section.folded)]
     files = _write_tables(
-        out / "tables", (top, first, ours, *seconds, *decisions, *each, *given, both, *more), quoted, complete(numbers)
+        out / "tables",
+        (top, first, ours, *seconds, *scales, *decisions, *each, *given, both, *more),
+        quoted,
+        complete(numbers),
     )
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     variants = _ablations(runs, inputs, out / "figures")
     files += [path for picture in (*pictures, *variants) for path in (picture.path, picture.path.with_suffix(".svg"))]
     kept = tuple(picture for picture in pictures if picture.path.stem not in INTERACTIVE)
     sections = (
-        Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *decisions)),
+        Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *scales, *decisions)),
         Section(title="Quality", charts=True),
         Section(title="Samples from the same noise", text=(SAMPLES,), strips=strips(runs)),
         *((Section(title="More figures", figures=kept),) if kept else ()),

@@ -10,9 +10,9 @@ import torch
 from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.assemble import training
-from cmcore.assemble.evaluation import Evaluation, classes_drawn, evaluate_run
+from cmcore.assemble.evaluation import Evaluation, classes_drawn, endpoint_run, evaluate_run
 from cmcore.assemble.models import load_model
-from cmcore.assemble.passes import passes
+from cmcore.assemble.passes import passes, scales
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import ConfigError, merge
@@ -197,6 +197,93 @@ def test_records_say_the_scale_and_count_each_evaluation(
         "scan": [(told, 2, (d.sigma_max, 2.0))],
         "snapshots": [one],
     }
+
+
+def test_models_are_sampled_at_the_scales_that_they_know(teacher: Path, student: Path, inputs: Inputs, tmp_path: Path):
+    config = replace(CONFIG, guidance=(1.0, 1.5, 1.75, 3.0))
+    ref = reference(ImageData.open(inputs.data), config, "tiny", tmp_path / "reference")
+
+    def found(name: str, folder: Path) -> list[tuple[str, int]]:
+        evaluation = Evaluation(project().run(name), "tiny", config, [ref], folder, None, tmp_path / "shards")
+        metrics = evaluate_run(evaluation, fid_absent="no weights", on_progress=lambda *_: None).metrics
+        assert {r.provenance.samples for r in metrics.guidance if r.key == "fd"} == {config.samples}
+        return sorted({(r.provenance.sampler, r.provenance.nfe) for r in metrics.guidance})
+
+    # Without 1.5, the run's own, at which its records are.
+    assert found("edm", teacher) == [("heun", 5), ("heun, guidance 1.75", 10), ("heun, guidance 3.0", 10)]
+    assert found("scd", student) == sorted(
+        (name, n) for name in ("multistep", "multistep, guidance 1.75") for n in (1, 2)
+    )
+    known = {name: scales(project().run(name), config) for name in ("plain", "ect", "public")}
+    assert known == {"plain": [1.0], "ect": [1.0], "public": [1.0]}  # which are their records
+    for name in known:
+        assert not [one for one in passes(project().run(name), config, teacher, None, 1) if one.place == "guidance"]
+
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "meanflow": {"omega": 1.0, "kappa": 0.5, "label_dropout": 0.1}, "dmd2": {"guidance": 2.0}, "sid": {"guidance": 2.0},
+    "reflow": {"guidance": 2.0, "steps": 1, "nfe": 3}, "shortcut": {"guidance": 2.0, "label_dropout": 0.1, "steps": 4},
+    "soflow": {"guidance": 2.0, "mix": 0.25, "equal": 0.75, "label_dropout": 0.1},
+}  # fmt: skip
+TOLD: dict[str, dict[str, Any]] = {
+    "imf": {"guidance": [1.0, 8.0], "label_dropout": 0.1}, "ctm": {"guidance": [1.0, 8.0], "distance": "l2", "most": 2},
+    "pd": {"guidance": [1.0, 8.0], "steps": 2, "long": 1},
+}  # fmt: skip
+
+
+def run_of(method: str, options: dict[str, Any], teacher: str = "edm", **more: Any) -> Project:
+    """A run of the method, with a teacher where it needs one."""
+    taught = method in ("dmd2", "sid", "reflow", "ctm", "pd")
+    run = {"method": method, "init": "edm", "teacher": teacher if taught else "none", "options": options}
+    return project({method: run | {"train": {"snapshots": 3}} | more})
+
+
+@pytest.mark.parametrize(("method", "options"), [*BUILT_IN.items(), *TOLD.items(), ("imm", {"label_dropout": 0.1})])
+def test_every_guided_method_trains_and_samples_where_its_records_say(
+    method: str, options: dict[str, Any], inputs: Inputs, teacher: Path, tmp_path: Path
+):
+    found = run_of(method, options, train={"snapshots": 3, "images": 384, "batch": 128})
+    run, config = found.run(method), replace(CONFIG, guidance=(1.0, 2.0, 4.0), teacher_steps=2)
+    use = Inputs(inputs.data, teacher / WEIGHTS, teacher / WEIGHTS)
+    folder = train_run(run, use, tmp_path / "work", tracker=Null(), on_progress=lambda *_: None)
+    rows = passes(run, config, folder, teacher / WEIGHTS, 1)
+    own = {one.sampler.name for one in rows if one.place == "records" and one.teacher is None}
+    tried = {one.sampler.name for one in rows if one.place == "guidance"}
+    named = {name.rpartition(", guidance ")[2] for name in tried}
+    if method in BUILT_IN:
+        assert all(name.endswith(", guidance 2.0") for name in own)
+        assert not tried
+    else:
+        assert not any("guidance" in name for name in own)
+        assert named == {"2.0", "4.0"}
+    model = load_model(folder / WEIGHTS)
+    for one in (one for one in rows if one.place in ("records", "guidance")):
+        trained = run.objective.model(model.denoiser)
+        images = next(generate(one.sampler, trained, (1, 8, 8), range(2), seed=1, batch=2, classes=10))
+        assert images.shape == (2, 1, 8, 8)
+    assert endpoint_run(found.runs, run) == "edm"
+
+
+@pytest.mark.parametrize("method", ["meanflow", "soflow", "shortcut"])
+def test_end_points_of_a_guided_model_need_a_diffusion_model_that_can_be_guided(method: str):
+    found = run_of(method, BUILT_IN[method], init="plain")
+    assert endpoint_run(found.runs, found.run(method)) == ""
+    found = run_of("imf", TOLD["imf"], init="plain")  # which is not guided by default
+    assert endpoint_run(found.runs, found.run("imf")) == "plain"
+
+
+@pytest.mark.parametrize("method", ["dmd2", "sid", "reflow", "ctm", "pd"])
+def test_teachers_that_have_seen_no_dropped_labels_cannot_guide(method: str):
+    with pytest.raises(ConfigError) as error:
+        run_of(method, (BUILT_IN | TOLD)[method], "plain")
+    assert error.value.path == f"runs.{method}.options.guidance"
+
+
+@pytest.mark.parametrize("method", [*BUILT_IN])
+def test_a_scale_that_is_part_of_the_weights_cannot_be_asked_for(method: str):
+    with pytest.raises(ConfigError) as error:
+        run_of(method, BUILT_IN[method], sample={"guidance": 3.0})
+    assert error.value.path == f"runs.{method}.sample.guidance"
 
 
 def test_classes_are_sampled_as_often_as_they_are_among_the_images_and_the_record_says_so(

@@ -76,9 +76,10 @@ def test_every_stage_ends_at_a_snapshot_and_begins_with_its_own_schedule():
 
 def test_rows_are_sampled_with_the_weights_of_their_stage():
     method = make_method("pd", steps=32, long=2)
-    rows = method.samplers(Sampling(diffusion=method.diffusion, steps=3, two_step=1.0))
+    sampling = Sampling(diffusion=method.diffusion, steps=3, two_step=1.0)
+    rows = method.samplers(sampling)
     assert [(row.nfe, method.moment(row)) for row in rows] == [(1, 1.0), (2, 6 / 8), (4, 4 / 8), (8, 3 / 8)]
-    assert [row.nfe for row in make_method("pd", steps=2, long=0).samplers(None)] == [1, 2]
+    assert [row.nfe for row in make_method("pd", steps=2, long=0).samplers(sampling)] == [1, 2]
 
 
 @pytest.mark.parametrize("snapshots", [3, 4, 7, 8])

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from exact import SD, START, data, gain_gradient, nets_of
-from maps import exact_map
+from maps import exact_map, residual
 from tiny import DIFFUSION, make_denoiser, make_method
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmcore.diffusion.jumps import SECOND_TIME
 from cmcore.diffusion.path import Linear
@@ -28,26 +28,6 @@ def make(**options: Any) -> SoFlow:
     method = make_method("soflow", **options)
     assert isinstance(method, SoFlow)
     return method
-
-
-class Offset(nn.Module):
-    """A denoiser with a tensor added, the gradient in which shows the residual."""
-
-    def __init__(self, inner: Denoiser, shift: Tensor) -> None:
-        super().__init__()
-        self.inner, self.shift = inner, nn.Parameter(shift)
-
-    def forward(self, x: Tensor, sigma: Tensor, labels: Condition) -> Tensor:
-        return self.inner(x, sigma, labels) + self.shift
-
-
-def residual(method: SoFlow, student: Denoiser, batch: Batch, progress: Progress, draws: Draws) -> Tensor:
-    """w Q (B, C, H, W) of the loss, of which the gradient in D is w Q/(t d)."""
-    shifted = Offset(student, torch.zeros_like(batch.x))
-    loss = method.loss(nets_of(shifted), batch, progress, draws).loss.sum()  # pyright: ignore[reportArgumentType]
-    (gradient,) = torch.autograd.grad(loss, shifted.shift)
-    t = method.times(progress, draws)[0]
-    return gradient * expand_like(t, gradient) * gradient[0].numel()
 
 
 @pytest.mark.parametrize(("gap", "expected"), [(0.1, 0.0382080), (0.05, 0.0168240), (0.01, 0.0030466)])

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from cmcore.evaluate.records import MetricRecord
-from cmcore.report.guided import lines, quality_by_guidance, scale
+from cmcore.evaluate.records import MetricRecord, RunMetrics
+from cmcore.report.guided import by_scale, lines, quality_by_guidance, scale
 from cmcore.report.readers import Inputs, RunReport, read_runs
 
 
@@ -25,8 +25,7 @@ def fd(run: RunReport, nfe: int, s: float, value: float) -> MetricRecord:
 def guided(run: RunReport) -> RunReport:
     """The run, sampled at two more scales."""
     rows = {70: 2.0} if run.facts.run == "edm" else {1: 6.0, 2: 4.0}
-    more = [fd(run, nfe, s, s * value) for nfe, value in rows.items() for s in (1.5, 2.0)]
-    return replace(run, records=(*run.records, *more))
+    return replace(run, guidance=tuple(fd(run, nfe, s, s * value) for nfe, value in rows.items() for s in (1.5, 2.0)))
 
 
 def test_the_scale_is_in_the_name_of_the_sampler(runs: Mapping[str, RunReport]):
@@ -61,3 +60,24 @@ def test_runs_of_one_method_stand_in_one_panel(runs: Mapping[str, RunReport]):
     assert figure is not None
     (axes,) = [axes for axes in figure.axes if axes.axison]
     assert [list(line[0].get_xdata()) for line in axes.containers] == [[1, 2], [1, 2]]
+
+
+def test_the_table_has_a_row_for_every_scale(runs: Mapping[str, RunReport]):
+    assert by_scale(list(runs.values())) is None
+    table = by_scale([guided(runs["scd"]), runs["ect"]])
+    assert table is not None
+    rows = [(row[0].text, row[1].value, row[2].value, row[3].value) for row in table.rows]
+    plain = [record.value for record in runs["scd"].records if record.key == "fd"]
+    assert rows == [
+        ("scd", 1, 1, plain[0]), ("scd", 1, 1.5, 9.0), ("scd", 1, 2, 12.0),
+        ("scd", 2, 1, plain[1]), ("scd", 2, 1.5, 6.0), ("scd", 2, 2, 8.0),
+    ]  # fmt: skip
+    assert [column.key for column in table.columns] == ["run", "nfe", "scale", "fd"]
+
+
+def test_records_at_other_scales_are_in_the_file_if_there_are_any(runs: Mapping[str, RunReport]):
+    ect = runs["ect"]
+    plain = RunMetrics(facts=ect.facts, records=ect.records)
+    assert "guidance" not in plain.to_json()
+    more = replace(plain, guidance=(fd(ect, 1, 2.0, 3.0),))
+    assert RunMetrics.from_json(more.to_json()) == more

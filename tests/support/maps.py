@@ -1,11 +1,15 @@
-"""Exact maps between noise levels of a Gaussian, in the place of networks that are told where a jump ends."""
+"""Exact maps between levels of a Gaussian, for networks that are told where a jump ends, and residuals of such maps."""
 
-from torch import Tensor, nn, ones, where
+from exact import nets_of
+from torch import Tensor, autograd, nn, ones, where, zeros_like
 from torch import float64 as double
 
 from cmcore.diffusion.jumps import SECOND_TIME
 from cmcore.diffusion.precond import Condition, Denoiser
+from cmcore.methods.base import Batch, Progress
+from cmcore.methods.soflow import SoFlow
 from cmcore.oracles import Gaussian
+from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
 SD = 0.5
@@ -37,3 +41,23 @@ def exact_map(oracle: Gaussian) -> Denoiser:
     denoiser = Denoiser(net, sigma_data=SD, inputs=(SECOND_TIME,))
     net.outer = (denoiser,)  # in a tuple, so that it is not registered as a part of its own part
     return denoiser
+
+
+class Offset(nn.Module):
+    """A denoiser with a tensor added, the gradient in which shows the residual."""
+
+    def __init__(self, inner: Denoiser, shift: Tensor) -> None:
+        super().__init__()
+        self.inner, self.shift = inner, nn.Parameter(shift)
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Condition) -> Tensor:
+        return self.inner(x, sigma, labels) + self.shift
+
+
+def residual(method: SoFlow, student: Denoiser, batch: Batch, progress: Progress, draws: Draws) -> Tensor:
+    """w Q (B, C, H, W) of SoFlow's loss, of which the gradient in D is w Q/(t d)."""
+    shifted = Offset(student, zeros_like(batch.x))
+    loss = method.loss(nets_of(shifted), batch, progress, draws).loss.sum()  # pyright: ignore[reportArgumentType]
+    (gradient,) = autograd.grad(loss, shifted.shift)
+    t = method.times(progress, draws)[0]
+    return gradient * expand_like(t, gradient) * gradient[0].numel()

@@ -53,14 +53,14 @@ ENTRIES: dict[str, Entry] = {
     ),
     # arXiv 2209.03003 and its repository, where an adaptive solver makes the pairs
     "reflow": Entry(
-        paper={"solver": "heun", "nfe": 127, "steps": 0, "distance": "l2"},
+        paper={"solver": "heun", "nfe": 127, "steps": 0, "distance": "l2", "guidance": 1.0},
         other=("huber_c",),
         teacher=True, start="rf",
         variants=({"steps": 1},),
         wrong=(
             ({"solver": "dpmpp_2m"}, "solver"), ({"nfe": 2}, "nfe"), ({"steps": -1}, "steps"),
             ({"distance": "lpips"}, "distance"), ({"steps": 2, "distance": "lpips"}, "distance"),
-            ({"huber_c": 0.0}, "huber_c"),
+            ({"huber_c": 0.0}, "huber_c"), ({"guidance": -1.0}, "guidance"),
         ),
         coarse={"nfe": 5},
         short={"nfe": 9, "steps": 1}, lr=3e-3, distance=0.3,
@@ -161,9 +161,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     # arXiv 2303.01469's comparison: openai/consistency_models_cifar10, cifar10_ve_progressive_distillation.py
     "pd": Entry(
-        paper={"steps": 4096, "long": 2},
+        paper={"steps": 4096, "long": 2, "guidance": None},
         teacher=True, start="edm",
-        wrong=(({"steps": 0}, "steps"), ({"steps": 6}, "steps"), ({"steps": 2, "long": 3}, "long")),
+        wrong=(({"steps": 0}, "steps"), ({"steps": 6}, "steps"), ({"steps": 2, "long": 3}, "long"),
+               ({"guidance": [2.0, 1.0]}, "guidance")),
         coarse={"steps": 4, "long": 0}, train={"snapshots": 3},
         short={"steps": 4, "long": 0}, steps=240, lr=2e-3, distance=0.15,
         passes=WITH_GRADIENT | {("teacher", "forward"): 2},
@@ -188,20 +189,20 @@ ENTRIES: dict[str, Entry] = {
     ),
     # arXiv 2503.07565; the training code is unreleased
     "imm": Entry(
-        paper={"M": 4, "g": 15.0, "a": 1, "b": 5.0},
-        wrong=(({"M": 0}, "M"), ({"g": 0.0}, "g"), ({"a": -1}, "a")),
+        paper={"M": 4, "g": 15.0, "a": 1, "b": 5.0, "label_dropout": 0.0},
+        wrong=(({"M": 0}, "M"), ({"g": 0.0}, "g"), ({"a": -1}, "a"), ({"label_dropout": 2.0}, "label_dropout")),
         coarse={"g": 4.0},
         short={"g": 8.0}, lr=3e-3, distance=0.15,
         passes=TWO_POINTS,
     ),
     # arXiv 2405.14867 and its repository's main/edm, for ImageNet 64: the first stage, without the GAN
     "dmd2": Entry(
-        paper={"N": 1000, "low": 0.02, "high": 0.98, "turns": 5, "gan": 0.0},
+        paper={"N": 1000, "low": 0.02, "high": 0.98, "turns": 5, "gan": 0.0, "guidance": 1.0},
         teacher=True, start="edm",
         variants=({"gan": 3e-3},),
         wrong=(
             ({"N": 1}, "N"), ({"low": -0.1}, "low"), ({"high": 0.01}, "high"), ({"turns": 0}, "turns"),
-            ({"gan": -1.0}, "gan"),
+            ({"gan": -1.0}, "gan"), ({"guidance": -1.0}, "guidance"),
         ),
         short={"turns": 2}, lr=2e-3, distance=0.15,
         passes=WITH_GRADIENT | {
@@ -211,11 +212,13 @@ ENTRIES: dict[str, Entry] = {
     ),
     # arXiv 2404.04057 and its repository's run_sid.sh, for CIFAR-10
     "sid": Entry(
-        paper={"alpha": 1.2, "sigma_init": 2.5, "highest": 0.8, "P_mean": -1.2, "P_std": 1.2, "turns": 1},
+        paper={
+            "alpha": 1.2, "sigma_init": 2.5, "highest": 0.8, "P_mean": -1.2, "P_std": 1.2, "turns": 1, "guidance": 1.0,
+        },
         teacher=True, start="edm",
         wrong=(
             ({"alpha": -0.1}, "alpha"), ({"sigma_init": 0.0}, "sigma_init"), ({"highest": 1.1}, "highest"),
-            ({"P_std": 0.0}, "P_std"), ({"turns": 0}, "turns"),
+            ({"P_std": 0.0}, "P_std"), ({"turns": 0}, "turns"), ({"guidance": -1.0}, "guidance"),
         ),
         short={"turns": 2}, lr=2e-3, distance=0.15,
         passes=WITH_GRADIENT | {
@@ -249,7 +252,7 @@ ENTRIES: dict[str, Entry] = {
     "ctm": Entry(
         paper={
             "N": 18, "most": 17, "distance": "lpips", "mu": 0.999, "P_mean": -1.2, "P_std": 1.2, "noisiest": 0.7,
-            "gamma": 0.0,
+            "gamma": 0.0, "guidance": None,
         },
         other=("huber_c", "denoising", "gan", "gan_after", "extractor"),
         teacher=True, start="edm",
@@ -258,7 +261,7 @@ ENTRIES: dict[str, Entry] = {
             ({"N": 1}, "N"), ({"most": 18}, "most"), ({"huber_c": 0.0}, "huber_c"), ({"mu": 1.0}, "mu"),
             ({"denoising": -1.0}, "denoising"), ({"P_std": 0.0}, "P_std"), ({"noisiest": 0.0}, "noisiest"),
             ({"gamma": 1.1}, "gamma"), ({"gan": -1.0}, "gan"), ({"gan_after": 1.0}, "gan_after"),
-            ({"gan": 0.1, "extractor": "mine"}, "extractor"),
+            ({"gan": 0.1, "extractor": "mine"}, "extractor"), ({"guidance": [-1.0, 1.0]}, "guidance"),
         ),
         short={"N": 8, "most": 7, "mu": 0.5, "huber_c": 0.1, "denoising": 0.1}, lr=5e-3, distance=0.15,
         passes={
@@ -270,8 +273,11 @@ ENTRIES: dict[str, Entry] = {
     "meanflow": Entry(
         paper={
             "P_mean": -0.6, "P_std": 1.6, "end_mean": -4.0, "end_std": 1.6, "equal": 0.25, "power": 0.75, "eps": 1e-3,
+            "omega": 1.0, "kappa": 0.0, "label_dropout": 0.0,
         },
         wrong=(
+            ({"omega": 0.0}, "omega"), ({"kappa": 1.0}, "kappa"), ({"kappa": 0.5}, "label_dropout"),
+            ({"omega": 2.0, "label_dropout": 0.1, "equal": 0.0}, "equal"), ({"label_dropout": 1.1}, "label_dropout"),
             ({"P_std": 0.0}, "P_std"), ({"end_std": -1.0}, "end_std"), ({"equal": 1.1}, "equal"),
             ({"power": -0.1}, "power"), ({"eps": 0.0}, "eps"),
         ),
@@ -280,8 +286,12 @@ ENTRIES: dict[str, Entry] = {
     ),
     # arXiv 2512.02012 and the authors' imeanflow, configs/default.py; ImageNet 256 alone is published
     "imf": Entry(
-        paper={"P_mean": -0.4, "P_std": 1.0, "equal": 0.5, "power": 1.0, "eps": 0.01},
+        paper={
+            "P_mean": -0.4, "P_std": 1.0, "equal": 0.5, "power": 1.0, "eps": 0.01, "guidance": None,
+            "label_dropout": 0.0,
+        },
         wrong=(
+            ({"guidance": [0.0, 2.0]}, "guidance"), ({"guidance": [1.0, 8.0]}, "label_dropout"),
             ({"P_std": 0.0}, "P_std"), ({"equal": 0.0}, "equal"), ({"equal": 1.1}, "equal"),
             ({"power": -0.1}, "power"), ({"eps": 0.0}, "eps"),
         ),
@@ -305,9 +315,12 @@ ENTRIES: dict[str, Entry] = {
     "soflow": Entry(
         paper={
             "P_mean": -0.9, "P_std": 1.6, "end_mean": -4.0, "end_std": 1.6, "equal": 0.0, "first_gap": 1.0,
-            "last_gap": 3.125e-4, "power": 0.75, "eps": 1e-3,
+            "last_gap": 3.125e-4, "power": 0.75, "eps": 1e-3, "guidance": 1.0, "label_dropout": 0.0,
         },
+        other=("mix", "fade"),
         wrong=(
+            ({"guidance": 0.5}, "guidance"), ({"mix": 0.0}, "mix"), ({"fade": 0.0}, "fade"),
+            ({"guidance": 2.0}, "label_dropout"), ({"guidance": 2.0, "label_dropout": 0.1}, "equal"),
             ({"P_std": 0.0}, "P_std"), ({"end_std": -1.0}, "end_std"), ({"equal": 1.1}, "equal"),
             ({"first_gap": 1.1}, "first_gap"), ({"last_gap": 0.0}, "last_gap"),
             ({"first_gap": 0.1, "last_gap": 0.2}, "last_gap"), ({"power": -0.1}, "power"), ({"eps": 0.0}, "eps"),
@@ -318,8 +331,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     # arXiv 2410.12557 and the authors' train.py
     "shortcut": Entry(
-        paper={"steps": 128, "every": 8, "mu": 0.999},
-        wrong=(({"steps": 12}, "steps"), ({"steps": 1}, "steps"), ({"every": 1}, "every"), ({"mu": 1.0}, "mu")),
+        paper={"steps": 128, "every": 8, "mu": 0.999, "guidance": 1.0, "label_dropout": 0.0},
+        wrong=(({"guidance": -1.0}, "guidance"), ({"guidance": 2.0}, "label_dropout"),
+               ({"steps": 12}, "steps"), ({"steps": 1}, "steps"), ({"every": 1}, "every"), ({"mu": 1.0}, "mu")),
         short={"steps": 4, "every": 2, "mu": 0.9}, steps=300, lr=3e-3, distance=0.15,
         passes=WITH_GRADIENT,  # the target's two are for one row in `every`, and for none of the few that a plan tries
     ),
