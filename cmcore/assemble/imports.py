@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cmcore import plugins
@@ -15,10 +17,11 @@ from cmcore.assemble.run import NetChoice, Run, resolved
 from cmcore.assemble.summary import file_digest, write_summary
 from cmcore.assemble.training import FINAL, SNAPSHOTS, WEIGHTS, Inputs, fingerprint
 from cmcore.atomic import write_atomic
+from cmcore.bounded import parse_json
 from cmcore.config import ConfigError, join, plain, read
 from cmcore.data.images import open_data
-from cmcore.errors import DataError
-from cmcore.nets.public import edm, edm2, openai, own
+from cmcore.errors import DataError, reason
+from cmcore.nets.public import diffusers, edm, edm2, openai, own
 from cmcore.nets.public.base import MappingError, PublicNet
 from cmcore.nets.public.foreign import Record, load_foreign, named_tensors
 from cmcore.tracking.base import Tracker
@@ -26,7 +29,8 @@ from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
 from cmcore.train.timing import TIME, TrainingTime
 
-MAPPINGS = (own, edm2, edm, openai)
+MAPPINGS = (own, diffusers, edm2, edm, openai)
+UNET = Path("unet", "diffusion_pytorch_model.safetensors")  # in a folder of diffusers
 INITIAL = ("dropout", "dropout_resolution", "residual_gain", "attention_gain", "fourier_scale")  # no part of weights
 
 
@@ -38,9 +42,10 @@ def read_public(path: Path, part: str = "", hints: Mapping[str, Any] | None = No
     """The network in a public weight file; nothing that the file brings along is executed.
 
     Args:
-        path: a pickle of NVlabs, a state dict of OpenAI, or a .safetensors file of this project.
+        path: a pickle of NVlabs, a state dict of OpenAI, a .safetensors file of this project, or one of diffusers
+            beside its config.json.
         part: the entry of a pickle that holds the network, by default "ema"; of a file of this project the profile of
-            weights, by default the one that its run evaluates.
+            weights, by default the one that its run evaluates; of one of diffusers "unet".
         hints: what the file may not say (see cmcore/nets/public/base.py).
 
     Returns:
@@ -50,7 +55,10 @@ def read_public(path: Path, part: str = "", hints: Mapping[str, Any] | None = No
         DataError: the file cannot be read, or holds no network of a known family.
     """
     part = part or default_part(path)
-    named, attributes = _own(path, part) if _is_own(path) else _contents(load_foreign(path), part, path)
+    if is_diffusers(path):
+        named, attributes = _diffusers(path, part)
+    else:
+        named, attributes = _own(path, part) if _is_own(path) else _contents(load_foreign(path), part, path)
     for mapping in MAPPINGS:
         if mapping.recognise(named, attributes):
             try:
@@ -74,8 +82,34 @@ def _contents(data: Any, part: str, path: Path) -> tuple[dict[str, Tensor], dict
     return dict(named_tensors(data)), attributes
 
 
+def is_diffusers(path: Path) -> bool:
+    """Whether it is a weight file of diffusers, which has a config.json beside it."""
+    return path.suffix == ".safetensors" and (path.parent / "config.json").is_file()
+
+
+def _diffusers(path: Path, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors by name, and what the files beside say of the network and of its scheduler."""
+    if part != default_part(path):
+        raise WeightsError(f"{path}: part: expected {default_part(path)}, got {part!r}")
+    known = {"": path.parent / "config.json", "scheduler": path.parent.parent / "scheduler" / "scheduler_config.json"}
+    try:
+        said = {key: parse_json(file.read_bytes(), str(file)) for key, file in known.items() if file.is_file()}
+        named = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: expected weights of diffusers, got something else ({reason(error)})") from error
+    for key, data in said.items():
+        if not isinstance(data, dict):
+            raise WeightsError(f"{known[key]}: expected a mapping, got {type(data).__name__}")
+    return named, {**said.pop(""), **said}
+
+
 def default_part(path: Path) -> str:
-    """What is read where no part is named: NVlabs' averages, or the profile that the run of our own file evaluates."""
+    """What is read where no part is named.
+
+    NVlabs' averages, the network of diffusers, or the profile that the run of our own file evaluates.
+    """
+    if is_diffusers(path):
+        return "unet"
     try:
         return str(checkpoint.header(path, early=True).get("eval_ema", "")) if _is_own(path) else "ema"
     except checkpoint.CheckpointError as error:
@@ -156,8 +190,9 @@ def fitting(run: Run, public: PublicNet, data: ModelShape) -> dict[str, Tensor]:
         )
     if shape_of(public) != data:
         raise ConfigError(path, f"expected data like those of the file, {shape_of(public)}, got {data}")
-    if public.sigma_data != run.diffusion.sigma_data:
-        raise ConfigError("diffusion.sigma_data", f"expected {public.sigma_data}, got {run.diffusion.sigma_data}")
+    for key, value in {"sigma_data": public.sigma_data, **public.noise}.items():
+        if value != (got := getattr(run.diffusion, key)):
+            raise ConfigError(f"diffusion.{key}", f"expected {value}, got {got}")
     traits = run.objective.traits
     if traits.few_step and public.boundary is not None and traits.boundary != public.boundary:
         kind = "with" if public.boundary else "without"

@@ -10,7 +10,7 @@ from torch import Tensor
 from cmcore import plugins
 from cmcore.assemble.choice import choose
 from cmcore.assemble.evaluation import classes_drawn
-from cmcore.assemble.imports import default_part, net_of, read_public, shape_of
+from cmcore.assemble.imports import UNET, default_part, is_diffusers, net_of, read_public, shape_of
 from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model
 from cmcore.assemble.passes import weights_at
 from cmcore.assemble.posthoc import reconstruct
@@ -230,7 +230,7 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
 
 def _of_path(path: Path, project: Project | None, profile: str, device: str, method: str) -> TrainedRun:
     file = _weights_in(path) if path.is_dir() else path
-    if file.suffix in FOREIGN or _is_early(file):
+    if file.suffix in FOREIGN or is_diffusers(file) or _is_early(file):
         model, options = _public(file, profile, device, method), None
     else:
         model = _load(file, profile, device)
@@ -249,12 +249,14 @@ def _of_path(path: Path, project: Project | None, profile: str, device: str, met
 
 def _weights_in(folder: Path) -> Path:
     """The final weights in a folder of results or of work, else the latest snapshot."""
-    for file in (folder / WEIGHTS, folder / FINAL / WEIGHTS):
+    for file in (folder / WEIGHTS, folder / FINAL / WEIGHTS, folder / UNET):
         if file.is_file():
             return file
     snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
     if not snapshots:
-        raise DataError(f"{folder}: expected {WEIGHTS}, {FINAL}/{WEIGHTS} or {SNAPSHOTS}/*.safetensors, got none")
+        raise DataError(
+            f"{folder}: expected {WEIGHTS}, {FINAL}/{WEIGHTS}, {SNAPSHOTS}/*.safetensors or {UNET}, got none"
+        )
     return snapshots[-1]
 
 
@@ -293,10 +295,13 @@ def _public(file: Path, part: str, device: str, method: str) -> LoadedModel:
     public, part = read_public(file, part), part or default_part(file)
     net = net_of(public)
     meta = {"net": {"kind": net.kind, **plain(net.config)}}
-    if file.suffix not in FOREIGN:
+    if is_diffusers(file):  # a consistency model, as its scheduler says
+        meta |= {"run": file.parent.parent.name, "method": "cd" if public.boundary else "ect"}
+    elif file.suffix not in FOREIGN:
         meta |= checkpoint.header(file, early=True)
     shape: ModelShape = shape_of(public)
-    diffusion = DiffusionConfig(**(meta.get("diffusion") or {"sigma_data": public.sigma_data}))
+    noise: dict[str, Any] = meta.get("diffusion") or {"sigma_data": public.sigma_data, **public.noise}
+    diffusion = DiffusionConfig(**noise)
     boundary = public.boundary
     if boundary is None and method:
         module = plugins.load("cmcore.methods", method)

@@ -627,7 +627,8 @@ def import_weights(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A network of EDM, EDM2, Consistency Models or ECT: .pkl or .pt; or of this project: .safetensors."
+            help="A network of EDM, EDM2, Consistency Models or ECT: .pkl or .pt; of this project: .safetensors; or a "
+            "folder of diffusers with a consistency model."
         ),
     ],
     part: Annotated[str, typer.Option(help="Which weights of a file that holds several.")] = "",

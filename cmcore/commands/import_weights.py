@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cmcore.assemble.imports import mismatches, net_of, read_public, section
+from cmcore.assemble.imports import UNET, is_diffusers, mismatches, net_of, read_public, section
 from cmcore.assemble.summary import file_digest
 
 SHOWN = 20  # names that do not match
@@ -10,6 +10,7 @@ SHOWN = 20  # names that do not match
 
 def describe(path: Path, part: str) -> str:
     """The family, the numbers and the lines to paste."""
+    path = path / UNET if path.is_dir() else path
     public = read_public(path, part)
     lines = mismatches(public, net_of(public))
     classes = f"{public.classes} classes" if public.classes else "unconditional"
@@ -17,6 +18,10 @@ def describe(path: Path, part: str) -> str:
     count = sum(tensor.numel() for name, tensor in public.tensors.items() if not name.endswith(buffers))
     unmatched = [f"{len(lines)} names do not match:", *lines[:SHOWN]] if lines else ["every name and shape matches"]
     chosen = f", part: {part}" if part else ""
+    # A file of diffusers says that it is a consistency model, and has the same name in every folder.
+    known = is_diffusers(path)
+    name, method = (path.parent.parent.name, "cd") if known else (path.stem, "edm")
+    other = "" if known else " # or, of a consistency model, method: cd"
     return "\n".join(
         [
             f"{path.name}: {public.family}, {count:,} parameters",
@@ -26,7 +31,7 @@ def describe(path: Path, part: str) -> str:
             f"net: {section(public)}",
             f"conditional: {'true' if public.classes else 'false'}",
             "runs:",
-            f"  {path.stem.replace('-', '_')}: {{method: edm, init: random, teacher: none, weights: {{file: {path}, "
-            f"sha256: {file_digest(path)}{chosen}}}}} # or, of a consistency model, method: cd",
+            f"  {name.replace('-', '_')}: {{method: {method}, init: random, teacher: none, weights: {{file: {path}, "
+            f"sha256: {file_digest(path)}{chosen}}}}}{other}",
         ]
     )

@@ -1,6 +1,5 @@
 """Exports loaded back, as one who does not have this project would."""
 
-import contextlib
 import importlib.util
 import json
 import warnings
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exports import ADM, EDM2, PIPELINE, RUNS, diffusers_library, noise
 from public_weights import CASES, inputs, weights
 from safetensors.torch import load_file
 from stored import PARAMS, store
@@ -28,7 +28,6 @@ from cmcore.assemble.results import open_run
 from cmcore.closure import ROOT
 from cmcore.config import read
 from cmcore.diffusion.grids import karras_grid
-from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.nets import adm
 from cmcore.nets.public import diffusers as layout
 from cmcore.nets.public import openai
@@ -36,48 +35,12 @@ from cmcore.nets.public.base import MappingError
 from cmcore.rng import NoiseSource
 from cmcore.sample.fewstep import Multistep
 
-PIPELINE = ROOT / "cmcore/edge/diffusers_pipeline.py"
-RUNS = {
-    **PARAMS["runs"],
-    "ct": {
-        "method": "ct",
-        "init": "random",
-        "teacher": "none",
-        "sample": {"two_step": 1.5},
-        "options": {"distance": "l2"},
-    },
-    "imm": {"method": "imm", "init": "edm", "teacher": "none"},
-    "meanflow": {"method": "meanflow", "init": "random", "teacher": "none"},
-}
-EDM2 = {
-    "kind": "edm2", "model_channels": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4],
-    "head_channels": 4,
-}  # fmt: skip
-ADM = {
-    "kind": "adm", "c_noise": "log1000", "model_channels": 8, "channel_mult": [1, 2], "blocks": 1,
-    "attention_resolutions": [4], "head_channels": 4, "group_channels": 64,
-}  # fmt: skip
 SIGMA = torch.tensor([0.1, 1.0, 20.0, 7.0, 2.0], dtype=torch.float64)
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def library(name: str, extra: str) -> Any:
     """A package of an extra, or a skip that names it."""
     return pytest.importorskip(name, reason=f"{name} is not installed (the extra '{extra}')")
-
-
-def diffusers_library() -> Any:
-    """The package, which imports torchvision where it is installed."""
-    if importlib.util.find_spec("diffusers") is None:
-        pytest.skip("diffusers is not installed (the extra 'latents')")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of diffusers about itself
-        with contextlib.suppress(ImportError):
-            import_torchvision()
-        return importlib.import_module("diffusers")
 
 
 @pytest.mark.parametrize(

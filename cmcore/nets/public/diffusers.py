@@ -1,19 +1,21 @@
-"""UNet2DModel of Hugging Face diffusers, in the layout of the public consistency models (arXiv 2303.01469).
+"""UNet2DModel of Hugging Face diffusers, in the layout of the public consistency models (arXiv 2303.01469), both ways.
 
 There it is an ADM with residual blocks that resample, one number of normalisation groups throughout, attention with
 separate q, k and v, and 1000 ln(sigma)/4 as the noise level. The scheduler of a consistency model,
-CMStochasticIterativeScheduler, holds the scalings and the noise range.
+CMStochasticIterativeScheduler, holds the scalings and the noise range. `unet2d` writes such networks, `read` reads
+them.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from cmcore.layers.norms import group_count
 from cmcore.nets.adm import Config
-from cmcore.nets.public.base import MappingError
+from cmcore.nets.public.base import MappingError, PublicNet, heads_first
 
 CLASS, SCHEDULER = "UNet2DModel", "CMStochasticIterativeScheduler"
 # Ours -> theirs, within a residual block, within its attention, and outside of blocks.
@@ -157,3 +159,132 @@ def _renamed(
     joint = flat.reshape(-1, 3, head, *flat.shape[1:])  # heads, then q, k, v, then channels
     for index, said in enumerate(_QKV):
         yield f"{attention}.{said}.{end}", joint[:, index].flatten(0, 1)
+
+
+def recognise(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> bool:
+    """Whether the config.json beside the file is that of a UNet2DModel."""
+    del named
+    return attributes.get("_class_name") == CLASS
+
+
+def read(named: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> PublicNet:
+    """The network and its tensors.
+
+    Args:
+        named: its tensors.
+        attributes: the arguments of UNet2DModel, and under "scheduler" those of the scheduler.
+
+    Raises:
+        MappingError: the network has another layout, or is no consistency model.
+    """
+    try:
+        return _read(named, attributes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, MappingError):
+            raise
+        raise MappingError(f"expected a complete config.json of a UNet2DModel, got one without {error}") from error
+
+
+def _read(named: Mapping[str, Tensor], given: Mapping[str, Any]) -> PublicNet:
+    for key, (value, default) in _FIXED.items():
+        _expect(key, value, given.get(key, default))
+    scheduler = given.get("scheduler") or {}
+    _expect("scheduler", SCHEDULER, scheduler.get("_class_name"))
+    wide, blocks, size = list(given["block_out_channels"]), given.get("layers_per_block", 2), given["sample_size"]
+    base, channels = wide[0], given.get("in_channels", 3)
+    _expect("out_channels", channels, given.get("out_channels", 3))
+    kinds = {theirs: ours for ours, theirs in _NORMS.items()}
+    shift = given.get("resnet_time_scale_shift", "default")
+    if shift not in kinds:
+        raise MappingError(f"resnet_time_scale_shift: expected one of {', '.join(kinds)}, got {shift}")
+    groups = given.get("norm_num_groups", 32)
+    if given.get("attn_norm_num_groups") is not None or shift != "default":
+        _expect("attn_norm_num_groups", groups, given.get("attn_norm_num_groups"))
+    down, up = list(given["down_block_types"]), list(given["up_block_types"])
+    attends = [kind == _DOWN[True] for kind in down]
+    _expect("down_block_types", [_DOWN[attention] for attention in attends], down)
+    _expect("up_block_types", [_UP[attention] for attention in reversed(attends)], up)
+    head = given.get("attention_head_dim", 8)
+    places = dict(_places(len(wide), blocks, size))
+    options = {
+        "c_noise": "log1000",
+        "model_channels": base,
+        "channel_mult": [channels // base for channels in wide],
+        "blocks": blocks,
+        "attention_resolutions": [size >> level for level, attention in enumerate(attends) if attention],
+        "head_channels": head,
+        "embedding_mult": (given.get("time_embedding_dim") or 4 * base) // base,
+        "norm": kinds[shift],
+        "norm_eps": given.get("norm_eps", 1e-5),
+        **_groups(wide, blocks, groups),
+    }
+    tensors, unknown = _ours(named, places, head)
+    least = scheduler.get("sigma_min", 0.002)
+    levels = {"sigma_max": scheduler.get("sigma_max", 80.0), "rho": scheduler.get("rho", 7.0)}
+    return PublicNet(
+        family=f"diffusers' {CLASS} of a consistency model",
+        kind="adm",
+        options=options,
+        channels=channels,
+        resolution=size,
+        classes=given.get("num_class_embeds") or 0,
+        tensors=tensors,
+        unknown=unknown,
+        sigma_data=float(scheduler.get("sigma_data", 0.5)),
+        boundary=least > 0,  # with 0 the scheduler's scalings are the plain ones of EDM
+        noise={**levels, **({"sigma_min": least} if least > 0 else {})},
+    )
+
+
+def _expect(key: str, value: Any, got: Any) -> None:
+    if got != value:
+        raise MappingError(f"{key}: expected {value}, got {got}")
+
+
+def _groups(wide: list[int], blocks: int, groups: int) -> dict[str, int]:
+    """The `group_channels` with which every norm has so many groups; nothing where it is the default."""
+    widths, default = _normalised(wide, blocks), Config().group_channels
+    for least in (default, *range(1, max(widths) + 1)):
+        if {group_count(width, least_channels=least) for width in widths} == {groups}:
+            return {} if least == default else {"group_channels": least}
+    raise MappingError(f"norm_num_groups: expected at most 32 that divide {sorted(widths)}, got {groups}")
+
+
+def _ours(
+    named: Mapping[str, Tensor], places: Mapping[str, tuple[str, str]], head: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Their tensors under our names, in float32, and the names that have no place."""
+    tensors: dict[str, Tensor] = {}
+    joint: dict[str, list[Tensor | None]] = {}
+    unknown: list[str] = []
+    resnets = {resnet: ours for ours, (resnet, _) in places.items()}
+    attentions = {attention: ours for ours, (_, attention) in places.items() if attention}
+    outer, parts, inner = (
+        {theirs: ours for ours, theirs in known.items()} for known in (_OUTER, _RESIDUAL, _ATTENTION)
+    )
+    block = re.compile(r"(.*?(?:resnets|downsamplers|upsamplers|attentions)\.\d+)\.(.+)\.(weight|bias)")
+    for name, tensor in named.items():
+        stem, _, end = name.rpartition(".")
+        found = block.fullmatch(name)
+        if name == _LABEL[1]:
+            tensors[_LABEL[0]] = tensor.float().T.contiguous()
+        elif stem in outer:
+            tensors[f"{outer[stem]}.{end}"] = tensor.float()
+        elif found and found[1] in resnets and found[2] in parts:
+            tensors[f"{resnets[found[1]]}.{parts[found[2]]}.{end}"] = tensor.float()
+        elif found and found[1] in attentions and found[2] in inner:
+            whole = tensor.float()
+            linear = found[2] != "group_norm" and end == "weight"
+            key = f"{attentions[found[1]]}.attention.{inner[found[2]]}.{end}"
+            tensors[key] = whole[..., None, None] if linear else whole
+        elif found and found[1] in attentions and found[2] in _QKV:
+            key = f"{attentions[found[1]]}.attention.qkv.{end}"
+            joint.setdefault(key, [None] * len(_QKV))[_QKV.index(found[2])] = tensor.float()
+        else:
+            unknown.append(name)
+    for key, found in joint.items():
+        rows = [part for part in found if part is not None]
+        if len(rows) == len(_QKV) and len({part.shape for part in rows}) == 1 and len(rows[0]) % head == 0:
+            whole = heads_first(torch.cat(rows), len(rows[0]) // head, "qhc")
+            tensors[key] = whole[..., None, None] if key.endswith("weight") else whole
+    return tensors, unknown
