@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -294,14 +295,13 @@ def _public(file: Path, part: str, device: str, method: str) -> LoadedModel:
     """
     public, part = read_public(file, part), part or default_part(file)
     net = net_of(public)
-    meta = {"net": {"kind": net.kind, **plain(net.config)}}
+    meta: dict[str, Any] = {"net": {"kind": net.kind, **plain(net.config)}}
     if is_diffusers(file):  # a consistency model, as its scheduler says
         meta |= {"run": file.parent.parent.name, "method": "cd" if public.boundary else "ect"}
     elif file.suffix not in FOREIGN:
         meta |= checkpoint.header(file, early=True)
     shape: ModelShape = shape_of(public)
-    noise: dict[str, Any] = meta.get("diffusion") or {"sigma_data": public.sigma_data, **public.noise}
-    diffusion = DiffusionConfig(**noise)
+    diffusion = DiffusionConfig(**(meta.get("diffusion") or {"sigma_data": public.sigma_data, **public.noise}))
     boundary = public.boundary
     if boundary is None and method:
         module = plugins.load("cmcore.methods", method)

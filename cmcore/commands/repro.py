@@ -17,6 +17,8 @@ from cmcore.config import ConfigError
 from cmcore.edge.autoencoder import check_decoder
 from cmcore.edge.mlflow_writer import TrackingError
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
+from cmcore.evaluate.shipped import shipped_source
+from cmcore.layers.classifier import SHIPPED
 from cmcore.numbers import about
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.fit import Fit
@@ -174,6 +176,8 @@ def main(wanted: str = "auto", *, yes: bool = False) -> int:
         require_decoder(setup.project)
         if (decoder := setup.project.sections.eval.decoder).path:
             check_decoder(decoder)
+        if setup.project.sections.eval.extractor == SHIPPED:
+            shipped_source(setup.project.workload)
         require_files(setup.project.runs.values())
         check_labels(setup.project.runs.values())
     except ConfigError as error:

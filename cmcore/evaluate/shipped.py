@@ -8,11 +8,21 @@ from cmcore.evaluate.features import NetworkExtractor
 from cmcore.layers.classifier import SHIPPED, shipped_file, shipped_workloads
 
 
+def shipped_source(workload: str) -> str:
+    """The workload whose extractor one uses: itself, or the one that its name goes on from, as digits-guided does.
+
+    Raises:
+        ConfigError: there is none; it lists those there are.
+    """
+    there = sorted(shipped_workloads().values())
+    for name in there:
+        if workload == name or workload.startswith(f"{name}-"):
+            return name
+    raise ConfigError(
+        "eval.extractor", f"{SHIPPED!r} is there for {', '.join(there)}; expected '' to train one for {workload!r}"
+    )
+
+
 def shipped_extractor(workload: str) -> NetworkExtractor:
     """The extractor of a workload; a ConfigError lists those there are."""
-    if not shipped_file(workload).is_file():
-        there = sorted(shipped_workloads().values())
-        raise ConfigError(
-            "eval.extractor", f"{SHIPPED!r} is there for {', '.join(there)}; expected '' to train one for {workload!r}"
-        )
-    return NetworkExtractor.load(shipped_file(workload))
+    return NetworkExtractor.load(shipped_file(shipped_source(workload)))

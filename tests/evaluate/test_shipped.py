@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmcore.assemble.project import load_project
 from cmcore.closure import ROOT
 from cmcore.config import ConfigError
 from cmcore.evaluate.classifier import judge
 from cmcore.evaluate.settings import ClassifierConfig
-from cmcore.evaluate.shipped import shipped_extractor
-from cmcore.layers.classifier import shipped_file
+from cmcore.evaluate.shipped import shipped_extractor, shipped_source
+from cmcore.layers.classifier import SHIPPED, shipped_file
 
 DIGESTS = {"digits": "4a0598e6", "fashion-mnist": "c273be7f"}
 FEATURES = """
 import sys, numpy, torch
-from cmcore.evaluate.shipped import shipped_extractor
+from cmcore.evaluate.shipped import shipped_extractor, shipped_source
 torch.set_num_threads(int(sys.argv[1]))
 side = {"digits": 8, "fashion-mnist": 28}[sys.argv[3]]
 images = torch.randint(0, 256, (64, 1, side, side), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
@@ -66,3 +67,16 @@ def test_the_shipped_classifier_reads_the_digits_that_it_did_not_train_on():
     images = np.rint(data.images * 255 / 16).astype(np.uint8)[:, None]
     accuracy = judge(shipped_extractor("digits"), images, data.target, ClassifierConfig(), classes=10)
     assert accuracy["held_out"] > 0.97
+
+
+def test_a_workload_of_the_same_family_uses_the_same_extractor():
+    assert shipped_extractor("digits-guided").digest == shipped_extractor("digits").digest
+    assert shipped_source("fashion-mnist") == "fashion-mnist"
+    with pytest.raises(ConfigError, match="for 'digitsmine'"):
+        shipped_source("digitsmine")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "workloads").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_workload_that_asks_for_one_has_one(file: Path):
+    sections = load_project(file).sections
+    assert sections.eval.extractor != SHIPPED or shipped_source(file.stem)
