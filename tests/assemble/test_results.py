@@ -125,7 +125,9 @@ def test_folders_and_files_are_opened(tmp_path):
     (folder / WEIGHTS).rename(folder / "snapshots/000000064.safetensors")
     (folder / "snapshots/000000032.safetensors").touch()
     assert torch.equal(open_run(folder).sample(2), expected)
-    with pytest.raises(DataError, match=r"expected weights.safetensors, final/weights.safetensors or snapshots"):
+    with pytest.raises(
+        DataError, match=r"expected weights.safetensors, final/weights.safetensors, snapshots/\*.safetensors or unet/"
+    ):
         open_run(tmp_path)
 
 

@@ -149,7 +149,7 @@ def test_a_wrong_parameter_ends_with_2(project, capsys):
 def test_the_pages_of_a_server_are_its_own(project, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
     assert call("ui") == 1
-    assert capsys.readouterr().err.startswith("cmlab ui: runs are kept at http://tracker:5000 (")
+    assert capsys.readouterr().err.startswith("cmlab ui: MLflow at http://tracker:5000 does not answer: ")
 
 
 @pytest.mark.slow

@@ -148,7 +148,8 @@ def test_the_next_command_puts_the_file_back_after_a_kill(project, capsys):
 def test_the_command_line_overrides_and_says_what_the_reports_show(project, monkeypatch, capsys):
     seen = []
 
-    def pipeline(jobs: str) -> int:
+    def pipeline(jobs: str, *, yes: bool) -> int:
+        assert not yes
         seen.append((jobs, load_yaml(Path("params.yaml"))["runs"]["ect"]["options"]["q"]))
         return 0
 
