@@ -40,7 +40,7 @@ KINDS = (
     "outputs/*/code/*", "outputs/*/times/*", ".dvc/cache/files/md5/*/*", "dvc.lock", ".work/dvc.lock",
     ".work/*/*/final/*", ".work/*/*/time.json", ".work/speeds.json", ".work/*/source.json", ".tracking/mlflow.db",
 )  # fmt: skip
-DISK = 2**28  # bytes of a disk that becomes full
+DISK = 2**29  # bytes of a disk that becomes full
 ON_THE_DISK = ("project", "site", "temp")  # the checkout with all results, DVC's site cache, or temporary files
 
 

@@ -49,12 +49,18 @@ def call(*words: str) -> int:
     return end.value.code if isinstance(end.value.code, int) else -1
 
 
+def heeded() -> None:
+    """Signals as on a terminal: what `nohup` or a shell starts in the background ignores some, as do its children."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*words: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     """A process of its own."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, "-m", "cmcore.commands", *words], cwd=folder, stdout=pipe, stderr=pipe, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, preexec_fn=heeded,
     )  # fmt: skip
 
 
