@@ -14,7 +14,7 @@ from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.run import NONE, RANDOM, Run
 from cmcore.budget.host import Host
 from cmcore.budget.machines import Machine
-from cmcore.budget.measure import feature_seconds, forward_seconds, sample_data, threads, training_seconds
+from cmcore.budget.measure import feature_seconds, forward_seconds, sample_data, training_seconds
 from cmcore.budget.plan import Costs, RunPlan, plan_run
 from cmcore.budget.plan import Setting as PlanSetting
 from cmcore.budget.recipes import (
@@ -41,6 +41,7 @@ from cmcore.budget.schedule import makespan
 from cmcore.config import ConfigError, plain
 from cmcore.data.settings import AUGMENT_DIM
 from cmcore.data.sources.survey import Survey
+from cmcore.evaluate.classifier import threads
 from cmcore.numbers import duration, size
 
 PLANNED = 0.8  # share of the budget: other work on the machine, and what no measurement of seconds sees

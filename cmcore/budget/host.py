@@ -1,13 +1,12 @@
 """The machine that commands run on: cores, free memory and GPU."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from cmcore.budget.room import free_memory
 from cmcore.data.sources.pool import cores
 
-CGROUP = Path("/sys/fs/cgroup")  # of a container, whose limit the kernel's own number does not know
 GPU_FREE = 0.9  # share of a GPU's free memory that is planned with
 
 
@@ -33,16 +32,3 @@ def this_host() -> Host:
         return Host(cores(), free_memory())
     free, _ = torch.cuda.mem_get_info(0)
     return Host(cores(), free_memory(), torch.cuda.get_device_name(0), GPU_FREE * free, torch.cuda.is_bf16_supported())
-
-
-def free_memory() -> float:
-    """Bytes that processes can still take, of the machine and of the container."""
-    import psutil
-
-    free = float(psutil.virtual_memory().available)
-    limit, now = CGROUP / "memory.max", CGROUP / "memory.current"
-    if not limit.is_file() or not limit.read_text(encoding="utf-8").strip().isdecimal():
-        return free
-    fields = (line.split() for line in (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
-    cached = {key: int(value) for key, value in fields}.get("inactive_file", 0)  # the kernel gives it back
-    return min(free, float(limit.read_text(encoding="utf-8")) - float(now.read_text(encoding="utf-8")) + cached)

@@ -2,8 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -24,17 +23,6 @@ from cmcore.train.steps import steps
 
 LEAST, SECONDS = 3, 0.4  # calls that are timed, and their time in all, whichever is more
 WARM = 1  # calls before them
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads of torch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def seconds_of(call: Callable[[], object], device: str = "cpu", seconds: float = SECONDS) -> float:

@@ -4,6 +4,28 @@ import heapq
 from collections.abc import Iterable, Mapping
 
 
+def chains(costs: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> dict[str, float]:
+    """For every job the cost of the longest chain that starts with it: the job with the longest one goes first.
+
+    That of a job which waits for itself is infinite.
+    """
+    lengths: dict[str, float] = {}
+
+    def length(job: str) -> float:
+        if job not in lengths:
+            lengths[job] = float("inf")  # of a job in a circle
+            after = [other for other in costs if job in needs.get(other, ())]
+            lengths[job] = costs[job] + max(map(length, after), default=0.0)
+        return lengths[job]
+
+    return {job: length(job) for job in costs}
+
+
+def least_time(costs: Mapping[str, float], needs: Mapping[str, Iterable[str]], jobs: int) -> float:
+    """The least time that jobs can take, up to `jobs` at a time: their share of all work, or the longest chain."""
+    return max(sum(costs.values()) / jobs, *chains(costs, needs).values(), 0.0)
+
+
 def makespan(costs: Mapping[str, float], needs: Mapping[str, Iterable[str]], jobs: int) -> float:
     """The time from the first job to the end of the last, of up to `jobs` at a time.
 
@@ -18,16 +40,8 @@ def makespan(costs: Mapping[str, float], needs: Mapping[str, Iterable[str]], job
         ValueError: jobs wait for one another.
     """
     waits = {job: {other for other in needs.get(job, ()) if other in costs} for job in costs}
-    chain: dict[str, float] = {}
-
-    def length(job: str) -> float:
-        if job not in chain:
-            chain[job] = float("inf")  # of a job in a circle
-            chain[job] = costs[job] + max((length(other) for other in costs if job in waits[other]), default=0.0)
-        return chain[job]
-
     now, running, done = 0.0, list[tuple[float, str]](), set[str]()
-    left = sorted(costs, key=length, reverse=True)
+    left = sorted(costs, key=chains(costs, waits).__getitem__, reverse=True)
     while left or running:
         for job in [job for job in left if waits[job] <= done]:
             if len(running) < jobs:

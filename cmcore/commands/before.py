@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Iterable
 
+from cmcore.budget.schedule import least_time
 from cmcore.edge.ray_session import ComputeError
 from cmcore.numbers import duration
 from cmcore.pipeline.common import Setup
 from cmcore.pipeline.fit import Fit, fit
-from cmcore.pipeline.parallel import chains, stage_needs
+from cmcore.pipeline.parallel import stage_needs
 from cmcore.pipeline.speeds import Speeds
 
 LONG = 86400.0  # seconds of work above which one says so first
@@ -43,7 +44,7 @@ def before(setup: Setup, stages: Iterable[str], jobs: int, *, yes: bool) -> Fit:
 def duration_of(setup: Setup, each: dict[str, float], jobs: int) -> float:
     """Seconds of stages that take so many each, up to `jobs` at a time."""
     after = {stage: needed for stage, needed in stage_needs(setup.project).items() if stage in each}
-    return max(sum(each.values()) / jobs, *chains(each, after).values(), 0.0)
+    return least_time(each, after, jobs)
 
 
 def long(setup: Setup, each: dict[str, float], seconds: float) -> str:

@@ -41,7 +41,7 @@ def train_classifier(
     train, _ = _split(images, labels, classes, config)
     shape = Shape(images.shape[1], images.shape[2], classes, config.width, config.features)
     net = build_classifier(shape, config.seed).to(device)
-    with _threads(config.threads):
+    with threads(config.threads):
         _fit(net, images, labels, train, config, torch.device(device))
     extractor = NetworkExtractor(net, f"{workload}_cnn")
     return extractor, judge(extractor, images, labels, config, classes=classes)
@@ -58,7 +58,8 @@ def judge(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

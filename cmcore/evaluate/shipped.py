@@ -5,7 +5,7 @@ A classifier that is trained anew gets other bits, and so another name, on every
 
 from cmcore.config import ConfigError
 from cmcore.evaluate.features import NetworkExtractor
-from cmcore.layers.classifier import SHIPPED, shipped_file, shipped_workloads
+from cmcore.layers.classifier import SHIPPED, shipped_file
 
 
 def shipped_source(workload: str) -> str:
@@ -14,7 +14,8 @@ def shipped_source(workload: str) -> str:
     Raises:
         ConfigError: there is none; it lists those there are.
     """
-    there = sorted(shipped_workloads().values())
+    files = shipped_file("*")
+    there = sorted(file.name.split(".")[1] for file in files.parent.glob(files.name))
     for name in there:
         if workload == name or workload.startswith(f"{name}-"):
             return name

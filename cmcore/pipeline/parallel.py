@@ -14,6 +14,7 @@ from typing import Any
 
 from cmcore import plugins
 from cmcore.assemble.project import Project
+from cmcore.budget.schedule import chains, least_time
 from cmcore.config import ConfigError
 from cmcore.edge.ray_session import ComputeError, connection
 from cmcore.pipeline.common import Setup
@@ -29,19 +30,6 @@ COMPUTED = ("reference", "train", "evaluate")  # kinds of stages that are comput
 
 class JobsFailedError(ComputeError):
     """Some of the jobs failed; the others are done, except those that needed them."""
-
-
-def chains(costs: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> dict[str, float]:
-    """For every job the cost of the longest chain that starts with it: the job with the longest one goes first."""
-    lengths: dict[str, float] = {}
-
-    def length(job: str) -> float:
-        if job not in lengths:
-            after = [other for other in costs if job in needs.get(other, ())]
-            lengths[job] = costs[job] + max(map(length, after), default=0.0)
-        return lengths[job]
-
-    return {job: length(job) for job in costs}
 
 
 def run_graph(
@@ -165,7 +153,7 @@ def compute_stages(
     def rest() -> float:
         """Seconds for the jobs that are left; more speeds are known with every job that is done."""
         each = {job: speeds.work(split(job)[0], setup.project) for job in left}
-        return max(sum(each.values()) / jobs, *chains(each, inner).values(), 0.0)
+        return least_time(each, inner, jobs)
 
     def work(job: str) -> None:
         stage, replicate = split(job)
