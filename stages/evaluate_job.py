@@ -10,18 +10,15 @@ from cmcore.config import digest
 from cmcore.data.images import ImageData, open_data
 from cmcore.edge.autoencoder import load_decoding
 from cmcore.edge.compile_cache import keep_compiled
-from cmcore.edge.dinov2 import load_dinov2
-from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_each import execute_each
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.nearest import Training
 from cmcore.evaluate.records import RunMetrics
-from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.files import write_json
 from cmcore.pipeline.progress import Emit, added, reporter, spoken
-from stages.reference import DINOV2, INCEPTION
+from stages.reference import load_references
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,7 @@ def job(
     """Sample a share of the images; without one, all that are left, and measure them."""
     device = pick_device(compute)
     keep_compiled(compute)
-    references = [load_reference(files.reference, device=device)]
-    inception, why_not = load_inception(config.inception, device)
-    if inception is not None:
-        references.append(load_reference(files.reference / INCEPTION, inception, references[0].digest))
-    dinov2 = load_dinov2(config.dinov2, device)
-    if dinov2 is not None:
-        references.append(load_reference(files.reference / DINOV2, dinov2, references[0].digest))
+    references, why_not = load_references(files.reference, config, device)
     decoding = load_decoding(files.reference, config.decoder, device)
     images = open_data(files.data) if files.data else None
     training = Training(images.images, images.digest) if isinstance(images, ImageData) else None

@@ -10,8 +10,9 @@ from cmcore.edge.dinov2 import load_dinov2
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.reference import reference, store_features, store_published
+from cmcore.evaluate.reference import load_reference, reference, store_features, store_published
 from cmcore.evaluate.settings import EvalConfig
+from cmcore.evaluate.suite import Reference
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.progress import Emit, listener
 from cmcore.train.precision import choose_matrix_units
@@ -39,6 +40,22 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
             store_features(images, inception, config, folder / INCEPTION, device, test)
         if dinov2 is not None:
             store_features(images, dinov2, config, folder / DINOV2, device, test)
+
+
+def load_references(folder: Path, config: EvalConfig, device: str) -> tuple[list[Reference], str]:
+    """What samples are measured against: the reference in every feature space that there is, and why there is no FID.
+
+    Args:
+        folder: of the references.
+        config: of the evaluation; it names the weights of Inception and DINOv2.
+        device: of the extractors.
+    """
+    references = [load_reference(folder, device=device)]
+    inception, why_not = load_inception(config.inception, device)
+    for name, extractor in ((INCEPTION, inception), (DINOV2, load_dinov2(config.dinov2, device))):
+        if extractor is not None:
+            references.append(load_reference(folder / name, extractor, references[0].digest))
+    return references, why_not
 
 
 def compute(setup: Setup, replicate: int = 0) -> None:

@@ -12,14 +12,11 @@ from cmcore.assemble.summary import file_digest
 from cmcore.commands.place import CommandError
 from cmcore.config import ConfigError, require
 from cmcore.data.images import ImageData, open_data
-from cmcore.edge.dinov2 import load_dinov2
-from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.features import NetworkExtractor
 from cmcore.evaluate.nearest import Training
 from cmcore.evaluate.records import MetricRecord, RunFacts, RunMetrics, Source
-from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.code import MEMORY
 from cmcore.pipeline.common import Folders, Setup, load
@@ -29,7 +26,7 @@ from cmcore.pipeline.progress import Emit, listener, reporter
 from cmcore.report.captions import FOREIGN
 from cmcore.report.foreign import NOT_STATED, SCORED, SampleSet, check_name, file_of, read_foreign, to_json
 from cmcore.train.precision import choose_matrix_units
-from stages.reference import DINOV2, INCEPTION
+from stages.reference import load_references
 
 Classes = Literal["", "reference", "uniform"]
 
@@ -40,12 +37,7 @@ def job(
     """The records of the images, why there is no FID, and which other metrics are missing."""
     device = pick_device(compute)
     choose_matrix_units("fp32")  # features are measurements
-    references = [load_reference(folders.reference, device=device)]
-    inception, why_not = load_inception(config.inception, device)
-    dinov2 = load_dinov2(config.dinov2, device)
-    for folder, extractor in ((INCEPTION, inception), (DINOV2, dinov2)):
-        if extractor is not None:
-            references.append(load_reference(folders.reference / folder, extractor, references[0].digest))
+    references, why_not = load_references(folders.reference, config, device)
     data = open_data(folders.data)
     training = Training(data.images, data.digest) if isinstance(data, ImageData) else None
     samples, done, report = np.load(images, mmap_mode="r", allow_pickle=False), 0, reporter(emit)
