@@ -81,6 +81,11 @@ class Guided:
         return torch.lerp(without, with_label, expand_like(s, with_label))
 
 
+def guided_at(model: Model, s: float) -> Model:
+    """The model under guidance at one scale; the very same at 1."""
+    return model if s == 1 else Guided(model, s)
+
+
 def _with_and_without(labels: Labels) -> Condition:
     """The condition of a batch, then the same without labels."""
     indices, augment, inputs = as_condition(labels)

@@ -11,11 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from cmcore.diffusion.inputs import Input
+from cmcore.diffusion.inputs import GUIDANCE, Input
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser, Labels
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
+from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.presets import diffusion_samplers, few_step_sampler
 from cmcore.sample.settings import Sampling
@@ -218,6 +219,8 @@ class Method(ABC):
         return [self.guided(few_step_sampler(sampling.diffusion, level), sampling) for level in few]
 
     def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
-        """The sampler under the run's guidance; the very same without."""
-        s = sampling.guidance
-        return sampler if s == 1 else GuidedSampler(sampler, s, learned=self.traits.few_step)
+        """The sampler under the run's guidance, or named after the scale in the weights; the very same without."""
+        traits, s = self.traits, sampling.guidance
+        if traits.guidance and traits.guidance[0] == traits.guidance[1] and GUIDANCE not in traits.inputs:
+            return BuiltIn(sampler, traits.guidance[0])
+        return sampler if s == 1 else GuidedSampler(sampler, s, learned=traits.few_step)

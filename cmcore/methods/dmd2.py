@@ -10,13 +10,11 @@ from torch.nn.functional import softplus
 from cmcore.config import require
 from cmcore.consistency import weights
 from cmcore.diffusion.grids import karras_grid
-from cmcore.diffusion.guidance import Guided
-from cmcore.diffusion.ode import Denoise
+from cmcore.diffusion.guidance import guided_at
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import STUDENT, TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
-from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.presets import few_step_sampler
 from cmcore.sample.settings import Sampling
 from cmcore.tensors import expand_like, mean_per_sample
@@ -94,7 +92,7 @@ class DMD2(Method):
             x = x_g + expand_like(sigma, x_g) * draws.normal(x_g.shape[1:], stream="noise")
             with draws.dropout():
                 fake = nets[FAKE](x, sigma, batch.labels)
-            real = self.teacher(nets)(x, sigma, batch.labels)
+            real = guided_at(nets.teacher, self.config.guidance)(x, sigma, batch.labels)
             scale = mean_per_sample((x_g - real).abs())
             # Where the teacher gives back the very image, there is nothing to learn.
             gradient = torch.nan_to_num((fake - real) / expand_like(scale, real))
@@ -107,11 +105,6 @@ class DMD2(Method):
             loss = loss + self.config.gan * adversarial
             scalars["adversarial"] = adversarial.detach().mean()
         return LossOut(loss, scalars)
-
-    def teacher(self, nets: Nets) -> Denoise:
-        """The teacher, guided where the method is."""
-        s = self.config.guidance
-        return nets.teacher if s == 1 else Guided(nets.teacher, s)
 
     def fake_loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """Denoising score matching of generated images with EDM's weight, at levels of the whole grid."""
@@ -160,11 +153,6 @@ class DMD2(Method):
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """One step: the generator knows no other level."""
         return [self.guided(few_step_sampler(sampling.diffusion), sampling)]
-
-    def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
-        """The sampler, named after the scale that is part of the weights, if any."""
-        s = self.config.guidance
-        return BuiltIn(sampler, s) if s != 1 else super().guided(sampler, sampling)
 
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
         """None, as there is no second step."""

@@ -18,7 +18,6 @@ from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Method, Nets, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
-from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.flowmap import linear_jumps
 from cmcore.sample.settings import Sampling
 from cmcore.tensors import expand_like
@@ -124,10 +123,6 @@ class MeanFlow(Method):
         return guided_image(
             denoised, x, sigma, batch.x, batch.labels, unlabelled=1 - cfg.omega - cfg.kappa, labelled=cfg.kappa
         )
-
-    def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
-        """The sampler, named after the scale that is part of the weights, if any."""
-        return BuiltIn(sampler, self.config.scale) if self.config.guided else super().guided(sampler, sampling)
 
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """1, 2 and 4 jumps, of equal length in t."""

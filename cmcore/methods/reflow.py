@@ -16,7 +16,7 @@ from torch import Tensor
 from cmcore.config import require
 from cmcore.consistency.distances import DistanceName, distance, services
 from cmcore.diffusion.grids import karras_grid, linear_grid, with_zero
-from cmcore.diffusion.guidance import Guided
+from cmcore.diffusion.guidance import guided_at
 from cmcore.diffusion.ode import Denoise, dpmpp_2s_step, euler_step, heun_step
 from cmcore.diffusion.path import Linear
 from cmcore.diffusion.precond import Labels
@@ -24,7 +24,6 @@ from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
-from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.settings import Sampling
 from cmcore.sample.solvers import LinearEuler
 from cmcore.tensors import expand_like
@@ -95,8 +94,7 @@ class Reflow(Method):
         del progress  # no curriculum
         t = self.times(draws)
         sigma, z = Linear().level(t), draws.normal(batch.x.shape[1:], stream="noise").to(batch.x.dtype)
-        s = self.config.guidance
-        x = self.pairs(nets.teacher if s == 1 else Guided(nets.teacher, s), z, batch.labels)
+        x = self.pairs(guided_at(nets.teacher, self.config.guidance), z, batch.labels)
         at = x + expand_like(sigma, x) * (z - x / self.diffusion.sigma_max)
         with draws.dropout():
             D = nets.student(at, sigma, batch.labels)
@@ -108,11 +106,6 @@ class Reflow(Method):
         if not self.config.steps:
             return super().samplers(sampling)
         return [self.guided(LinearEuler(linear_grid(self.config.steps, 0.0, self.diffusion.sigma_max)), sampling)]
-
-    def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
-        """The sampler, named after the scale that is part of the weights, if any."""
-        s = self.config.guidance
-        return BuiltIn(sampler, s) if s != 1 else super().guided(sampler, sampling)
 
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
         """None: no noise is added, so that there is no level to choose."""

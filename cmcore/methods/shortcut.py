@@ -18,7 +18,6 @@ from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import TARGET, Action, Batch, Blend, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
-from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.flowmap import FlowMap
 from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.settings import Sampling
@@ -141,11 +140,9 @@ class Shortcut(Method):
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """1, 2, 4 and 8 steps, as far as there are so many, and all of them."""
         counts = sorted({n for n in (1, 2, 4, 8) if n < self.config.steps} | {self.config.steps})
-        s = self.config.guidance
-        if s == 1:
-            return [self.guided(self._sampler(n), sampling) for n in counts]
+        rows, s = [self.guided(self._sampler(n), sampling) for n in counts], self.config.guidance
         # The smallest steps have learned no guidance.
-        return [(GuidedSampler if n == self.config.steps else BuiltIn)(self._sampler(n), s) for n in counts]
+        return rows if s == 1 else [*rows[:-1], GuidedSampler(self._sampler(counts[-1]), s)]
 
     def _sampler(self, n: int) -> Sampler:
         halvings = float(n.bit_length() - 1)

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from cmcore.config import require
 from cmcore.consistency import weights
-from cmcore.diffusion.guidance import Guided
+from cmcore.diffusion.guidance import guided_at
 from cmcore.diffusion.levels import KarrasUniform
-from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import STUDENT, TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
-from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.fewstep import Multistep
 from cmcore.sample.settings import Sampling
 from cmcore.tensors import expand_like, mean_per_sample
@@ -98,17 +96,12 @@ class SiD(Method):
         x = x_g + expand_like(sigma, x_g) * draws.normal(x_g.shape[1:], stream="noise")
         with draws.dropout():
             fake = nets[FAKE](x, sigma, batch.labels)
-        real = self.teacher(nets)(x, sigma, batch.labels)
+        real = guided_at(nets.teacher, self.config.guidance)(x, sigma, batch.labels)
         gap = real - fake
         scale = mean_per_sample((x_g - real).abs()).detach()
         # A mean over pixels, where the authors have a sum times 100; Adam sees no constant factor.
         loss = mean_per_sample(gap * (real - x_g - self.config.alpha * gap)) / scale.clamp(min=1e-5)
         return LossOut(loss, {"gap": mean_per_sample(gap.detach().abs()).mean(), "scale": scale.mean()})
-
-    def teacher(self, nets: Nets) -> Denoise:
-        """The teacher, guided where the method is."""
-        s = self.config.guidance
-        return nets.teacher if s == 1 else Guided(nets.teacher, s)
 
     def fake_loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """EDM's loss of generated images, which here are not distorted as the authors' are."""
@@ -133,11 +126,6 @@ class SiD(Method):
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """One step: the generator knows no other level."""
         return [self.guided(Multistep((self.config.sigma_init,), sampling.diffusion.sigma_min), sampling)]
-
-    def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
-        """The sampler, named after the scale that is part of the weights, if any."""
-        s = self.config.guidance
-        return BuiltIn(sampler, s) if s != 1 else super().guided(sampler, sampling)
 
     def scan(self, sampling: Sampling, levels: Sequence[float]) -> list[Sampler]:
         """None, as there is no second step."""

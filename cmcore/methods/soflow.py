@@ -20,7 +20,6 @@ from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Batch, LossOut, Method, Nets, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
-from cmcore.sample.builtin import BuiltIn
 from cmcore.sample.gamma import GammaSampling
 from cmcore.sample.settings import Sampling
 from cmcore.tensors import expand_like, mean_per_sample
@@ -147,11 +146,6 @@ class SoFlow(Method):
         """The share of guidance - 1 at times (B,): 1 until `fade`, from there smoothly to 0."""
         left = ((1 - t) / (1 - self.config.fade if self.config.fade < 1 else 1)).clamp(max=1 - 1e-6)
         return torch.where(t <= self.config.fade, 1.0, -torch.expm1(-0.025 * left / (1 - left)))
-
-    def guided(self, sampler: Sampler, sampling: Sampling) -> Sampler:
-        """The sampler, named after the scale that is part of the weights, if any."""
-        s = self.config.guidance
-        return BuiltIn(sampler, s) if s != 1 else super().guided(sampler, sampling)
 
     def model(self, denoiser: Denoiser) -> Denoise:
         """Jumps, to sigma_min unless a sampler names another level."""
