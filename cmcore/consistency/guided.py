@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cmcore.config import require
-from cmcore.diffusion.inputs import InputError
+from cmcore.diffusion.inputs import NO_LABEL, InputError
 from cmcore.diffusion.ode import Denoise
-from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition
+from cmcore.diffusion.precond import Condition, Labels, as_condition
 from cmcore.tensors import expand_like
 
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from cmcore.bounded import parse_json
 from cmcore.data.latent_space import sample_posterior
 from cmcore.data.rows import take
+from cmcore.diffusion.words import Words
 from cmcore.errors import DataError, reason
 from cmcore.rng import Draws
 from cmcore.tensors import to_float
 
 ARRAYS = {"images": "images.npy", "latents": "latents.npy"}
+WORDS = "words.npy"
 TEST = "test"  # folder of the test images, beside the training images
 DTYPES = {"images": (np.dtype(np.uint8),), "latents": (np.dtype(np.float32), np.dtype(np.float16))}
 
@@ -28,6 +30,7 @@ class Prepared:
     images: np.ndarray  # (N, ...), memory-mapped, in the stored form
     labels: np.ndarray  # int64 (N,)
     manifest: dict[str, Any]
+    captions: np.ndarray | None = None  # int64 (N, L), rows of words (diffusion/words.py); None: there are none
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,8 +46,14 @@ class Prepared:
         return self.manifest["classes"]
 
     @property
+    def words(self) -> Words | None:
+        """The words of the captions; None where there are none."""
+        described = self.manifest.get("words")
+        return None if described is None else Words(tuple(described["vocabulary"]), described["length"])
+
+    @property
     def digest(self) -> str:
-        """sha256 of array and labels at the time of preparation."""
+        """sha256 of array, labels and captions at the time of preparation."""
         return self.manifest["sha256"]
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
@@ -100,6 +109,9 @@ def open_data(folder: str | Path) -> ImageData | LatentData:
             np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (ARRAYS[kind], "labels.npy")
         )
         count, channels, *size = manifest["count"], *manifest["shape"]
+        described = manifest.get("words")
+        captions = None if described is None else np.load(folder / WORDS, allow_pickle=False)
+        rows = (count, described["length"]) if described is not None else ()
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: is not a prepared data set ({reason(error)}); run the prepare stage") from error
     expected = (count, channels if kind == "images" else 2 * channels, *size)
@@ -108,4 +120,6 @@ def open_data(folder: str | Path) -> ImageData | LatentData:
         raise DataError(f"{folder}/{ARRAYS[kind]}: expected {wanted} {expected}, got {images.dtype} {images.shape}")
     if labels.shape != expected[:1] or labels.dtype != np.int64:
         raise DataError(f"{folder}/labels.npy: expected int64 {expected[:1]}, got {labels.dtype} {labels.shape}")
-    return (ImageData if kind == "images" else LatentData)(images, np.array(labels), manifest)
+    if captions is not None and (captions.shape != rows or captions.dtype != np.int64):
+        raise DataError(f"{folder}/{WORDS}: expected int64 {rows}, got {captions.dtype} {captions.shape}")
+    return (ImageData if kind == "images" else LatentData)(images, np.array(labels), manifest, captions)

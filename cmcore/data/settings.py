@@ -19,6 +19,7 @@ class DataConfig:
     """A source of images, and their common shape.
 
     - "digits": scikit-learn's handwritten digits, bundled with it (1,797 grey images of 8x8);
+    - "shapes": drawn scenes with captions, `count` of them from `seed`: "a red circle above a blue square";
     - "cifar10": the official archive, cifar-10-python.tar.gz, at `path` or downloaded;
     - "fashion-mnist": a folder with the four idx files, by default that of Debian's package;
     - "folder": a folder of images, with one sub-folder per class or none, or EDM's dataset.json;
@@ -27,7 +28,7 @@ class DataConfig:
     - "latents": a folder or archive of .npy files as EDM2's dataset tool encodes images: means and deviations.
     """
 
-    source: Literal["digits", "cifar10", "fashion-mnist", "folder", "archive", "array", "latents"] = "digits"
+    source: Literal["digits", "shapes", "cifar10", "fashion-mnist", "folder", "archive", "array", "latents"] = "digits"
     path: str = ""
     subfolder: str = ""  # only what lies below it; of CIFAR-10 and Fashion-MNIST "train" (the default) or "test"
     resolution: int = 8
@@ -40,12 +41,15 @@ class DataConfig:
     # Test images, on which nothing is trained: a share of each class, or `own`, the test images of the source.
     test: float | Literal["own"] = 0.0
     classes: int = 0  # expected number, 0 for any; with it `cmlab plan` works without the data
+    count: int = 0  # scenes that `shapes` draws
+    seed: int = 0  # of the scenes
 
     def __post_init__(self) -> None:
         require(self.resolution >= 1, "resolution", "at least 1", self.resolution)
         require(self.classes >= 0, "classes", "at least 0", self.classes)
         self._check_shape()
         self._check_place()
+        self._check_drawn()
         parts = PurePosixPath(self.subfolder).parts
         require(".." not in parts and "/" not in parts, "subfolder", "a relative path without '..'", self.subfolder)
         hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
@@ -55,7 +59,7 @@ class DataConfig:
             require(own, "test", "a fraction, as only the training images of CIFAR-10 and Fashion-MNIST have own", OWN)
         else:
             require(0 <= self.test < 1, "test", "a fraction in [0, 1), or own", self.test)
-        if self.source in ("digits", "folder", "fashion-mnist"):
+        if self.source in ("digits", "shapes", "folder", "fashion-mnist"):
             require(not self.sha256, "sha256", f"nothing for source {self.source}, which is not one file", self.sha256)
 
     def _check_shape(self) -> None:
@@ -68,6 +72,9 @@ class DataConfig:
         elif self.source == "fashion-mnist":
             require(self.resolution == 28, "resolution", "28 for Fashion-MNIST", self.resolution)
             require(self.channels == 1, "channels", "1 for Fashion-MNIST, which is grey", self.channels)
+        elif self.source == "shapes":
+            require(self.resolution >= 16, "resolution", "at least 16 for drawn shapes", self.resolution)
+            require(self.channels == 3, "channels", "3 for drawn shapes, which are in colour", self.channels)
         elif self.source == "latents":
             require(self.channels == LATENT_CHANNELS, "channels", f"{LATENT_CHANNELS} for latents", self.channels)
         else:
@@ -82,6 +89,8 @@ class DataConfig:
     def _check_place(self) -> None:
         if self.source == "digits":
             require(not self.path, "path", "nothing for the digits, which come with scikit-learn", self.path)
+        elif self.source == "shapes":
+            require(not self.path, "path", "nothing for shapes, which are drawn", self.path)
         elif self.source == "cifar10":
             there = bool(self.path) or self.download
             require(there, "path", "the place of cifar-10-python.tar.gz, or data.download: true", self.path)
@@ -92,8 +101,14 @@ class DataConfig:
             require(self.subfolder in parts, "subfolder", f"train, test or nothing for {self.source}", self.subfolder)
         downloads = self.source == "cifar10" or not self.download
         require(downloads, "download", "false, as only CIFAR-10 can be downloaded", self.download)
-        if self.source in ("digits", "array"):
+        if self.source in ("digits", "shapes", "array"):
             require(not self.subfolder, "subfolder", f"nothing for source {self.source}", self.subfolder)
+
+    def _check_drawn(self) -> None:
+        drawn = self.source == "shapes"
+        wanted = "the number of scenes to draw" if drawn else f"0 for source {self.source}, which is not drawn"
+        require(self.count >= 1 if drawn else self.count == 0, "count", wanted, self.count)
+        require(drawn or self.seed == 0, "seed", f"0 for source {self.source}, which is not drawn", self.seed)
 
     @property
     def place(self) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cmcore.config import require
-from cmcore.diffusion.inputs import GUIDANCE, Input, InputError
-from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition, with_inputs
+from cmcore.diffusion.inputs import GUIDANCE, NO_LABEL, Input, InputError
+from cmcore.diffusion.precond import Condition, Labels, as_condition, with_inputs
 from cmcore.dual import Value, each
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from cmcore.config import require
 
 InputKind = Literal["number", "time"]
+NO_LABEL = -1  # a dropped label: a zero vector instead of a one-hot one; and no word in a row of words
 
 
 @dataclass(frozen=True)

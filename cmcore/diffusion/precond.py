@@ -19,7 +19,6 @@ from cmcore.dual import Dual, Value, add, each, entrywise, mul
 from cmcore.tensors import expand_like
 
 NoiseCoordinate = Literal["log", "trig", "log1000"]
-NO_LABEL = -1  # a dropped label: a zero vector instead of a one-hot one
 LEAST_LEVEL = 1e-6  # of a second noise level in a logarithmic coordinate, where 0 itself would be infinitely far away
 
 

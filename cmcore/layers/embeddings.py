@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.inputs import Input, InputError, declared
-from cmcore.diffusion.precond import NO_LABEL, Labels, as_condition
+from cmcore.diffusion.inputs import NO_LABEL, Input, InputError, declared
+from cmcore.diffusion.precond import Labels, as_condition
 from cmcore.dual import Value, add, each, value_of
 from cmcore.layers.functions import cat, cos, silu, sin
 from cmcore.layers.linear import InitKind, linear

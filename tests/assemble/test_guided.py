@@ -18,8 +18,7 @@ from cmcore.assemble.training import WEIGHTS, Inputs, train_run
 from cmcore.config import ConfigError, merge
 from cmcore.data.images import ImageData
 from cmcore.diffusion.guidance import at_scale
-from cmcore.diffusion.inputs import GUIDANCE
-from cmcore.diffusion.precond import NO_LABEL
+from cmcore.diffusion.inputs import GUIDANCE, NO_LABEL
 from cmcore.evaluate.reference import reference
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.methods.base import Batch

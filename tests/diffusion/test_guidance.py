@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cmcore.diffusion import ode
 from cmcore.diffusion.guidance import Guided, at_scale, draw_scales, drop_labels, with_scale
-from cmcore.diffusion.inputs import InputError
-from cmcore.diffusion.precond import NO_LABEL, Condition, Labels, as_condition, with_inputs
+from cmcore.diffusion.inputs import NO_LABEL, InputError
+from cmcore.diffusion.precond import Condition, Labels, as_condition, with_inputs
 from cmcore.oracles import Gaussian, GaussianMixture
 from cmcore.rng import Draws
 

@@ -12,8 +12,8 @@ from cmcore.consistency.pairs import uniform_pair
 from cmcore.consistency.trigflow import WEIGHT, continuous_loss, sample_point
 from cmcore.diffusion import ode
 from cmcore.diffusion.guidance import with_scale
-from cmcore.diffusion.inputs import GUIDANCE
-from cmcore.diffusion.precond import NO_LABEL, Denoiser
+from cmcore.diffusion.inputs import GUIDANCE, NO_LABEL
+from cmcore.diffusion.precond import Denoiser
 from cmcore.methods.base import STUDENT, Batch, Nets, Progress
 from cmcore.nets import mlp
 from cmcore.oracles import GaussianMixture

@@ -11,11 +11,11 @@ from maps import residual
 from tiny import DIFFUSION, make_method
 from torch import Tensor, nn
 
-from cmcore.diffusion.inputs import GUIDANCE
+from cmcore.diffusion.inputs import GUIDANCE, NO_LABEL
 from cmcore.diffusion.jumps import SECOND_TIME
 from cmcore.diffusion.ode import euler_prediction, euler_step
 from cmcore.diffusion.path import Linear
-from cmcore.diffusion.precond import NO_LABEL, Condition, Denoiser, Labels, as_condition, with_inputs
+from cmcore.diffusion.precond import Condition, Denoiser, Labels, as_condition, with_inputs
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import TEACHER, Batch, Nets, Progress
 from cmcore.methods.meanflow import END

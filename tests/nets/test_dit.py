@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmcore.diffusion.precond import NO_LABEL
+from cmcore.diffusion.inputs import NO_LABEL
 from cmcore.layers.transformer import grid_positions
 from cmcore.nets import dit
 

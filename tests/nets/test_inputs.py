@@ -11,8 +11,8 @@ from duals import jvp
 from torch import Tensor, nn
 
 from cmcore.config import ConfigError
-from cmcore.diffusion.inputs import GUIDANCE, Input, InputError
-from cmcore.diffusion.precond import NO_LABEL, Condition, Denoiser, noise_coordinate, with_inputs
+from cmcore.diffusion.inputs import GUIDANCE, NO_LABEL, Input, InputError
+from cmcore.diffusion.precond import Condition, Denoiser, noise_coordinate, with_inputs
 from cmcore.dual import Dual, entrywise
 from cmcore.layers.embeddings import one_hot
 from cmcore.nets import adm, edm2, mlp, unet

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from cmcore.diffusion.grids import karras_grid, with_zero
-from cmcore.diffusion.precond import NO_LABEL, Labels, as_condition
+from cmcore.diffusion.inputs import NO_LABEL
+from cmcore.diffusion.precond import Labels, as_condition
 from cmcore.oracles import Gaussian
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler

@@ -10,8 +10,8 @@ import torch
 from exact import SD, Exact, ExactMap
 from torch import Tensor
 
-from cmcore.diffusion.inputs import Input
-from cmcore.diffusion.precond import NO_LABEL, Condition, Denoiser, Labels, as_condition
+from cmcore.diffusion.inputs import NO_LABEL, Input
+from cmcore.diffusion.precond import Condition, Denoiser, Labels, as_condition
 from cmcore.methods.base import Batch
 from cmcore.oracles import Gaussian
 from cmcore.rng import Draws

@@ -37,7 +37,7 @@ def latents(config: DataConfig) -> Source:
         if rows:
             yield Block(rows, stored[: len(rows)])
 
-    return Source(listing.labels, listing.class_names, blocks, "latents")
+    return Source(listing.labels, listing.class_names, blocks, "latents", listing.captions)
 
 
 def _read(content: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from cmcore.data.sources.download import Progress, download
 from cmcore.data.sources.fashion_mnist import fashion_mnist
 from cmcore.data.sources.latents import latents
 from cmcore.data.sources.pictures import pictures
+from cmcore.data.sources.shapes import shapes
 from cmcore.data.sources.source import Block, Source, dense
 from cmcore.errors import DataError
 
@@ -45,6 +46,8 @@ def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
     """
     if config.source == "digits":
         return _digits()
+    if config.source == "shapes":
+        return shapes(config)
     path, sha256 = Path(config.place), config.sha256
     if config.source == "cifar10":
         sha256 = sha256 or SHA256

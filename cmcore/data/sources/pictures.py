@@ -36,7 +36,7 @@ def pictures(config: DataConfig) -> Source:
         for (row, _), decoded in zip(rows, images, strict=True):
             yield Block(row, decoded)
 
-    return Source(listing.labels, listing.class_names, blocks)
+    return Source(listing.labels, listing.class_names, blocks, captions=listing.captions)
 
 
 def _groups(listing: Listing) -> Iterator[tuple[list[int], list[tuple[str, bytes]]]]:

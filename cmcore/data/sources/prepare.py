@@ -13,13 +13,16 @@ import numpy as np
 import torch
 
 from cmcore.atomic import replacing
-from cmcore.data.images import ARRAYS, TEST
+from cmcore.config import plain
+from cmcore.data.images import ARRAYS, TEST, WORDS
 from cmcore.data.latent_space import normalisation
 from cmcore.data.settings import OWN, DataConfig
 from cmcore.data.sources.open import open_source
 from cmcore.data.sources.source import Block, Source
 from cmcore.data.sources.statistics import Latents, Pixels, Statistics
+from cmcore.diffusion.words import Words
 from cmcore.errors import DataError
+from cmcore.limits import VOCABULARY
 from cmcore.rng import generator
 
 Progress = Callable[[int, int], None]
@@ -29,8 +32,9 @@ def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> 
     """Write the data set into the folder `out` and return its manifest.
 
     images.npy is uint8 (N, C, H, W), latents.npy holds means and standard deviations (N, 2C, H, W), labels.npy is int64
-    (N,). Statistics are of pixels in [-1, 1], or of normalised latents. Equal sources give equal bytes everywhere. The
-    test images of `config.test` are not among them: they stand in the folder `test` in `out`, in the same form.
+    (N,). Of a source with captions, words.npy is int64 (N, L), and the manifest has the vocabulary. Statistics are of
+    pixels in [-1, 1], or of normalised latents. Equal sources give equal bytes everywhere. The test images of
+    `config.test` are not among them: they stand in the folder `test` in `out`, in the same form.
 
     Args:
         config: the source.
@@ -48,11 +52,12 @@ def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> 
     own = open_source(replace(config, subfolder="test", test=0.0)) if config.test == OWN else None
     if own is not None and own.class_names != source.class_names:
         raise DataError(f"{config.place}: expected the test images to have the classes of the training images")
+    words = _words(source, config)
     try:
         with replacing(out) as folder:
-            parts = [_Part(folder, source, ~held_out, config)]
+            parts = [_Part(folder, source, ~held_out, config, words)]
             if held_out.any():
-                parts.append(_Part(folder / TEST, source, held_out, config))
+                parts.append(_Part(folder / TEST, source, held_out, config, words))
             _write(parts, source, progress)
             if own is not None:
                 parts.append(_Part(folder / TEST, own, np.ones(len(own.labels), np.bool_), config))
@@ -77,15 +82,30 @@ def _held_out(source: Source, share: float) -> np.ndarray:
     return chosen
 
 
+def _words(source: Source, config: DataConfig) -> Words | None:
+    """The words of the captions of a source, test images included; None where it has none."""
+    if not source.captions:
+        return None
+    words = Words.of(source.captions)
+    if len(words.vocabulary) > VOCABULARY:
+        got = f"got {len(words.vocabulary)}"
+        raise DataError(f"{config.place}: expected captions of at most {VOCABULARY} different words, {got}")
+    return words
+
+
 class _Part:
     """A prepared array in the writing, of some rows of a source, with its labels and manifest.
 
     A full disk would kill a process that writes to a memory map, so it is a plain file.
     """
 
-    def __init__(self, folder: Path, source: Source, chosen: np.ndarray, config: DataConfig) -> None:
+    def __init__(
+        self, folder: Path, source: Source, chosen: np.ndarray, config: DataConfig, words: Words | None = None
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self._folder, self._source, self._labels = folder, source, source.labels[chosen]
+        self._words = words
+        self._captions = [source.captions[row] for row in np.flatnonzero(chosen)] if words else []
         self._place = np.where(chosen, np.cumsum(chosen) - 1, -1)  # of every row of the source
         self._shape = (config.channels, config.resolution, config.resolution)
         latent = source.kind == "latents"
@@ -129,7 +149,14 @@ class _Part:
         """Write labels and manifest, and return the latter."""
         labels = self._folder / "labels.npy"
         np.save(labels, self._labels)
-        manifest = _manifest(self._source, self._labels, self._shape, self._seen.result(), digest(self._path, labels))
+        files = [self._path, labels]
+        if self._words is not None:
+            files.append(self._folder / WORDS)
+            np.save(files[-1], np.array([self._words.encode(caption) for caption in self._captions], np.int64))
+        sha256 = digest(*files, words=self._words)
+        manifest = _manifest(self._source, self._labels, self._shape, self._seen.result(), sha256)
+        if self._words is not None:
+            manifest["words"] = {**plain(self._words), "sha256": self._words.digest}
         (self._folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         return manifest
 
@@ -172,11 +199,16 @@ def _runs(rows: np.ndarray, images: np.ndarray) -> list[tuple[int, np.ndarray]]:
     return [(int(rows[low]), images[low:high]) for low, high in itertools.pairwise(cuts)]
 
 
-def digest(*files: Path) -> str:
-    """sha256 over the bytes of the array, then of labels.npy: shapes and types included."""
+def digest(*files: Path, words: Words | None = None) -> str:
+    """sha256 over the bytes of the array, of labels.npy and of words.npy, then over the words that those rows are of.
+
+    The files' shapes and types are included.
+    """
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             while chunk := file.read(2**20):
                 total.update(chunk)
+    if words is not None:
+        total.update(words.digest.encode())
     return total.hexdigest()

@@ -20,6 +20,7 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     blocks: Callable[[], Iterator[Block]]  # every row once, in any order; an array may be overwritten by the next block
     kind: Literal["images", "latents"] = "images"
+    captions: tuple[str, ...] = ()  # one for every row, or none at all
 
 
 def dense(labels: np.ndarray, names: Sequence[str] = ()) -> tuple[np.ndarray, tuple[str, ...]]:
