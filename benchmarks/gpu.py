@@ -1,6 +1,6 @@
 """Every speed target on one GPU within nine minutes, then training with what was measured.
 
-    python -m benchmarks.gpu [--out FOLDER] [--seconds 540] [--data ARCHIVE] [--smoke]
+    python -m benchmarks.gpu [--out FOLDER] [--seconds 540] [--data ARCHIVE] [--together N] [--smoke]
     python -m benchmarks.gpu --train edm ect [--out FOLDER] [--seconds 540] [--data ARCHIVE]
 
 The first form measures training steps of the methods, sampling, evaluation and the stages, and prints a table of the
@@ -8,6 +8,8 @@ targets; the second trains and evaluates runs of workloads/cifar10-jpeg-gpu.yaml
 before was cut off. Both need a checkout and PyTorch with numpy, PyYAML, safetensors, pillow, psutil and threadpoolctl:
 no Ray, MLflow, DVC or network. What is finished when the time is up is in FOLDER: rows.jsonl, targets.md, and the
 stages' own reports. Each part is a process of its own, so that one that fails or hangs costs its own time alone.
+Compiling takes most of the nine minutes and one core: parts compile side by side, as many as `--together` says, and
+then measure one after the other, alone on the GPU.
 
 `--smoke` does the same with tiny networks on any device, within a minute: a test that all of it runs to its end.
 """
@@ -16,12 +18,15 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,7 @@ from benchmarks.speed_jobs import NETS, Case, training
 from cmcore.assemble.inference import for_samples
 from cmcore.budget.cost import Meter
 from cmcore.closure import ROOT
+from cmcore.data.sources.pool import cores
 from cmcore.diffusion.grids import karras_grid, with_zero
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.edge.compile_cache import VARIABLE
@@ -52,8 +58,9 @@ FAST: dict[str, Any] = {
     "precision": "bf16", "jvp_precision": "bf16", "channels_last": True, "compile": True, "optimiser": "adam",
 }  # fmt: skip
 SMOKE = FAST | {"compile": False}
-# network: batch, methods in the order of their weight
-STEPS = {"teacher": (256, ("edm", "ect", "sct", "scd", "cd")), "ddpmpp": (128, ("edm", "ect", "sct"))}
+STEPS = {  # network: batch and methods
+    "teacher": (256, ("edm", "ect", "sct", "scd", "cd", "meanflow")), "ddpmpp": (128, ("edm", "ect", "sct")),
+}  # fmt: skip
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # of a step of the teacher's network
     "RAdam": ("edm", {"optimiser": "radam"}),
     "CUDA graphs": ("edm", {"cuda_graphs": True}),
@@ -63,11 +70,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # of a step of the teacher'
     "derivative in TF32": ("sct", {"jvp_precision": "tf32"}),
     "derivative in fp32": ("sct", {"jvp_precision": "fp32"}),
 }
-PARTS = ("prepare", "steps teacher", "reference", "train", "samples", "steps ddpmpp", "variants")
+# Parts of a group measure in this order. A group begins when the one before has ended.
+GROUPS = (
+    ("prepare", *(f"step {net} {name}" for net, (_, names) in STEPS.items() for name in names), "samples"),
+    ("reference",), ("train",), tuple(f"variant {said}" for said in VARIANTS),
+)  # fmt: skip
+PARTS = tuple(part for group in GROUPS for part in group)
 # what, the most or the least it may be
 TARGETS = (
     ("teacher: ECT over EDM", "most", 1.4), ("teacher: sCT over EDM", "most", 2.0),
-    ("teacher: sCD over EDM", "most", 2.4), ("teacher: CD over EDM", "most", 2.2),
+    ("teacher: MeanFlow over EDM", "most", 2.0), ("teacher: sCD over EDM", "most", 2.4),
+    ("teacher: CD over EDM", "most", 2.2),
     ("ddpmpp: ECT over EDM", "most", 1.4), ("ddpmpp: sCT over EDM", "most", 2.0),
     ("ddpmpp: share of the matrix peak", "least", 0.45), ("teacher: share of the matrix peak", "least", 0.30),
     ("teacher: memory of sCT over EDM", "most", 1.6), ("ddpmpp: memory of sCT over EDM", "most", 1.6),
@@ -80,7 +93,8 @@ NETS["teacher"] = {
 }  # fmt: skip
 TINY = {"kind": "unet", "shape": (3, 16), "model_channels": 8, "channel_mult": (1, 2), "blocks": 1,
         "attention_resolutions": (8,), "dropout": 0.0}  # fmt: skip
-NAMES = {"edm": "EDM", "ect": "ECT", "sct": "sCT", "scd": "sCD", "cd": "CD"}
+READY = "ready to measure: waiting for a line"
+NAMES = {"edm": "EDM", "ect": "ECT", "sct": "sCT", "scd": "sCD", "cd": "CD", "meanflow": "MeanFlow"}
 
 
 class Rows:
@@ -134,52 +148,57 @@ class Place:
         return time.monotonic() - start
 
 
-def steps(place: Place, net: str) -> None:
-    """The step of every method, compiled: against EDM's, against the matrix peak, and its memory."""
-    repeats = 1 if place.smoke else 20
-    dtype = HALF[FAST["precision"]]
-    rate = matrix_rate(place.clock, dtype, 16 if place.smoke else 1024)
-    place.rows.add("device", device=device_name(place.device), torch=torch.__version__, dtype=str(dtype), rate=rate)
-    edm = None
-    for name in STEPS[net][1]:
-        row = _step(place, place.case(net), name, rate, repeats)
-        edm = edm or row
-        row["over EDM"] = row["ms"] / edm["ms"]
-        row["memory over EDM"] = row["MiB"] / edm["MiB"] if edm["MiB"] else 0.0
-        place.rows.add(f"steps {net}", **row)
+def ready() -> None:
+    """Say that everything is compiled, and wait until the device is free for what is measured."""
+    print(READY, flush=True)
+    sys.stdin.readline()
 
 
-def _step(place: Place, case: Case, name: str, rate: float, repeats: int) -> dict[str, Any]:
+def step(place: Place, net: str, name: str, **train: Any) -> dict[str, Any]:
+    """The training step of a method: its time, its memory, and its share of the matrix peak."""
     CLOCK.watch()
-    before = CLOCK.seconds
+    case = place.case(net, **train)
     small = replace(case, batch=4, device=torch.device("cpu"), train={"precision": "fp32"})
     with Meter() as meter:  # a compiled step cannot be counted; operations are in proportion to the batch
         training(small, name)()
     flops = sum(meter.flops.values()) * case.batch / 4
-    if place.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated() if place.device.type == "cuda" else 0
     job = training(case, name)
     for _ in range(3):
         job()
-    seconds = place.clock.least({name: job}, repeats)[name]
+    if place.device.type == "cuda":
+        torch.cuda.synchronize()
+    ready()
+    dtype = HALF[FAST["precision"]]
+    rate = matrix_rate(place.clock, dtype, 16 if place.smoke else 1024)
+    if place.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = place.clock.least({name: job}, 1 if place.smoke else 20)[name]
     peak = torch.cuda.max_memory_allocated() - held if place.device.type == "cuda" else 0
+    place.rows.add("device", device=device_name(place.device), torch=torch.__version__, dtype=str(dtype), rate=rate)
     return {
         "method": name, "batch": case.batch, "ms": 1e3 * seconds, "images/s": case.batch / seconds,
-        "GFLOP": flops / 1e9, "share": flops / rate / seconds, "MiB": peak / 2**20,
-        "compiling, s": CLOCK.seconds - before,
+        "GFLOP": flops / 1e9, "share": flops / rate / seconds, "MiB": peak / 2**20, "compiling, s": CLOCK.seconds,
     }  # fmt: skip
 
 
-def variants(place: Place) -> None:
-    """Steps in other settings."""
-    rate = matrix_rate(place.clock, HALF[FAST["precision"]], 16 if place.smoke else 1024)
-    for said, (name, train) in VARIANTS.items():
-        if place.device.type == "cpu" and train.get("cuda_graphs"):
-            continue
-        row = _step(place, place.case("teacher", **train), name, rate, 1 if place.smoke else 10)
-        place.rows.add("variants", settings=said, **row)
+def variant(place: Place, said: str) -> None:
+    """A step of the teacher's network in other settings."""
+    name, train = VARIANTS[said]
+    if place.device.type == "cuda" or not train.get("cuda_graphs"):
+        place.rows.add("variants", settings=said, **step(place, "teacher", name, **train))
+
+
+def against_edm(rows: Rows, net: str) -> list[dict[str, Any]]:
+    """The steps of a network, with their time and memory over those of EDM."""
+    found = rows.of(f"steps {net}")
+    edm = next((row for row in found if row["method"] == "edm"), None)
+    if edm is None:
+        return found
+    for row in found:
+        row["over EDM"] = row["ms"] / edm["ms"]
+        row["memory over EDM"] = row["MiB"] / edm["MiB"] if edm["MiB"] else 0.0
+    return found
 
 
 def samples(place: Place) -> None:
@@ -193,6 +212,7 @@ def samples(place: Place) -> None:
         "1 step": Multistep((d.sigma_max,), d.sigma_min),
         "Heun, NFE 35": Heun(with_zero(karras_grid(18, d.sigma_min, d.sigma_max, d.rho))),
     }
+    jobs: dict[str, dict[str, Callable[[], None]]] = {}
     for said, way in ways.items():
         noise = [NoiseSource(1, range(at, at + batch), place.device) for at in range(0, count * batch, batch)]
         state = [way.sigma_max * source.normal(case.shape) for source in noise]
@@ -209,7 +229,12 @@ def samples(place: Place) -> None:
                 )
                 collect(made, [extractor], shard=count * batch, keep=count * batch, device=place.device)
 
-        best = place.clock.least({"bare": bare, "whole": whole}, 1 if place.smoke else 3)
+        jobs[said] = {"bare": bare, "whole": whole}
+    for job in jobs["1 step"].values():
+        job()
+    ready()
+    for said, both in jobs.items():
+        best = place.clock.least(both, 1 if place.smoke else 3)
         place.rows.add(
             "samples", sampler=said, **{f"{key}, images/s": count * batch / s for key, s in best.items()},
             share=best["bare"] / best["whole"],
@@ -263,7 +288,7 @@ def reference(place: Place) -> None:
 def train(place: Place) -> None:
     """The stage train, with checkpoints, snapshots and previews, for about a minute, against the bare step."""
     params = parameters(place)
-    rate = place.rows.of("steps teacher")[0]["images/s"]
+    rate = next(row["images/s"] for row in place.rows.of("steps teacher") if row["method"] == "edm")
     if not place.smoke:
         images = max(100_000, int(60 * rate)) // 1000 * 1000
         params["runs"] = {"edm": params["runs"]["edm"]}
@@ -284,22 +309,25 @@ def train(place: Place) -> None:
     )  # fmt: skip
 
 
-def jobs(place: Place) -> dict[str, Callable[[], None]]:
-    """The parts by name."""
-    alone = {"prepare": prepare, "reference": reference, "train": train, "samples": samples, "variants": variants}
-    return {
-        part: partial(steps, place, part.split()[1]) if part.startswith("steps") else partial(alone[part], place)
-        for part in PARTS
-    }
+def do(place: Place, part: str) -> None:
+    """A part, in this process."""
+    kind, _, words = part.partition(" ")
+    if kind == "step":
+        net, name = words.split()
+        place.rows.add(f"steps {net}", **step(place, net, name))
+    elif kind == "variant":
+        variant(place, words)
+    else:
+        {"prepare": prepare, "reference": reference, "train": train, "samples": samples}[part](place)
 
 
 def targets(rows: Rows) -> Iterator[dict[str, Any]]:
     """The targets beside what was measured."""
     found: dict[str, float] = {}
     for net in STEPS:
-        for row in rows.of(f"steps {net}"):
-            found[f"{net}: {NAMES[row['method']]} over EDM"] = row["over EDM"]
-            found[f"{net}: memory of {NAMES[row['method']]} over EDM"] = row["memory over EDM"]
+        for row in against_edm(rows, net):
+            found[f"{net}: {NAMES[row['method']]} over EDM"] = row.get("over EDM", 0.0)
+            found[f"{net}: memory of {NAMES[row['method']]} over EDM"] = row.get("memory over EDM", 0.0)
             if row["method"] == "edm":
                 found[f"{net}: share of the matrix peak"] = row["share"]
     for row in rows.of("stages"):
@@ -323,37 +351,78 @@ def report(place: Place) -> str:
     shown = [{"target": r["target"], "bound": f"at {k} {r[k]:g}", **{x: r[x] for x in ("measured", "met")}}
              for r in targets(place.rows) for k in ("most", "least") if k in r]  # fmt: skip
     lines += ["", "## Targets", "", markdown(shown)]
-    for part in ("steps teacher", "steps ddpmpp", "variants", "samples"):
-        if rows := place.rows.of(part):
+    tables = {f"steps {net}": against_edm(place.rows, net) for net in STEPS}
+    for part, rows in (tables | {name: place.rows.of(name) for name in ("variants", "samples")}).items():
+        if rows:
             lines += ["", f"## {part}", "", markdown(rows)]
     lines += ["", "## Stages", "", *(str(row) for row in place.rows.of("stages"))]
     lines += ["", "## Left out", "", *(f"- {row['left']}: {row['why']}" for row in place.rows.of("left out"))]
     return "\n".join(lines) + "\n"
 
 
-def measure(place: Place, seconds: float, parts: Sequence[str]) -> None:
+def command(place: Place, part: str) -> list[str]:
+    """The command line of a part."""
+    same = ["--out", str(place.out), "--data", str(place.data), *(["--smoke"] if place.smoke else [])]
+    return [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", *same, "--part", part]
+
+
+def _until_ready(process: subprocess.Popen[str]) -> None:
+    """Return when the process says that it is ready, or has ended."""
+    assert process.stdout
+    while process.stdout.readline() not in (f"{READY}\n", ""):
+        pass
+
+
+def measure(place: Place, seconds: float, together: int) -> None:
     """Every part in a process of its own, until the time is up; the report is written after each."""
     end = time.monotonic() + seconds
-    same = ["--out", str(place.out), "--data", str(place.data), *(["--smoke"] if place.smoke else [])]
-    for part in parts:
-        left, why = end - time.monotonic(), ""
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--part", part, *same]
-        if left < 1:
-            why = "no time was left"
-        else:
-            with (place.out / "log.txt").open("ab") as log:
-                try:
-                    subprocess.run(
-                        command, cwd=ROOT, env=place.environment(), check=True, stdout=log, stderr=log, timeout=left
-                    )
-                except subprocess.CalledProcessError as error:
-                    why = f"ended with {error.returncode}, see log.txt"
-                except subprocess.TimeoutExpired:
-                    why = "the time was up"
-        if why:
-            place.rows.add("left out", left=part, why=why)
-        (place.out / "targets.md").write_text(report(place), encoding="utf-8")
-        print(f"{part}: {why or 'done'}, {end - time.monotonic():.0f} s left", flush=True)
+    for group in GROUPS:
+        for first in range(0, len(group), together):
+            for part, why in side_by_side(place, group[first : first + together], end):
+                if why:
+                    place.rows.add("left out", left=part, why=why)
+                (place.out / "targets.md").write_text(report(place), encoding="utf-8")
+                print(f"{part}: {why or 'done'}, {end - time.monotonic():.0f} s left", flush=True)
+
+
+def side_by_side(place: Place, parts: Sequence[str], end: float) -> Iterator[tuple[str, str]]:
+    """Start parts at once; let each measure when all are ready and those before it have ended.
+
+    Yields:
+        Every part as it ends, and why it did not succeed, or nothing.
+    """
+    left = end - time.monotonic()
+    if left < 1:
+        yield from ((part, "no time was left") for part in parts)
+        return
+    with ExitStack() as stack:
+        log = stack.enter_context((place.out / "log.txt").open("ab"))
+        running = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command(place, part), cwd=ROOT, env=place.environment(), start_new_session=True, text=True,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                )
+            )
+            for part in parts
+        ]  # fmt: skip
+
+        def stop() -> None:
+            for process in running:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # with what compiles for it, and the stages
+
+        stack.callback(stop)
+        clock = threading.Timer(left, stop)
+        clock.start()
+        stack.callback(clock.cancel)
+        pool = stack.enter_context(ThreadPoolExecutor(len(parts)))
+        list(pool.map(_until_ready, running))
+        for part, process in zip(parts, running, strict=True):
+            process.communicate("\n")
+            late = process.returncode == -signal.SIGKILL and time.monotonic() >= end - 1
+            why = "the time was up" if late else f"ended with {process.returncode}, see log.txt"
+            yield part, why if process.returncode else ""
 
 
 def train_runs(place: Place, seconds: float, names: Sequence[str]) -> None:
@@ -388,16 +457,17 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--train", nargs="+", metavar="RUN")
     parser.add_argument("--part", choices=PARTS, help="one part alone, in this process")
+    parser.add_argument("--together", type=int, default=max(1, cores() - 4), help="parts that compile side by side")
     options = parser.parse_args(words)
     if not options.smoke and not options.data.is_file():
         parser.error(f"--data: expected the archive of workloads/{WORKLOAD.name}, got {options.data}")
     place = Place(options.out, options.data, options.smoke)
     if options.part:
-        jobs(place)[options.part]()
+        do(place, options.part)
     elif options.train:
         train_runs(place, options.seconds, options.train)
     else:
-        measure(place, options.seconds, PARTS)
+        measure(place, options.seconds, options.together)
         print((place.out / "targets.md").read_text(encoding="utf-8"))
     return 0
 

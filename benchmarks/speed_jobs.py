@@ -1,6 +1,6 @@
 """What is timed: training steps, the matrix products of a network alone, samplers, and the evaluation of images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from benchmarks.clock import Job
 from cmcore import plugins
 from cmcore.config import read
 from cmcore.diffusion.grids import karras_grid, with_zero
+from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.evaluate.collect import collect
@@ -27,7 +28,7 @@ from cmcore.train.state import new_state
 from cmcore.train.steps import steps
 
 DIFFUSION = DiffusionConfig()
-METHODS = ("edm", "ect", "ict", "ct", "cd", "sct", "scd")
+METHODS = ("edm", "ect", "ict", "ct", "cd", "sct", "scd", "meanflow")
 NETS: dict[str, dict[str, Any]] = {  # name -> kind, channels and resolution, and the fields of its Config
     "small": {"kind": "unet", "shape": (3, 32), "model_channels": 32, "channel_mult": (1, 2, 2), "blocks": 1,
               "attention_resolutions": (), "dropout": 0.0, "norm": "adaptive"},
@@ -58,14 +59,15 @@ class Case:
         """Settings of a run that never ends."""
         return TrainConfig(**{"images": 10**9, "batch": self.batch, **self.train})
 
-    def denoiser(self) -> Denoiser:
-        """The network with random weights."""
+    def denoiser(self, inputs: Sequence[Input] = ()) -> Denoiser:
+        """The network with random weights, and with the inputs that a method declares."""
         options = {key: value for key, value in NETS[self.net].items() if key not in ("kind", "shape")}
         module = plugins.load("cmcore.nets", NETS[self.net]["kind"])
         torch.manual_seed(0)
         channels, resolution, _ = self.shape
-        net = module.build(read(module.Config, options), channels=channels, resolution=resolution, classes=0)
-        return Denoiser(net.to(self.device), sigma_data=DIFFUSION.sigma_data)
+        config = read(module.Config, options)
+        net = module.build(config, channels=channels, resolution=resolution, classes=0, inputs=inputs)
+        return Denoiser(net.to(self.device), sigma_data=DIFFUSION.sigma_data, inputs=inputs)
 
 
 def training(case: Case, name: str) -> Job:
@@ -75,7 +77,7 @@ def training(case: Case, name: str) -> Job:
     chooses = "distance" in module.Config.__dataclass_fields__
     method = module.build(module.Config(**({"distance": "pseudo_huber"} if chooses else {})), DIFFUSION)
     teacher = case.denoiser() if method.traits.teacher != "none" else None
-    state = new_state(method, case.denoiser(), case.config, teacher=teacher)
+    state = new_state(method, case.denoiser(method.traits.inputs), case.config, teacher=teacher)
     images = torch.rand(case.batch, *case.shape, device=case.device) * 2 - 1
 
     def batches(draws: Draws) -> Batch:
