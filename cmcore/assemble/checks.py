@@ -28,6 +28,15 @@ def check_augment(train: TrainConfig, net: NetChoice, path: str) -> None:
         )
 
 
+def check_sigma_data(net: NetChoice, diffusion: DiffusionConfig, path: str) -> None:
+    """A network that is told the data's standard deviation is told that of the preconditioning."""
+    told = getattr(net.config, "sigma_data", diffusion.sigma_data)
+    if told != diffusion.sigma_data:
+        raise ConfigError(
+            join(path, "net.sigma_data"), f"expected diffusion.sigma_data = {diffusion.sigma_data}, got {told}"
+        )
+
+
 def check_rows(run: Run) -> None:
     """Batches do not cut the groups of the method's rows, and settings of players belong to players that it has."""
     path, method = join(join("runs", run.name), "train"), run.objective

@@ -14,6 +14,7 @@ from cmcore.assemble.checks import (
     check_moments,
     check_rows,
     check_services,
+    check_sigma_data,
     check_solvers,
 )
 from cmcore.assemble.run import NONE, RANDOM, NetChoice, Run, SampleConfig, WeightsConfig
@@ -158,6 +159,7 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     run = replace(run, net=replace(net, inputs=run.objective.traits.inputs))
     check_services(run)
     check_augment(train, net, path)
+    check_sigma_data(net, sections.diffusion, path)
     check_rows(run)
     check_solvers(run)
     check_moments(run)

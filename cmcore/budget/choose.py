@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cmcore import plugins
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.run import NONE, RANDOM, Run
@@ -24,10 +25,10 @@ from cmcore.budget.recipes import (
     EPOCHS,
     FEW_EPOCHS,
     IMAGES_PER_PARAMETER,
-    RECIPES,
     TEACHER,
     Net,
     Setting,
+    book,
     classifier,
     evaluation,
     least_images,
@@ -36,6 +37,7 @@ from cmcore.budget.recipes import (
     round_to,
     sigma_data,
     sigma_max,
+    written,
 )
 from cmcore.budget.schedule import makespan
 from cmcore.config import ConfigError, plain
@@ -94,6 +96,7 @@ class Choice:
     project: Project
     resolution: int
     jobs: int
+    about: str  # of the network
     weights: int  # parameters of the network
     count: int  # training images
     seconds: Mapping[str, float]  # of every stage
@@ -129,6 +132,15 @@ class Candidate:
         """The images that measurements are made on, and what they say of noise levels."""
         return self.request.survey.at(self.resolution)
 
+    @property
+    def section(self) -> dict[str, Any]:
+        """The network in the parameter file."""
+        section = self.net.section(self.resolution)
+        told = {"sigma_data": self.diffusion["sigma_data"]}
+        return section | {
+            key: told[key] for key in told if hasattr(plugins.load("cmcore.nets", section["kind"]).Config, key)
+        }
+
     @cached_property
     def diffusion(self) -> dict[str, float]:
         """The section of the parameter file."""
@@ -143,16 +155,16 @@ class Candidate:
         shift = level_shift(self.diffusion["sigma_data"], self.resolution)
         batch, pixels = self.net.batch, request.survey.data.channels * self.resolution**2
         dropout = DROPOUT if epochs > DROPOUT_EPOCHS else 0.0
-        net = {**self.net.section, "dropout": dropout, **({"augment_dim": AUGMENT_DIM} if augment else {})}
+        net = {**self.section, "dropout": dropout, **({"augment_dim": AUGMENT_DIM} if augment else {})}
         runs: dict[str, Any] = {}
         for method in request.methods:
-            recipe = RECIPES[method]
-            own = teacher if recipe.init == RANDOM else student
-            s = Setting(shift, pixels, own, own // batch, self.net.lr, batch)
-            options, train = recipe.options(s), recipe.train(s)
+            recipe, init = book().methods[method], book().init(method)
+            own = teacher if init == RANDOM else student
+            s = Setting(shift, pixels, own, self.net.lr, batch)
+            options, train = written(recipe.options, s), written(recipe.train, s)
             if own != student:
                 train = {"images": own, "lr_ref_images": own // 2, "ema": averages(own), **train}
-            entry: dict[str, Any] = {"method": method, "init": recipe.init, "teacher": recipe.teacher}
+            entry: dict[str, Any] = {"method": method, "init": init, "teacher": recipe.teacher}
             entry |= {"options": options} if options else {}
             entry |= {"train": train} if train else {}
             if recipe.two_step:
@@ -171,7 +183,7 @@ class Candidate:
             train |= {"jvp_precision": "bf16"} if half == "bf16" else {}
         test = request.survey.count - self.count
         steps = 18 if self.resolution <= 16 or device == "cuda" else 10
-        many = 1000 if self.net.section["kind"] == "mlp" or device == "cuda" else 250
+        many = 1000 if not self.net.widths or device == "cuda" else 250
         many = min(many, samples, self.most_generated or many)
         measured = evaluation(
             self.count, test, samples, steps, many,
@@ -203,7 +215,9 @@ class Candidate:
     def teacher_seconds(self) -> float:
         """Of an image of the diffusion model's training, measured."""
         with threads(self.threads):
-            return training_seconds(self.usual().run("edm"), self._data, self.measured_rows, self.request.host.device)
+            return training_seconds(
+                self.usual().run(book().teacher), self._data, self.measured_rows, self.request.host.device
+            )
 
     @property
     def measured_rows(self) -> int:
@@ -214,8 +228,8 @@ class Candidate:
     def times(self) -> Times:
         """Of everything, measured."""
         project, device = self.usual(), self.request.host.device
-        run = project.run("edm")
-        training = {"edm": self.teacher_seconds}
+        run = project.run(book().teacher)
+        training = {book().teacher: self.teacher_seconds}
         with threads(self.threads):
             for name, other in project.runs.items():
                 if name not in training:
@@ -249,7 +263,7 @@ class Candidate:
                 self.jobs, self.limit, self.weights = jobs, limit, plans[0].parameters
                 self.operations = plans[0].operations
                 self.micro = 0 if rows >= self.net.batch else 2 ** int(math.log2(rows))
-                generated = self._costs.of(project.run("edm"), "forward").per_image
+                generated = self._costs.of(project.run(book().teacher), "forward").per_image
                 self.most_generated = max(1, int(limit / max(generated, 1)))
                 return
         raise UnfitError(
@@ -292,9 +306,9 @@ class Candidate:
 
         The students take together as long, on all cores, as the teacher does alone, by TEACHER.
         """
-        students = [m for m in self.request.methods if RECIPES[m].init != RANDOM]
+        students = [m for m in self.request.methods if book().init(m) != RANDOM]
         most = EPOCHS * self.count
-        images = round_to(min(teacher / self.times.training["edm"], most), self.net.batch)
+        images = round_to(min(teacher / self.times.training[book().teacher], most), self.net.batch)
         if not students:
             return images, images
         rounds = -(-len(students) // self.jobs)
@@ -354,6 +368,7 @@ class Candidate:
             project=project,
             resolution=self.resolution,
             jobs=self.jobs,
+            about=self.net.about,
             weights=self.weights,
             count=self.count,
             seconds=self.stage_seconds(project),
@@ -388,10 +403,11 @@ def choose(request: Request) -> Choice:
 def check(request: Request) -> None:
     """A ConfigError for methods without a recipe, images too few, or a resolution of no network."""
     for method in request.methods:
-        if method not in RECIPES:
-            raise ConfigError("--methods", f"expected some of {', '.join(RECIPES)}, got {method!r}")
-    if request.methods[:1] != ("edm",):
-        raise ConfigError("--methods", "expected edm among them: the others start from it, or are compared with it")
+        if method not in book().methods:
+            raise ConfigError("--methods", f"expected some of {', '.join(book().methods)}, got {method!r}")
+    if request.methods[:1] != (book().teacher,):
+        why = "the others start from it, or are compared with it"
+        raise ConfigError("--methods", f"expected {book().teacher} among them: {why}")
     if request.survey.count < FEWEST:
         raise ConfigError("--data", f"expected at least {FEWEST} images, got {request.survey.count}")
     if request.resolution and (request.resolution % 4 or not 8 <= request.resolution <= 256):
@@ -409,7 +425,7 @@ def resolutions(request: Request) -> list[int]:
 
 def layout(request: Request) -> int:
     """How many jobs at a time: students side by side on the cores, which do more so than together on one of them."""
-    students = sum(RECIPES[method].init != RANDOM for method in request.methods)
+    students = sum(book().init(method) != RANDOM for method in request.methods)
     return 1 if request.host.gpu else max(1, min(request.host.cores, students))
 
 
@@ -429,7 +445,7 @@ def of_resolution(request: Request, resolution: int) -> Choice | None:
             if best is None:
                 raise
             break
-        if found is None or (best is not None and not candidate.suits(found.project.run("edm").train.total)):
+        if found is None or (best is not None and not candidate.suits(found.project.run(book().teacher).train.total)):
             break
         best = candidate, found
     return None if best is None else best[1]
@@ -450,7 +466,7 @@ def hint(request: Request) -> str:
         return f"{minutes}min" if minutes < 120 else f"{math.ceil(minutes / 60)}h"
 
     whole = candidate(request.methods, resolution)
-    number = f"{len(request.methods)} methods" if len(request.methods) > 1 else "edm"
+    number = f"{len(request.methods)} methods" if len(request.methods) > 1 else book().teacher
     ways = [f"--budget {rounded(whole.needed())}"]
     if len(request.methods) > 2:
         few = request.methods[:2]

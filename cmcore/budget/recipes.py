@@ -1,17 +1,19 @@
-"""The rules by which `cmlab new` chooses: networks, entries of methods, and constants, each with its source.
+"""The rules by which `cmlab new` chooses, with the source of each; networks and methods are in recipes.yaml."""
 
-Papers' constants are for millions of images seen; these are the ones that the workloads of the project were made with.
-"""
-
+import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from cmcore.config import ConfigError, join, load_yaml, read, require
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
+
+FILE = Path(__file__).with_name("recipes.yaml")
 
 SIGMA_MAX = 80.0  # the papers' T, for 32x32 and more (arXiv 2206.00364, 2303.01469)
 IMAGES_PER_PARAMETER = 1 / 6  # the teacher of workloads/cifar10-jpeg-gpu.yaml: 8.8M parameters, 1.4M images
@@ -23,40 +25,42 @@ DROPOUT = 0.13  # EDM's for CIFAR-10
 DROPOUT_EPOCHS = 100  # from which on it is used
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Net:
     """A network, with the batch and the learning rates at which it was tried."""
 
-    section: dict[str, Any]  # of the parameter file
+    about: str
+    devices: tuple[Literal["cpu", "cuda"], ...]
+    resolutions: tuple[int, int]  # from the lowest to the highest
     batch: int
     lr: float  # of a diffusion model from random weights, under Adam
     tuned: float  # of what starts from it, under RAdam
+    net: dict[str, Any]  # of the parameter file, as `section` completes it
+    widths: tuple[int, ...] = ()  # of the channels at the first level of resolution, and at the others
+
+    def __post_init__(self) -> None:
+        require(len(self.widths) in (0, 2), "widths", "two factors, or none", self.widths)
+
+    def section(self, resolution: int) -> dict[str, Any]:
+        """The section of the parameter file: as many levels as lead down to about 8x8, the last one with attention."""
+        if not self.widths:
+            return {**self.net, "dropout": 0.0}
+        levels = 1
+        while resolution % 2**levels == 0 and resolution >> levels >= 7:
+            levels += 1
+        first, others = self.widths
+        return {
+            **self.net, "channel_mult": [first, *[others] * (levels - 1)],
+            "attention_resolutions": [resolution >> (levels - 1)], "dropout": 0.0,
+        }  # fmt: skip
 
 
 def networks(resolution: int, device: str) -> list[Net]:
-    """Networks for a resolution, the smallest first.
-
-    At 8x8 a multilayer perceptron; above U-Nets of the DDPM++ family, which halve down to about 8x8. The narrow ones
-    have one block per resolution: in minutes of a core the number of images decides. On CIFAR-10 at 16x16, after 45 s
-    of a core, the loss is 0.36 with 16 channels, 0.38 with 32, and 0.50 with a perceptron of 512 units.
-    """
-    if resolution <= 8 and device == "cpu":
-        return [Net({"kind": "mlp", "c_noise": "log", "hidden": 384, "blocks": 4, "dropout": 0.0}, 256, 1e-3, 4e-4)]
-    levels = 1
-    while resolution % 2**levels == 0 and resolution >> levels >= 7:
-        levels += 1
-
-    def unet(channels: int, blocks: int, first: int, batch: int, lr: float, tuned: float) -> Net:
-        section = {
-            "kind": "unet", "c_noise": "log", "model_channels": channels,
-            "channel_mult": [first, *[2] * (levels - 1)], "blocks": blocks,
-            "attention_resolutions": [resolution >> (levels - 1)], "dropout": 0.0,
-        }  # fmt: skip
-        return Net(section, batch, lr, tuned)
-
-    narrow = [unet(16, 1, 1, 64, 3e-3, 1e-3), unet(32, 1, 1, 64, 2e-3, 7e-4)]
-    wide = [unet(64, 2, 2, 256, 1e-3, 3e-4), unet(128, 3, 2, 256, 1e-3, 3e-4)]
-    return narrow + wide if device == "cpu" else wide
+    """Networks for a resolution, the smallest first."""
+    return [
+        net for net in book().networks
+        if net.resolutions[0] <= resolution <= net.resolutions[1] and device in net.devices
+    ]  # fmt: skip
 
 
 def least_images(resolution: int) -> int:
@@ -100,74 +104,77 @@ class Setting:
     shift: float  # of `level_shift`
     pixels: int  # numbers in an image
     images: int  # that the run sees
-    steps: int
     teacher_lr: float
     batch: int
 
-    @property
-    def huber_c(self) -> float:
-        """0.00054 sqrt(d) (arXiv 2310.14189, sec. 3.3), and not below what the digits were found to want."""
-        return max(0.03, float(f"{0.00054 * math.sqrt(self.pixels):.2g}"))
 
-    def p_mean(self, papers: float) -> dict[str, float]:
-        """The option, where it is not the paper's."""
-        return {"P_mean": round(papers + self.shift, 2)} if self.shift else {}
+def _gaps(s: Setting, published: float) -> int:
+    """iCT's s1 for a run of so many steps: that of 400,000 (arXiv 2310.14189), and half for a quarter of them."""
+    steps = s.images // s.batch
+    return max(40, min(int(published), 40 * round(published * math.sqrt(steps / 400_000) / 40)))
 
 
-@dataclass(frozen=True)
+# Of a number in recipes.yaml, by the name that stands before it. Of pixels: 0.00054 sqrt(d) is iCT's (arXiv 2310.14189,
+# sec. 3.3), and below 0.03 the digits were found to want it no smaller.
+RULES: Mapping[str, Callable[[Setting, float], float | int]] = {
+    "level": lambda s, papers: round(papers + s.shift, 2),
+    "images": lambda s, share: round_to(share * s.images, s.batch),
+    "teacher_lr": lambda s, factor: float(f"{factor * s.teacher_lr:.2g}"),
+    "root_pixels": lambda s, factor: max(0.03, float(f"{factor * math.sqrt(s.pixels):.2g}")),
+    "gaps": _gaps,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The entry of a method in the parameter file."""
+    """The entry of a method in the parameter file; a value may be a rule."""
 
     about: str
-    init: str = "edm"  # or random
+    init: str = ""  # another run than the teacher, or random
     teacher: str = "none"
-    options: Callable[[Setting], dict[str, Any]] = lambda s: {}
-    train: Callable[[Setting], dict[str, Any]] = lambda s: {}
-    two_step: bool = True
+    two_step: bool = True  # whether `sample.two_step` is given
+    options: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("options", "train"):
+            for name, value in getattr(self, key).items():
+                if not isinstance(value, Mapping):
+                    continue
+                (rule, *more), numbers = value or {"": 0}, [v for v in value.values() if type(v) in (int, float)]
+                if rule not in RULES or more or not numbers:
+                    expected = f"a value, or one of {', '.join(RULES)} with a number"
+                    raise ConfigError(join(key, name), f"expected {expected}, got {value!r}")
 
 
-def _gaps(s: Setting) -> int:
-    """iCT's s1 for a run of so many steps: 1,280 for 400,000 (arXiv 2310.14189), and half for a quarter."""
-    return max(40, min(1280, 40 * round(1280 * math.sqrt(s.steps / 400_000) / 40)))
+def written(values: Mapping[str, Any], s: Setting) -> dict[str, Any]:
+    """The values of a recipe for a run, with the rules worked out."""
+    return {
+        name: RULES[next(iter(value))](s, next(iter(value.values()))) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+    }
 
 
-RECIPES: dict[str, Recipe] = {
-    "edm": Recipe(
-        "the diffusion model: teacher of the others, or where they start", init="random", two_step=False,
-        options=lambda s: s.p_mean(-1.2),
-        train=lambda s: {"optimiser": "adam", "lr": s.teacher_lr, "lr_ramp_images": round_to(s.images / 20, s.batch)},
-    ),
-    "ect": Recipe(
-        "from the diffusion model to one step by a gap that closes in stages",
-        options=lambda s: {"q": 4.0, "stages": 4, "huber_c": s.huber_c, **s.p_mean(-1.1)},
-    ),
-    "sct": Recipe(
-        "the same in the limit of a closed gap",
-        options=lambda s: {"warmup_images": round_to(s.images / 8, s.batch)},
-    ),
-    "imm": Recipe("moments of groups of samples; strong from two steps on", options=lambda s: {"g": 8.0}),
-    "ict": Recipe(
-        "without a teacher, from random weights", init="random",
-        options=lambda s: {"s0": 10, "s1": _gaps(s), "huber_c": s.huber_c, **s.p_mean(-1.1)},
-        train=lambda s: {"lr": float(f"{0.7 * s.teacher_lr:.2g}")},
-    ),
-    "cd": Recipe(
-        "distilled over 18 grid points, against an average of itself", teacher="edm",
-        options=lambda s: {"N": 18, "solver": "heun", "distance": "pseudo_huber", "huber_c": s.huber_c, "mu": 0.95},
-    ),
-    "ccd": Recipe("CD in the limit of a fine grid", teacher="edm", options=lambda s: {"weighting": "grid"}),
-    "cct": Recipe("CT in the limit of a fine grid", options=lambda s: {"weighting": "grid"}),
-    "scd": Recipe(
-        "sCT with the teacher's direction", teacher="edm",
-        options=lambda s: {"warmup_images": round_to(s.images / 8, s.batch)},
-    ),
-    "meanflow": Recipe("the average velocity between two times", two_step=False),
-    "soflow": Recipe("the map between two times, without a derivative", two_step=False),
-    "pd": Recipe(
-        "half as many steps in every stage", teacher="edm", two_step=False,
-        options=lambda s: {"steps": 32, "long": 2}, train=lambda s: {"optimiser": "adam", "snapshots": 8},
-    ),
-}  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Book:
+    """The file of networks and recipes."""
+
+    teacher: str
+    networks: tuple[Net, ...]
+    methods: dict[str, Recipe]
+
+    def __post_init__(self) -> None:
+        require(self.teacher in self.methods, "teacher", f"one of {', '.join(self.methods)}", self.teacher)
+
+    def init(self, method: str) -> str:
+        """The run that a method starts from, or random."""
+        return self.methods[method].init or self.teacher
+
+
+@functools.cache
+def book() -> Book:
+    """Networks and recipes; a ConfigError names the first value of the file that is wrong."""
+    return read(Book, load_yaml(FILE))
 
 
 def round_to(number: float, batch: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from cmcore.budget.choose import Choice
-from cmcore.budget.recipes import EPOCHS, RECIPES
+from cmcore.budget.recipes import EPOCHS, book
 from cmcore.config import parse_yaml
 from cmcore.numbers import duration, size
 
@@ -51,7 +51,7 @@ def runs(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The runs, each with what its method is."""
     lines: list[str] = []
     for name, run in entries.items():
-        lines.append(f"  {name}: # {RECIPES[name].about}")
+        lines.append(f"  {name}: # {book().methods[name].about}")
         for key, value in run.items():
             if isinstance(value, Mapping) and len(scalar(value)) > WIDE:
                 lines += [f"    {key}:", *(f"      {inner}: {scalar(one)}" for inner, one in value.items())]
@@ -88,7 +88,7 @@ def head(choice: Choice) -> list[str]:
 def reasons(choice: Choice) -> dict[str, str]:
     """The reason of each value, by dotted path."""
     p, r, seen = choice.parameters, choice.request, choice.request.survey
-    train, teacher = p["train"], choice.project.run("edm").train
+    train, teacher = p["train"], choice.project.run(book().teacher).train
     epochs = teacher.total / choice.count
     own = "as asked for" if r.resolution else "the highest at which the budget lets the diffusion model see enough"
     few = "seeds that follow each other; 1 as more take the same time again, and without them close rows are no order"

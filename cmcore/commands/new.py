@@ -7,6 +7,7 @@ from pathlib import Path
 from cmcore.atomic import write_atomic
 from cmcore.budget.choose import Choice, Request, UnfitError, choose
 from cmcore.budget.host import this_host
+from cmcore.budget.recipes import book
 from cmcore.budget.workload_text import rows, text
 from cmcore.commands.place import WORKLOADS, CommandError
 from cmcore.commands.plan import table
@@ -44,7 +45,7 @@ def new(
         path: of the images: a folder, an archive or an array.
         root: the project folder.
         budget: as `seconds` reads it.
-        methods: separated by commas; edm is added where it is not among them.
+        methods: separated by commas; the teacher is added where it is not among them.
         resolution: of the images, 0 for what suits the budget.
         subfolder: of the data, to which they are restricted.
         say: told what is being done.
@@ -59,7 +60,7 @@ def new(
     require(named, "NAME", "a name of letters, digits, '_' and '-'", name)
     if file.exists():
         raise ConfigError("NAME", f"workloads/{name}.yaml exists and is not overwritten; expected another name")
-    wanted = list(dict.fromkeys(["edm", *filter(None, (one.strip() for one in methods.split(",")))]))
+    wanted = list(dict.fromkeys([book().teacher, *filter(None, (one.strip() for one in methods.split(",")))]))
     limit, host = seconds(budget), this_host()
     path = path.resolve()
     say(f"looking at {path}")
@@ -95,11 +96,10 @@ def described(seen: Survey) -> str:
 def plan(choice: Choice) -> list[str]:
     """The lines to print."""
     request, resolution = choice.request, choice.resolution
-    kind = {"mlp": "a multilayer perceptron", "unet": "a U-Net"}[choice.parameters["net"]["kind"]]
     micro = choice.parameters["train"]["micro_batch"]
     lines = [
         "",
-        f"{request.name}: {resolution}x{resolution}, {kind} of {size(choice.weights)} parameters, "
+        f"{request.name}: {resolution}x{resolution}, {choice.about} of {size(choice.weights)} parameters, "
         f"batch {choice.parameters['train']['batch']}" + (f" in parts of {micro}" if micro else ""),
         "",
         *table(rows(choice)),

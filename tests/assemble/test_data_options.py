@@ -40,6 +40,16 @@ def test_augmentation_asks_for_a_network_that_is_told():
     assert "runs.edm.net.augment_dim to be 9, got 0" in str(error.value)
 
 
+def test_a_network_that_knows_the_data_is_told_the_same_as_the_preconditioning():
+    data = parameters(net={"kind": "gaussian_unet", "sigma_data": 0.3, "blocks": 1})
+    with pytest.raises(
+        ConfigError, match=r"runs\.edm\.net\.sigma_data: expected diffusion\.sigma_data = 0\.5, got 0\.3"
+    ):
+        parse_project(data)
+    data["diffusion"]["sigma_data"] = 0.3
+    assert parse_project(data).run("edm").net.config.sigma_data == 0.3
+
+
 @pytest.mark.parametrize(("train", "key"), [({"augment": 1.2}, "augment"), ({"augment": 0.1, "flip": True}, "flip")])
 def test_impossible_augmentations_name_their_key(train, key):
     data = parameters()

@@ -8,11 +8,13 @@ import photographs
 import pytest
 import torch
 
+from cmcore import plugins
 from cmcore.assemble.models import ModelShape, build_denoiser
 from cmcore.assemble.passes import passes
 from cmcore.assemble.project import parse_project
 from cmcore.assemble.run import NetChoice
 from cmcore.budget import choose as module
+from cmcore.budget import recipes
 from cmcore.budget.choose import (
     Candidate,
     Choice,
@@ -28,11 +30,10 @@ from cmcore.budget.cost import on_meta
 from cmcore.budget.host import Host, this_host
 from cmcore.budget.machines import Machine
 from cmcore.budget.plan import Setting, plan_run
-from cmcore.budget.recipes import EPOCHS, RECIPES, level_shift, networks, sigma_data, sigma_max
-from cmcore.config import ConfigError
+from cmcore.budget.recipes import EPOCHS, FILE, Book, book, level_shift, networks, sigma_data, sigma_max
+from cmcore.config import ConfigError, load_yaml, read
 from cmcore.data.sources.survey import Survey, survey
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.nets.unet import Config as UNet
 
 THREE = ("edm", "ect", "imm")
 SPEED = 4e10  # operations a second of the machine that these tests pretend to have
@@ -98,8 +99,9 @@ def test_no_image_is_enlarged_without_need(tmp_path, side, expected):
 @pytest.mark.parametrize("side", [12, 16, 20, 24, 28, 32, 36, 48, 64, 128, 256])
 def test_networks_take_every_resolution(side):
     for net in networks(side, "cpu"):
-        section = dict(net.section)
-        choice = NetChoice(kind="unet", config=UNet(**{k: v for k, v in section.items() if k != "kind"}))
+        section = net.section(side)
+        kind = section.pop("kind")
+        choice = NetChoice(kind=kind, config=read(plugins.load("cmcore.nets", kind).Config, section, "net"))
         denoiser = on_meta(
             lambda choice=choice: build_denoiser(choice, ModelShape(3, side, 0), DiffusionConfig(), boundary=False)
         )
@@ -117,7 +119,7 @@ def test_few_images_are_distorted_and_seen_a_bounded_number_of_times(seen):
     assert run.train.total <= EPOCHS * seen.count
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", book().methods)
 def test_every_recipe_makes_a_run(seen, method):
     methods = tuple(dict.fromkeys(["edm", method]))
     run = choose(request(seen, 1200, methods, resolution=8)).project.run(method)
@@ -195,7 +197,7 @@ def test_too_few_images(tmp_path):
         choose(request(survey(tmp_path / "a.npy"), 7200))
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", book().methods)
 def test_evaluation_is_what_the_evaluation_lists(seen, method, tmp_path):
     """Against the passes that are sampled: a forward pass of the network takes a second, all else none."""
     methods = tuple(dict.fromkeys(["edm", method]))
@@ -210,6 +212,43 @@ def test_evaluation_is_what_the_evaluation_lists(seen, method, tmp_path):
     for one in passes(run, config, tmp_path, teacher, 1):
         expected += one.samples * (one.sampler.nfe + (2 * config.teacher_steps - 1 if one.teacher else 0))
     assert evaluation_seconds(run, project, Times({}, 1.0, 0.0, 0.0)) == pytest.approx(expected, abs=60)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (
+            ("methods", "ect", "options"),
+            {"q": {"level": "high"}},
+            r"methods\.ect\.options\.q: expected a value, or one of ",
+        ),
+        (("methods", "ect", "options"), {"q": {"levels": 1}}, r"methods\.ect\.options\.q: .* got \{'levels': 1\}"),
+        (("methods", "ect", "train"), {"lr": {}}, r"methods\.ect\.train\.lr: expected a value"),
+        (("methods", "ect", "abuot"), "", r"methods\.ect\.abuot: unknown key; did you mean 'about'\?"),
+        (("methods", "ect", "two_step"), 1, r"methods\.ect\.two_step: expected true or false, got 1"),
+        (("networks", 0, "widths"), [1], r"networks\[0\]\.widths: expected two factors, or none"),
+        (("networks", 0, "devices"), ["tpu"], r"networks\[0\]\.devices\[0\]: expected one of cpu, cuda"),
+        (("teacher",), "none", r"teacher: expected one of edm, ect"),
+    ],
+)
+def test_recipes_are_read_strictly(where, value, message):
+    data = load_yaml(FILE)
+    at = data
+    for key in where[:-1]:
+        at = at[key]
+    at[where[-1]] = value
+    with pytest.raises(ConfigError, match=message):
+        read(Book, data)
+
+
+def test_a_recipe_of_ones_own_is_a_line_of_the_file(seen, monkeypatch):
+    data = load_yaml(FILE)
+    data["methods"]["rf"] = {"about": "straight lines", "init": "random", "train": {"lr": {"teacher_lr": 0.5}}}
+    own = read(Book, data)
+    for user in (module, recipes):
+        monkeypatch.setattr(user, "book", lambda: own)
+    run = choose(request(seen, 1200, ("edm", "rf"), resolution=8)).project.run("rf")
+    assert (run.method, run.init, run.train.lr) == ("rf", "random", 0.5e-3)
 
 
 def test_sigma_max_is_the_largest_distance():

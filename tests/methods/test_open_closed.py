@@ -14,9 +14,6 @@ OTHERWISE = {
     **{f"cmcore/methods/{name}.py": ["edm"] for name in ("ect", "tcm")},  # EDM's weighting of the levels
     "cmcore/assemble/results.py": ["edm", "cd", "ect"],  # the method of a public weight file, which names none
     "cmcore/commands/import_weights.py": ["edm", "cd"],  # the entry that it suggests for one
-    "cmcore/budget/recipes.py": METHODS,  # settings that suit short runs, for new workloads
-    "cmcore/budget/choose.py": METHODS,  # likewise: a teacher is trained first, the others start from it
-    **{f"cmcore/{name}.py": ["edm"] for name in ("budget/workload_text", "commands/new")},
     "cmcore/assemble/toy.py": ["edm", "ect"],  # runs of toy.yaml
     "cmcore/report/toy.py": ["edm"],  # such a run
 }

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cmcore.config import ConfigError, plain, read
 from cmcore.diffusion.precond import Condition
 from cmcore.dual import Dual
-from cmcore.nets import adm, dit, edm2, mlp, unet
+from cmcore.nets import adm, dit, edm2, gaussian_unet, mlp, unet
 from cmcore.rng import Draws
 
 UNET = {
@@ -35,6 +35,7 @@ CASES = [
     *[(unet, {**UNET, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
     (unet, {**UNET, "resample_filter": (1, 3, 3, 1), "resample_proj": False, "noise_mult": 2}),
     *[(unet, {**NCSN, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
+    *[(gaussian_unet, {**UNET, "c_noise": c_noise}) for c_noise in ("log", "trig", "log1000")],
     *[(adm, {**ADM, "norm": norm}) for norm in ("group", "adaptive", "double")],
     *[(mlp, {**MLP, "norm": norm, "embedding": embedding}) for norm, embedding in OPTIONS],
     (mlp, {**MLP, "expansion": 2}),
