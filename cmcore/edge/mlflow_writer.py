@@ -309,6 +309,7 @@ def open_run(store: Store, tags: Mapping[str, str]) -> tuple["MlflowClient", "Ru
     # After the import, which sets up loggers of its own.
     for chatty in ("alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that it raises as well
 
     with _lock(store.uri):
         if store.uri.startswith(SQLITE):

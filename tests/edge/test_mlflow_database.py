@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (root / ".tracking/mlflow.db").read_bytes()
 
 
-def send(root: Path) -> None:
-    state = RunState(TAGS, "FINISHED")
+def send(root: Path, tags: Mapping[str, str] = TAGS) -> None:
+    state = RunState(tags, "FINISHED")
     state.metrics({"loss": 1.0}, 5)
     (root / "file.txt").write_text("x")
     state.artifact(root / "file.txt", "records")
@@ -189,11 +190,16 @@ def test_an_address_that_leads_nowhere_is_one_line(tmp_path: Path, uri: str):
     assert str(caught.value).isprintable()
 
 
-def test_a_locked_database_is_one_line(tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kind", ["exclusive", "immediate"])
+def test_a_locked_database_is_one_line(
+    tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+):
+    """Where it can be read and not written, as on a full disk, MLflow logs a traceback beside its exception."""
     path = put(tmp_path, whole)
     monkeypatch.setattr(mlflow_database, "PATIENCE", 0.1)
     with closing(sqlite3.connect(path)) as database:
-        database.execute("begin exclusive")
+        database.execute(f"begin {kind}")
         with pytest.raises(TrackingError, match="locked"):
-            send(tmp_path)
+            send(tmp_path, {**TAGS, "fingerprint": "beef"})
+    assert capsys.readouterr() == ("", "")
     assert runs(path) == ["ect"]
