@@ -1,16 +1,18 @@
-"""Kills, full disks, flipped bits, hostile files and wrong parameters; nothing may be lost, wrong or without a line.
+"""Kills, full disks, flipped bits, signals, hostile files and wrong parameters: nothing may be lost or without a line.
 
-    python -m benchmarks.faults [--only kills full flips hostile mutations] [--count N] [--seed 1]
+    python -m benchmarks.faults [--only kills full flips signals hostile mutations] [--count N] [--seed 1] [--into FILE]
 
-Each part prints a row of a table: how many faults there were, of which kinds, and in what time. A tiny workload is made
-once without disturbance. After every kill, full disk and flipped bit `cmlab repro` has to go on by itself, to the same
-bits. The first fault that is not survived ends it with 1, and leaves its files for inspection.
+Each part prints a row of a table: how many faults there were, and of which kinds. With `--into`, the row takes the
+place of the part's last one in a Markdown page. A tiny workload is made once without disturbance. After every kill,
+full disk and flipped bit `cmlab repro` has to go on by itself, to the same bits; after a signal all has to end at once.
+The first fault that is not survived ends it with 1, and leaves its files for inspection.
 """
 
 import argparse
 import os
 import platform
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -20,28 +22,54 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.kills import PARAMS, PATIENCE, RUNS, Killer, position, recorded
-from benchmarks.workspace import Workspace
+from benchmarks.kills import PARAMS, PATIENCE, RUNS, Killer, digests, position, recorded
+from benchmarks.signals import survive_signals
+from benchmarks.workspace import Meter, Workspace
+from cmcore.atomic import write_atomic
 from cmcore.closure import ROOT
 from cmcore.pipeline.common import git_revision
 
-COUNTS = {"kills": 60, "full": 20, "flips": 50, "hostile": 1000, "mutations": 2500}
-TRACKED = {**PARAMS, "tracking": {"mlflow": True}, "compute": {**PARAMS["compute"], "backend": "inline"}}
+COUNTS = {"kills": 60, "full": 20, "flips": 50, "signals": 0, "hostile": 10_000, "mutations": 2500}  # at most
+SHORT = {**PARAMS, "train": {**PARAMS["train"], "images": 10_000}}  # a start takes longer than its training
+TRACKED = {**SHORT, "tracking": {"mlflow": True}, "compute": {**PARAMS["compute"], "backend": "inline"}}
 REPRO = ("cmcore.commands", "repro", "--jobs", "1")
-KINDS = (
-    "outputs/*/runs/*/weights.safetensors", "outputs/*/runs/*/history.jsonl", "outputs/*/runs/*/summary.json",
-    "outputs/*/runs/*/snapshots/*", "outputs/*/data/*", "outputs/*/reference/*", "outputs/*/samples/*",
-    "outputs/*/code/*", "outputs/*/times/*", ".dvc/cache/files/md5/*/*", "dvc.lock", ".work/dvc.lock",
-    ".work/*/*/final/*", ".work/*/*/time.json", ".work/speeds.json", ".work/*/source.json", ".tracking/mlflow.db",
-)  # fmt: skip
-DISK = 2**29  # bytes of a disk that becomes full
-ON_THE_DISK = ("project", "site", "temp")  # the checkout with all results, DVC's site cache, or temporary files
+# Files whose bits are flipped, and the results that have to be made again for these to be read.
+REPORT, SCORES = ("reports/*/index.html",), ("reports/*/metrics/*.json", "reports/*/index.html")
+CACHED = tuple(f"outputs/*/runs/{run}" for run in RUNS)
+TRAINED = (*CACHED, ".dvc/cache", ".dvc/tmp")
+KINDS: dict[str, tuple[str, ...]] = {
+    "outputs/*/runs/*/weights.safetensors": SCORES, "outputs/*/runs/*/history.jsonl": REPORT,
+    "outputs/*/runs/*/summary.json": SCORES, "outputs/*/runs/*/snapshots/*": SCORES, "outputs/*/data/*": SCORES,
+    "outputs/*/reference/*": SCORES, "outputs/*/samples/*": REPORT, "outputs/*/code/*": REPORT,
+    "outputs/*/times/*": REPORT, ".dvc/cache/files/md5/*/*": CACHED, "dvc.lock": REPORT, ".work/dvc.lock": TRAINED,
+    ".work/*/*/final/*": TRAINED, ".work/*/*/time.json": TRAINED, ".work/speeds.json": SCORES,
+    ".work/*/source.json": SCORES, ".tracking/mlflow.db": SCORES,
+}  # fmt: skip
+AT_ONCE = 4  # files that are damaged before one start
+DISK = 2**29  # bytes of a disk that becomes full; `cmlab repro` asks for half of it before it begins
+LOOK = 0.1  # seconds
+SAYS_SPACE = re.compile(r"free some|No space left|disk is full|disk of .* is full", re.IGNORECASE)
+PAGE = """# Faults
+
+`python -m benchmarks.faults` harms a tiny workload and compares its results with those of an undisturbed run, bit for
+bit. It writes this page: a row for each part, of the last time that it was run.
+
+"""
+HEAD, RULE = (
+    "| part | faults | lost | which | commit | day | machine |",
+    "| --- | ---: | ---: | --- | --- | --- | --- |",
+)
+TESTS = {
+    "hostile": ("tests/fuzz/test_attacks.py", "-m", "slow or not slow", "-k", "all_hostile"),
+    "mutations": ("tests/fuzz/test_params_fuzz.py", "-k", "mutated or damaged"),
+}  # that do a part
+SAID = "counted: "  # begins the line in which they say what they did
 
 
 class LostError(RuntimeError):
@@ -52,6 +80,7 @@ class FaultKiller(Killer):
     """Kills of which some cut dvc.lock, as one while DVC writes it does, and some come in the first start of MLflow."""
 
     first_start = False  # whether the next kill waits for MLflow
+    tracked = False  # whether MLflow has been at work since all began anew
     seen = 0.0  # when it began
 
     def kill_once(self) -> None:
@@ -64,7 +93,7 @@ class FaultKiller(Killer):
         if not self.first_start:
             return super()._is_time(moment, aim)
         if not self.seen and any(self.space.folder.glob(".tracking/.mlflow.db.part*")):
-            self.seen = time.monotonic() + self.random.uniform(0.0, 2.0)
+            self.tracked, self.seen = True, time.monotonic() + self.random.uniform(0.0, 2.0)
         return 0.0 < self.seen <= time.monotonic()
 
     def _let_end(self, process: Any, processes: list[psutil.Process]) -> None:
@@ -77,12 +106,13 @@ class FaultKiller(Killer):
             self.killed["dvc.lock cut"] += 1
 
     def _ended(self, code: int) -> None:
-        if not code:  # what MLflow missed, it gets
+        if not code and self.tracked:  # what MLflow missed, it gets
             self._run("cmcore.commands", "sync")
             with closing(sqlite3.connect(self.space.folder / ".tracking/mlflow.db")) as database:
                 there = {name for (name,) in database.execute("select value from tags where key = 'run'")}
             if not there.issuperset(RUNS):
                 raise RuntimeError(f"MLflow has {sorted(there)} of the runs {sorted(RUNS)}")
+            self.tracked = False
         super()._ended(code)
 
 
@@ -99,18 +129,20 @@ class Made:
         self.temp.mkdir()
         self.space.variables["TMPDIR"] = str(self.temp)
         for words, kept in ((("dvc", "repro", "prepare"), self.clean), (REPRO, self.whole)):
-            start = time.monotonic()
-            code, said = self.run(*words)
-            if code:
-                raise LostError(f"without disturbance: {said[-1500:]}")
-            self.seconds = time.monotonic() - start
+            try:
+                self.seconds = self.space.call(*words).cpu
+            except RuntimeError as error:
+                raise LostError(f"without disturbance: {error}") from error
             shutil.copytree(self.space.folder, kept, symlinks=True)
-        self.expected, self.lines = recorded(self.space.folder), position(self.space.folder)
+        self.expected, self.lines = self._results(), position(self.space.folder)
+
+    def _results(self) -> dict[str, str]:
+        return recorded(self.space.folder) | digests(self.space.folder.glob("outputs/*/samples"), self.space.folder)
 
     def restore(self, source: Path) -> Path:
         """The workspace as it was; times of files are kept, and DVC believes them."""
         for path in self.space.folder.iterdir():  # the folder itself may be a disk
-            path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+            remove(path)
         shutil.copytree(source, self.space.folder, symlinks=True, dirs_exist_ok=True)
         return self.space.folder
 
@@ -119,29 +151,42 @@ class Made:
         code, said = self.run(*REPRO)
         if code or "Traceback" in said:
             raise LostError(f"{what}: ended with {code}: {said[-1500:]}")
-        if recorded(self.space.folder) != self.expected:
-            raise LostError(f"{what}: the results differ from those of the undisturbed training")
+        self.compare(what)
+
+    def compare(self, what: str) -> None:
+        """A LostError where the results are not those of the undisturbed training."""
+        found = self._results()
+        if different := [name for name, digest in self.expected.items() if found.get(name) != digest]:
+            raise LostError(f"{what}: {', '.join(different)} differ from those of the undisturbed training")
 
     def run(self, *words: str, harm: Callable[[subprocess.Popen[str]], None] | None = None) -> tuple[int, str]:
         """The exit code of a module, and all that it said.
 
         Args:
             words: the module and its arguments.
-            harm: called with the process in a thread of its own.
+            harm: called with the process in a thread of its own; ends with the process at the latest.
         """
         with subprocess.Popen(
             [sys.executable, "-m", *words], cwd=self.space.folder, env=self.space.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", start_new_session=True,
         ) as process:  # fmt: skip
-            if harm:
-                threading.Thread(target=harm, args=(process,), daemon=True).start()
+            harming = threading.Thread(target=harm, args=(process,), daemon=True) if harm else None
+            if harming:
+                harming.start()
             try:
                 said, _ = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired as error:
                 for one in [*psutil.Process(process.pid).children(recursive=True), process]:
                     one.kill()
                 raise LostError(f"{' '.join(words)}: it did not end") from error
+            if harming:  # or it would go on in the next run
+                harming.join()
         return process.returncode, said
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a folder."""
+    path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
 
 
 def flip(path: Path, bit: int, hidden: bool) -> None:
@@ -155,21 +200,30 @@ def flip(path: Path, bit: int, hidden: bool) -> None:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def flips_at_once(count: int) -> list[list[str]]:
+    """The kinds of the files to damage before each start: of all kinds equally, and such as are read together."""
+    every = [list(KINDS)[number % len(KINDS)] for number in range(count)]
+    alike = [[kind for kind in every if KINDS[kind] == again] for again in dict.fromkeys(KINDS.values())]
+    return [kinds[at : at + AT_ONCE] for kinds in alike for at in range(0, len(kinds), AT_ONCE)]
+
+
 def survive_flips(count: int, chosen: random.Random, folder: Path) -> Counter[str]:
     """Flip bits in files of all kinds, let every result that may be read be read, and compare."""
     made, flipped = Made(folder), Counter[str]()
-    for number in range(count):
-        root, kind = made.restore(made.whole), KINDS[number % len(KINDS)]
-        files = sorted(path for path in root.glob(kind) if path.is_file() and path.stat().st_size)
-        if not files:
-            raise LostError(f"there is no {kind}")
-        path = chosen.choice(files)
-        flip(path, chosen.randrange(8 * path.stat().st_size), hidden=chosen.random() < 0.5)
-        # What was made of it has to be made again, so that it is read.
-        for result in (*root.glob("reports/*/index.html"), *root.glob("reports/*/metrics/*.json")):
-            result.unlink()
-        made.go_on(f"a bit of {path.relative_to(root)}")
-        flipped[kind.split("/")[0]] += 1
+    for kinds in flips_at_once(count):
+        root, damaged = made.restore(made.whole), set[Path]()
+        for kind in kinds:
+            files = {path for path in root.glob(kind) if path.is_file() and path.stat().st_size}
+            if not files:
+                raise LostError(f"there is no {kind}")
+            path = chosen.choice(sorted(files - damaged or files))
+            flip(path, chosen.randrange(8 * path.stat().st_size), hidden=chosen.random() < 0.5)
+            damaged.add(path)
+            flipped[kind.partition("/")[0]] += 1
+        for again in KINDS[kinds[0]]:
+            for result in root.glob(again):
+                remove(result)
+        made.go_on("bits of " + ", ".join(str(path.relative_to(root)) for path in sorted(damaged)))
     return flipped
 
 
@@ -192,14 +246,18 @@ class Disk:
             except OSError:
                 return
 
-    def free(self) -> None:
-        """Give it back."""
+    def free(self) -> bool:
+        """Give it back; whether it was taken."""
+        taken = self._ballast.exists()
         self._ballast.unlink(missing_ok=True)
+        return taken
 
 
 @contextmanager
 def mounted(folder: Path) -> Iterator[Disk]:
-    """A disk at an empty folder for the time of the block; a LostError says that this machine does not allow it."""
+    """A disk at a new folder for the time of the block; a LostError says that this machine does not allow it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -211,37 +269,41 @@ def mounted(folder: Path) -> Iterator[Disk]:
 
 
 def survive_full_disks(count: int, chosen: random.Random, folder: Path) -> Counter[str]:
-    """Let a disk become full while all is made, at moments by chance; free it, go on, and compare."""
+    """Let one of three disks become full at moments by chance, free it, go on, and compare whenever all was made."""
     made, full = Made(folder), Counter[str]()
-    for number in range(count):
-        name = ON_THE_DISK[number % len(ON_THE_DISK)]
-        place = {"project": made.space.folder, "site": folder / "site", "temp": made.temp}[name]
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        with mounted(place) as disk:
-            made.restore(made.clean)
-            line = chosen.randint(1, made.lines) if chosen.random() < 0.5 else made.lines + 1
-            code, said = made.run(
-                *REPRO, harm=full_at(disk, line, chosen.uniform(0.0, made.seconds), made.space.folder)
-            )
-            if "Traceback" in said:
-                raise LostError(f"the disk of {name} is full: {said[-1500:]}")
-            full[f"{name}: {'stopped with a line' if code else 'not needed any more'}"] += 1
-            disk.free()
-            made.go_on(f"after the disk of {name} was full")
+    # The checkout with all results, DVC's site cache, and temporary files.
+    places = {"project": made.space.folder, "site": folder / "site", "temp": made.temp}
+    with ExitStack() as stack:
+        disks = {name: stack.enter_context(mounted(place)) for name, place in places.items()}
+        root = made.restore(made.clean)
+        while full.total() < count:
+            name = list(disks)[full.total() % len(disks)]
+            left = made.lines - position(root)
+            line = made.lines - chosen.randrange(left) if left and chosen.random() < 0.5 else made.lines + 1
+            seconds = chosen.uniform(0.0, made.seconds * max(1 / 4, left / made.lines))
+            code, said = made.run(*REPRO, harm=full_at(disks[name], line, seconds, root))
+            filled = disks[name].free()
+            if "Traceback" in said or (code and not (filled and SAYS_SPACE.search(said))):
+                raise LostError(f"the disk of {name} was {'full' if filled else 'not full'}: {said[-1500:]}")
+            full[f"{name}, {'which stopped it' if code else 'which it did not need'}"] += filled
+            if not code:
+                made.compare(f"the disk of {name} was full")
+                made.restore(made.clean)
+        made.go_on("after full disks")
     return full
 
 
 def full_at(disk: Disk, line: int, seconds: float, root: Path) -> Callable[[subprocess.Popen[str]], None]:
-    """Fills the disk once the histories have so many lines, or after some time, until the process ends."""
+    """Fills the disk once the histories have so many lines, or after some processor time, until the process ends."""
 
     def harm(process: subprocess.Popen[str]) -> None:
-        moment = time.monotonic() + seconds
-        while process.poll() is None and time.monotonic() < moment and position(root) < line:
-            time.sleep(0.02)
+        meter = Meter(process.pid)
+        while process.poll() is None and meter.seconds < seconds and position(root) < line:
+            time.sleep(LOOK)
+            meter.look()
         while process.poll() is None:
             disk.fill()
-            time.sleep(0.05)
+            time.sleep(LOOK / 2)
 
     return harm
 
@@ -256,29 +318,54 @@ def survive_kills(count: int, seed: int, folder: Path) -> Counter[str]:
     return killer.killed
 
 
-def tested(name: str, *more: str) -> Counter[str]:
-    """Run a test that does a part."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--timeout", "0", *more, name]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def tested(name: str, *more: str) -> str:
+    """Run the tests that do a part; the result is what they say of it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-n", "0", "-p", "no:cacheprovider", "--timeout", "0"]
+    done = subprocess.run([*command, *more, name], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LostError(done.stdout[-1500:])
-    return Counter({done.stdout.strip().splitlines()[-1].partition(" in ")[0]: 1})
+    said = [line.partition(SAID)[2] for line in done.stdout.splitlines() if SAID in line]
+    return "; ".join(said)
 
 
-def survive(part: str, count: int, seed: int, folder: Path) -> Counter[str]:
-    """One part; the result is what it survived. A LostError or a RuntimeError says what was lost."""
-    chosen = random.Random(f"{part} {seed}")
+def survive(part: str, count: int, seed: int, folder: Path) -> tuple[int, str]:
+    """One part: how many faults were survived, and which. A LostError or a RuntimeError says what was lost."""
+    chosen, alone = random.Random(f"{part} {seed}"), count
     folder.mkdir(parents=True)
+    if part in TESTS:
+        os.environ |= {part.upper(): str(count)}
+        which = tested(*TESTS[part])
+        return int(which.partition(" ")[0]), which
     if part == "kills":
-        return survive_kills(count, seed, folder)
-    if part == "full":
-        return survive_full_disks(count, chosen, folder)
-    if part == "flips":
-        return survive_flips(count, chosen, folder)
-    os.environ |= {"HOSTILE": str(count), "MUTATIONS": str(count)}
-    if part == "hostile":
-        return tested("tests/fuzz/test_attacks.py", "-m", "slow or not slow")
-    return tested("tests/fuzz/test_params_fuzz.py")
+        found = survive_kills(count, seed, folder)
+    elif part == "full":
+        found = survive_full_disks(count, chosen, folder)
+    elif part == "flips":
+        found = survive_flips(count, chosen, folder)
+    else:
+        found = survive_signals(count, folder)
+        alone = found.total()
+    return alone, ", ".join(f"{kind} {number}" for kind, number in sorted(found.items()) if number)
+
+
+def machine() -> str:
+    """The machine in words."""
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+
+
+def rows_of(page: Path) -> dict[str, str]:
+    """The rows of a page that was written before, by part."""
+    lines = page.read_text(encoding="utf-8").splitlines() if page.exists() else []
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
+    return {part: rows[part] for part in COUNTS if part in rows}
+
+
+def write_page(page: Path, part: str, row: str) -> None:
+    """Put the row of a part into the page, in place of its last one."""
+    rows = rows_of(page) | {part: row}
+    table = [HEAD, RULE, *(rows[part] for part in COUNTS if part in rows)]
+    write_atomic(page, (PAGE + "\n".join(table) + "\n").encode())
 
 
 def main() -> int:
@@ -287,18 +374,20 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(COUNTS), default=list(COUNTS), metavar="PART")
     parser.add_argument("--count", type=int, default=0, help="of every part; 0: " + str(COUNTS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--into", type=Path, help="a Markdown page that keeps the last row of every part")
     options, folder = parser.parse_args(), Path(tempfile.mkdtemp(prefix="faults"))
-    print(f"Commit {git_revision(ROOT)}, Python {platform.python_version()}, {os.cpu_count()} cores.\n")
-    print("| part | faults | lost | min | which |\n| --- | ---: | ---: | ---: | --- |", flush=True)
+    print(f"{HEAD}\n{RULE}", flush=True)
     for part in options.only:
-        count, start = options.count or COUNTS[part], time.monotonic()
+        commit, day = git_revision(ROOT), time.strftime("%F")
         try:
-            found = survive(part, count, options.seed, folder / part)
+            count, which = survive(part, options.count or COUNTS[part], options.seed, folder / part)
         except (LostError, RuntimeError) as error:
             print(f"LOST: {part}: {error}\nleft for inspection: {folder}", file=sys.stderr)
             return 1
-        which = ", ".join(f"{kind} {number}" for kind, number in sorted(found.items()))
-        print(f"| {part} | {count} | 0 | {(time.monotonic() - start) / 60:.0f} | {which} |", flush=True)
+        row = f"| {part} | {count} | 0 | {which} | {commit[:7]}{commit[40:]} | {day} | {machine()} |"
+        print(row, flush=True)
+        if options.into:
+            write_page(options.into, part, row)
     shutil.rmtree(folder)
     return 0
 

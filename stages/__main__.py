@@ -4,6 +4,7 @@ Stages are imported, not run as scripts, so that Ray can send their jobs away by
 """
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -26,15 +27,23 @@ def main(arguments: list[str]) -> None:
 
 
 def run(stage: Any, kind: str, *rest: str) -> None:
-    """Run a stage. Its work files are checked before, and those that it keeps get their checksums after."""
-    if kind not in ("train", "evaluate"):
+    """Run a stage. Inputs and work files are checked before, and those that it keeps get their checksums after."""
+    from cmcore.pipeline.guard import READ, check_inputs
+
+    if kind not in READ:
         stage.main(*rest)
         return
     from cmcore.pipeline.common import load
-    from cmcore.pipeline.process import tell
+    from cmcore.pipeline.process import DRIVER, tell
     from cmcore.pipeline.work import mend_run, mend_shards, seal
 
-    setup, (name,) = load(), rest
+    setup = load()
+    if DRIVER not in os.environ:  # which has checked them
+        check_inputs(setup.folders.root, setup.folders.outputs, kind)
+    if kind not in ("train", "evaluate"):
+        stage.main(*rest)
+        return
+    (name,) = rest
     if kind == "evaluate":
         mend_shards(setup, name, tell)
         stage.main(name)

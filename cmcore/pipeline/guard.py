@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from cmcore.atomic import write_atomic
+from cmcore.errors import DataError
 
 LOCK_FILE = "dvc.lock"
 KEPT, DAMAGED = Path(".work/dvc.lock"), Path(".work/damaged")
@@ -24,6 +25,13 @@ CHECKSUM = re.compile(r"[0-9a-f]{32}(\.dir)?")  # of a file or a folder in a loc
 ROOM = 2**25  # bytes that DVC needs for its own lists
 NO_ROOM = 2**18  # bytes that are left where nothing can be written any more
 LOOK, PATIENCE = 1.0, 10  # seconds between two looks at the disks, and looks in a row that find no room
+# What a stage reads of the outputs beside files with checksums of their own, which whoever reads them checks.
+READ = {
+    "reference": ("data",),
+    "train": ("data",),
+    "evaluate": ("data", "reference"),
+    "tabulate": ("reference", "runs", "samples", "times"),
+}
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times quicker where it was compiled
 
 
@@ -236,3 +244,24 @@ def recorded(stages: Mapping[str, Any], read: Iterable[str], but: Container[str]
         for out, checksum in made.items()
         if any(out == path or out.startswith(below) or path.startswith(f"{out}/") for path, below in wanted)
     }
+
+
+def check_inputs(root: Path, outputs: Path, kind: str) -> None:
+    """Set aside what a stage is about to read and is not what DVC recorded, which by itself believes sizes and times.
+
+    Args:
+        root: the project folder.
+        outputs: those of the workload.
+        kind: of the stage.
+
+    Raises:
+        DataError: something was damaged.
+    """
+    try:
+        stages = parse_lock((root / LOCK_FILE).read_bytes())
+    except (OSError, ValueError):  # there is none yet, or DVC has said so
+        return
+    read = [(outputs / name).relative_to(root).as_posix() for name in READ.get(kind, ())]
+    if damaged := Checksums().damaged(root, recorded(stages, read)):
+        places = ", ".join(f"{path} (set aside as {set_aside(root, root / path)})" for path in damaged)
+        raise DataError(f"expected inputs as DVC recorded them, got {places}; start again, and they are made again")

@@ -77,6 +77,14 @@ def test_the_attacks_are_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_all_hostile_files_and_many_mutations(tmp_path: Path):
     every = attacks(quick=False)
     assert len(every) > 1000
-    found = outcomes(tmp_path, random.Random(1).sample(every, int(os.environ.get("HOSTILE", len(every)))))
+    count = min(len(every), int(os.environ.get("HOSTILE", len(every))))
+    found = outcomes(tmp_path, random.Random(1).sample(every, count))
     assert not (tmp_path / WITNESS).exists()
     assert not {attack.name: (faults, outcome) for attack, outcome in found if (faults := wrong(attack, outcome))}
+    refused = sum(bool(outcome["kind"]) for _, outcome in found)
+    seconds, mib = (max(outcome[key] for _, outcome in found) for key in ("seconds", "mib"))
+    readers = len({attack.reader for attack, _ in found})
+    print(  # noqa: T201 - for benchmarks/faults.py
+        f"\ncounted: {count} hostile and damaged files for {readers} readers, {refused} of them refused in a line; "
+        f"none executed anything, or took more than {seconds:.1f} s of processor time or {mib} MiB"
+    )

@@ -7,6 +7,7 @@ are run and tracked.
 import copy
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,17 @@ def mutations(draw: st.DrawFn) -> Any:
     return data
 
 
+@pytest.fixture(scope="module")
+def counted() -> Iterator[Counter[str]]:
+    """What came of the files; said at the end, for benchmarks/faults.py."""
+    found = Counter[str]()
+    yield found
+    kinds = f"{found['accepted']} projects that can be built, {found['refused']} lines with a dotted path"
+    print(f"\ncounted: {found.total()} parameter files: {kinds}")  # noqa: T201
+
+
 @pytest.fixture
-def judge(tmp_path: Path) -> Callable[[str], None]:
+def judge(tmp_path: Path, counted: Counter[str]) -> Callable[[str], None]:
     """Reads a text as params.yaml and checks what comes of it."""
 
     def read(text: str) -> None:
@@ -132,8 +142,10 @@ def judge(tmp_path: Path) -> Callable[[str], None]:
             setup = load(tmp_path)
         except ConfigError as error:
             assert_one_line(error, str(path))
+            counted["refused"] += 1
         else:
             assert_buildable(setup.project)
+            counted["accepted"] += 1
 
     return read
 

@@ -10,11 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from benchmarks.faults import flip
 from cmcore.closure import ROOT
+from cmcore.errors import DataError
 from cmcore.pipeline import guard
 from cmcore.pipeline.guard import (
+    READ,
     Checksums,
+    check_inputs,
     full_disk,
     keep_lock_file,
     mend_dvc_folder,
@@ -132,6 +137,29 @@ def test_only_what_is_read_and_not_made_again_is_compared():
     assert recorded(stages, {"out"}) == {"out/a": "1", "out/b.json": "2", "out/c": "3"}
     assert recorded(stages, {"out"}, {"two"}) == {"out/a": "1", "out/b.json": "2"}
     assert recorded(stages, {"out/b"}) == {}
+
+
+@pytest.mark.parametrize("kind", sorted(READ))
+def test_a_stage_reads_nothing_that_is_not_what_was_recorded(tmp_path: Path, kind: str):
+    """Also where DVC believes it, as neither sizes nor times have changed, and another file of its kind is damaged."""
+    outputs, name = tmp_path / "outputs/x", READ[kind][0]
+    for place in ("data", "reference", "code"):
+        (outputs / place).mkdir(parents=True)
+        (outputs / place / "file").write_bytes(bytes(100))
+    outs = [
+        {"path": f"outputs/x/{place}", "md5": guard.md5(outputs / place)} for place in ("data", "reference", "code")
+    ]
+    check_inputs(tmp_path, outputs, kind)  # there is no lock file yet
+    lock = {"schema": "2.0", "stages": {"one": {"cmd": "x", "outs": outs}}}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+    (outputs / "code/file").write_bytes(bytes(99))
+    check_inputs(tmp_path, outputs, kind)
+    flip(outputs / name / "file", 700, hidden=True)
+    with pytest.raises(DataError, match=rf"got outputs/x/{name} \(set aside as .*\); start again") as caught:
+        check_inputs(tmp_path, outputs, kind)
+    assert str(caught.value).isprintable()
+    assert not (outputs / name).exists()
+    check_inputs(tmp_path, outputs, kind)
 
 
 def test_one_damaged_file_of_a_name_is_kept(tmp_path: Path):
