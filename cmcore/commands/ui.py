@@ -1,6 +1,8 @@
 """`cmlab ui`: MLflow in the browser, at the comparison of the newest reproduction."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,11 +14,13 @@ from pathlib import Path
 from cmcore.commands.programs import environment
 from cmcore.edge.mlflow_database import prepare_database
 from cmcore.edge.mlflow_views import links
-from cmcore.edge.mlflow_writer import ENVIRONMENT, FOLDER, SQLITE, Store
+from cmcore.edge.mlflow_writer import ENVIRONMENT, FOLDER, SQLITE, Store, TrackingError
+from cmcore.edge.ray_family import mortal
 from cmcore.pipeline.common import load
 
 HOST = "127.0.0.1"  # MLflow asks for no password: whoever reaches it can read and delete
 WAIT = 120.0  # seconds for the server to come
+GRACE = 4.0  # seconds for it to end
 
 
 def serve(root: Path, port: int) -> None:
@@ -25,7 +29,7 @@ def serve(root: Path, port: int) -> None:
     Of runs that are kept on a server elsewhere the pages are there already, and only their links are said.
 
     Raises:
-        TrackingError: the database, or the server, cannot be read.
+        TrackingError: the database, or the server, cannot be read; or the server ended by itself.
     """
     setup = load(root)
     store = Store.of(setup.tracking, root, setup.project.workload)
@@ -38,21 +42,39 @@ def serve(root: Path, port: int) -> None:
     prepare_database(Path(store.uri.removeprefix(SQLITE)))
     pages = _told(store, address)
     print("Ctrl-C ends the server", flush=True)
-    command = [
+    variables = environment(**ENVIRONMENT, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    # A group of its own, as MLflow's server does not pass on every signal to the processes that it starts.
+    server = subprocess.Popen(command(store, folder, port), env=variables, start_new_session=True)
+    if on_desktop():
+        threading.Thread(target=_show_once_there, args=(address, pages), daemon=True).start()
+    with mortal([-server.pid]):
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            return
+        finally:
+            _end(server)
+    raise TrackingError(f"MLflow's server at {address} ended; where the port is taken, --port chooses another")
+
+
+def command(store: Store, folder: Path, port: int) -> list[str]:
+    """MLflow's server of a store."""
+    return [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", store.uri, "--artifacts-destination", str(folder / "artifacts")),
     ]
-    server = subprocess.Popen(command, env=environment(**ENVIRONMENT, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"))
-    if on_desktop():
-        threading.Thread(target=_show_once_there, args=(address, pages), daemon=True).start()
-    try:
-        server.wait()
-    except KeyboardInterrupt:  # which the server has got, too
-        server.wait()
-    except BaseException:
-        server.terminate()
-        server.wait()
-        raise
+
+
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    """End a process and its group, in good order if that does not take long."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + GRACE
+        with contextlib.suppress(ProcessLookupError):  # nobody is left
+            os.killpg(server.pid, number)
+            while time.monotonic() < end:
+                server.poll()
+                os.killpg(server.pid, 0)
+                time.sleep(0.05)
 
 
 def _told(store: Store, address: str) -> list[str]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,17 +30,26 @@ def family(before: "set[psutil.Process]") -> Iterator[None]:
     members = _new(before)
     _members.update(members)
     ended = threading.Event()
+    heart = [one for one in members if _is_heart(one)]
+    threading.Thread(target=_watch, args=(heart, before, ended), name="ray-family", daemon=True).start()
+    with mortal([one.pid for one in members]):
+        try:
+            yield
+        finally:
+            ended.set()
+
+
+@contextmanager
+def mortal(pids: Iterable[int]) -> Iterator[None]:
+    """Let processes, and groups of processes by their negative numbers, not outlive this process during the block."""
     # A shell outlives a SIGKILL of this process, reads the end of its input then, and ends the others.
-    command = ["/bin/sh", "-c", 'read _; kill -9 "$@" 2>/dev/null', "sh", *(str(one.pid) for one in members)]
+    command = ["/bin/sh", "-c", 'read _; kill -s KILL -- "$@" 2>/dev/null', "sh", *map(str, pids)]
     last = None
     with contextlib.suppress(OSError):
         last = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    heart = [one for one in members if _is_heart(one)]
-    threading.Thread(target=_watch, args=(heart, before, ended), name="ray-family", daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
         if last is not None:
             last.kill()
             last.wait()

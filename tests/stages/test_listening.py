@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from sockets import LOCAL, listening
 
 from cmcore.closure import ROOT
 from cmcore.commands import ui
-from cmcore.edge.mlflow_writer import Store
+from cmcore.edge.mlflow_writer import Store, TrackingError
 
 pytest.importorskip("mlflow")
 
@@ -27,30 +28,64 @@ def project(folder: Path) -> Path:
     return folder
 
 
-class Server:
-    """A server that was started, and has ended."""
-
-    def __init__(self, words: list[str], **_: object) -> None:
-        self.words = words
-        STARTED.append(self)
-
-    def wait(self) -> int:
-        return 0
-
-
-STARTED: list[Server] = []
-
-
 def test_the_server_is_given_the_loopback_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    STARTED.clear()
-    monkeypatch.setattr(subprocess, "Popen", Server)
-    ui.serve(project(tmp_path), 5000)
-    assert capsys.readouterr().out == "MLflow, runs: http://127.0.0.1:5000\nCtrl-C ends the server\n"
-    (words,) = [one.words for one in STARTED]
+    words = ui.command(Store("sqlite:///x.db", "x"), tmp_path, 5000)
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert words[words.index("--port") + 1] == "5000"
+    monkeypatch.setattr(ui, "command", lambda *_: ["true"])
+    with pytest.raises(TrackingError, match=r"at http://127\.0\.0\.1:5000 ended; where the port is taken"):
+        ui.serve(project(tmp_path), 5000)
+    assert capsys.readouterr().out == "MLflow, runs: http://127.0.0.1:5000\nCtrl-C ends the server\n"
+
+
+PROGRAM = """
+from cmcore.commands import ui
+from cmcore.commands.app import main
+ui.command = lambda *_: ["/bin/sh", "-c", "sleep 600 & sleep 600 & echo $$ > server; wait"]
+ui.prepare_database = lambda path: None
+ui.links = lambda store, address: {}
+main(["ui"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "to_server", "code"),
+    [
+        (signal.SIGTERM, False, 143), (signal.SIGHUP, False, 129), (signal.SIGINT, False, 0),
+        (signal.SIGKILL, False, -9), (signal.SIGTERM, True, 1), (signal.SIGHUP, True, 1), (signal.SIGKILL, True, 1),
+    ],
+)  # fmt: skip
+def test_a_signal_to_the_command_or_its_server_ends_all_of_them(
+    tmp_path: Path, number: signal.Signals, to_server: bool, code: int
+):
+    def heed_signals() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    root = project(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], cwd=root, env=environment, text=True, stderr=subprocess.PIPE,
+        preexec_fn=heed_signals,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not (root / "server").exists() or not (root / "server").read_text():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    server = int((root / "server").read_text())
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3
+    os.kill(server if to_server else process.pid, number)
+    _, said = process.communicate(timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for one in alive:
+        one.kill()
+    assert alive == []
+    assert process.returncode == code
+    assert len(said.splitlines()) == (code > 0)
 
 
 @pytest.mark.slow
