@@ -6,6 +6,7 @@ Exit codes: 0; 1 for work that failed, 2 for a wrong parameter or argument, 128 
 import importlib.metadata
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from cmcore.commands.overrides import overriding, recover, running
 from cmcore.commands.place import CommandError, project_root, require_own_code, workload_file
 from cmcore.config import ConfigError
 from cmcore.edge.ray_family import leave
-from cmcore.pipeline.signals import stop_on_signals
+from cmcore.pipeline.signals import SIGNALLED, received, status, stop_on_signals
 
 NAME = "cmlab"
 OUTSIDE = (
@@ -35,7 +36,6 @@ OUTSIDE = (
 UNTOUCHED = ("doctor", *OUTSIDE)  # commands that change no file
 WRITES_PARAMETERS = ("use", "adopt")
 CONTINUED = ("repro", "tune")
-SIGNALLED = 128  # exit codes above are of signals
 Device = Literal["auto", "cpu", "cuda"]
 ToyData = Literal["mixture", "checkerboard", "spirals", "all"]
 ExportKind = Literal["diffusers", "onnx", "torch"]
@@ -724,16 +724,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         message, code = error.format_message(), error.exit_code
     except ConfigError as error:
         message, code = str(error), 2
+    except KeyboardInterrupt:
+        code = SIGNALLED + signal.SIGINT
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) and not received else 1
     except Exception as error:
-        if known(error):
+        if received or known(error):
             message, code = str(error), 1
         else:
             from cmcore.pipeline.process import told
 
             message, code = told(error, Path.cwd()), 1
-    if code > SIGNALLED:
+    if (code := status(code)) > SIGNALLED:
         leave(code, stopped())
     if message:
         print(f"{' '.join([NAME, call.command]).strip()}: {' '.join(message.split())}", file=sys.stderr)

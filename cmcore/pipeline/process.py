@@ -22,7 +22,7 @@ from cmcore.atomic import write_atomic
 from cmcore.config import ConfigError
 from cmcore.edge.ray_family import leave
 from cmcore.errors import reason
-from cmcore.pipeline.signals import stop_on_signals
+from cmcore.pipeline.signals import SIGNALLED, received, status, stop_on_signals
 from cmcore.pipeline.turn import turn
 
 DRIVER = "CMLAB_DRIVER"  # names the process that runs DVC as a library
@@ -91,11 +91,13 @@ def guarded(name: str, main: Callable[[], None]) -> NoReturn:
     except ConfigError as error:
         message, code = str(error), 2
     except Exception as error:
-        message, code = told(error, Path.cwd()), 1
+        message, code = "" if received else told(error, Path.cwd()), 1
     except KeyboardInterrupt:
-        leave(128 + signal.SIGINT, f"{name}: stopped; {CONTINUES}")
+        code = SIGNALLED + signal.SIGINT
     except SystemExit as stopped:
-        leave(int(stopped.code or 0), f"{name}: stopped; {CONTINUES}")
+        code = stopped.code if isinstance(stopped.code, int) and not received else 1
+    if (code := status(code)) > SIGNALLED:
+        leave(code, f"{name}: stopped; {CONTINUES}")
     if message:
         print(f"{name}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -8,7 +8,15 @@ from typing import NoReturn
 
 from cmcore.edge.ray_family import leave, leave_after, on_loss
 
+SIGNALLED = 128  # exit codes above are of signals
 PATIENCE = 7.0  # seconds for a clean end
+# Numbers of the signals that came. Ray, where one arrives in a call of its own, ends the process with another status.
+received: list[int] = []
+
+
+def status(code: int) -> int:
+    """The exit code of a process that ends with `code`: that of the signal which ended it, if any."""
+    return SIGNALLED + received[0] if code and received else code
 
 
 def stop_on_signals(line: Callable[[], str]) -> None:
@@ -22,11 +30,13 @@ def stop_on_signals(line: Callable[[], str]) -> None:
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         del frame
-        leave_after(PATIENCE, 128 + number, line())
-        sys.exit(128 + number)
+        received.append(number)
+        leave_after(PATIENCE, SIGNALLED + number, line())
+        sys.exit(SIGNALLED + number)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        leave_after(PATIENCE, 128 + number, line())
+        received.append(number)
+        leave_after(PATIENCE, SIGNALLED + number, line())
         signal.default_int_handler(number, frame)
 
     for number in (signal.SIGTERM, signal.SIGHUP):

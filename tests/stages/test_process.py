@@ -25,6 +25,36 @@ def test_a_stage_whose_dvc_died_while_it_was_starting_ends() -> None:
     assert ended.returncode == 128 + signal.SIGTERM
 
 
+INTERRUPTED = """
+import os, signal, time
+def work(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.{signal})
+        time.sleep(30)
+    except BaseException as error:
+        raise {error} from error
+"""
+STAGE = "from cmcore.pipeline.process import guarded; guarded('train x', work)"
+COMMAND = "from cmcore.commands import app; app.app = work; app.main(['repro'])"
+
+
+@pytest.mark.parametrize("error", ["SystemExit(0)", "SystemExit()", "SystemExit(1)", "RuntimeError('x')", "error"])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("how", "line"), [(STAGE, "train x: stopped; start again, and it "), (COMMAND, "cmlab: stopped")]
+)
+def test_the_status_is_that_of_the_signal_whatever_a_library_makes_of_it(
+    how: str, line: str, name: str, code: int, error: str
+) -> None:
+    """Ray, where a signal arrives in a call of its own, raises a SystemExit with another code."""
+    program = (
+        INTERRUPTED.format(signal=name, error=error) + "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program + how], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (code, 1), ended.stderr
+    assert ended.stderr.startswith(line)
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["tarin"], ["train"], ["train", "ect", "edm"], ["prepare", "ect"], ["common", "x"]]
 )
