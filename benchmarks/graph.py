@@ -18,6 +18,7 @@ from cmcore.pipeline.common import load
 from cmcore.pipeline.parallel import chains, is_computed, stage_needs
 from cmcore.pipeline.speeds import RECORDING, Speeds
 
+ONCE = ("reference", "edit")  # stages of the workload, however many copies there are of its runs
 Needs = Mapping[str, Iterable[str]]
 
 
@@ -69,10 +70,12 @@ def pipeline(project: Project, copies: int = 1) -> dict[str, list[str]]:
     """The stages of dvc.yaml and what each needs, with `copies` of all runs: a study over as many seeds."""
     needs: dict[str, list[str]] = {"prepare": []}
     for copy in range(copies):
-        names = {stage: stage if stage == "reference" else f"{stage}#{copy}" for stage in stage_needs(project)}
+        names = {stage: stage if stage in ONCE else f"{stage}#{copy}" for stage in stage_needs(project)}
         for stage, before in stage_needs(project).items():
+            if names[stage] in needs:
+                continue  # edits are those of the first copy
             needs[names[stage]] = ["prepare", *(names[other] for other in before)]
-    needs["tabulate"] = [stage for stage in needs if stage.startswith("evaluate@")]
+    needs["tabulate"] = [stage for stage in needs if stage.startswith(("evaluate@", "edit"))]
     return needs
 
 

@@ -62,7 +62,7 @@ def order(params: Mapping[str, Any]) -> list[str]:
         for name in ready:
             del waiting[name]
     trained = [f"train@{name}" for name in runs]
-    return ["prepare", "reference", *trained, *(f"evaluate@{name}" for name in runs), "tabulate"]
+    return ["prepare", "reference", *trained, *(f"evaluate@{name}" for name in runs), "edit", "tabulate"]
 
 
 def results(space: Workspace) -> dict[str, str]:

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-WHOLE = ("code", "prepare", "reference", "tabulate")  # of the workload
+WHOLE = ("code", "prepare", "reference", "edit", "tabulate")  # of the workload
 NAMED = ("train", "evaluate", "tune")  # of a run, or a search
 
 

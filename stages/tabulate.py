@@ -42,6 +42,7 @@ def main() -> None:
         times=folders.times,
         sampling=folders.sampling_times,
         scored=folders.reports / SCORED,
+        edits=folders.edits,
         order=tuple(setup.project.runs),
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
         ablations=ablations,

@@ -53,8 +53,9 @@ def known_part(
 
 
 def restore(
-    run: TrainedRun, known: Known, count: int, *, steps: int = STEPS, seed: int = 0, labels: Tensor | None = None
-) -> tuple[Tensor, int]:
+    run: TrainedRun, known: Known, rows: Sequence[int], *, steps: int = STEPS, seed: int = 0,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, int]:  # fmt: skip
     """Images that agree with the known part, and the number of function evaluations.
 
     A consistency function restores by Algorithm 4 of arXiv 2303.01469 through `steps` levels of the Karras grid, as
@@ -62,19 +63,19 @@ def restore(
 
     Args:
         run: the model.
-        known: of `count` images.
-        count: how many.
+        known: of the images.
+        rows: the numbers of the images (B,), by which each has its own noise.
         steps: evaluations.
         seed: of the noise.
-        labels: (count,), of a conditional network.
+        labels: (B,), of a conditional network.
 
     Returns:
-        float64 (count, C, H, W) on the model's device, the known part in it to rounding; and the NFE.
+        float64 (B, C, H, W) on the model's device, the known part in it to rounding; and the NFE.
 
     Raises:
         ValueError: the model is none of both, or there are too few steps.
     """
-    source, f = NoiseSource(seed, range(count), run.device), function(run)
+    source, f = NoiseSource(seed, rows, run.device), function(run)
     if not run.method.traits.few_step:
         if steps < 3:
             raise ValueError(f"steps: expected at least 3 for a diffusion model, got {steps}")
@@ -84,10 +85,16 @@ def restore(
     return edit.restore(sampler, f, known, source, labels), sampler.nfe
 
 
+def can_restore(run: TrainedRun) -> bool:
+    """Whether it is a diffusion model, or a few-step model whose steps may start at any level."""
+    return not run.method.traits.few_step or bool(
+        run.method.scan(run.sampling, [run.model.diffusion.sigma_max * (1 - 1e-6)])
+    )
+
+
 def function(run: TrainedRun) -> Callable[..., Tensor]:
     """The model as a function of image and noise level; a ValueError where it knows some levels alone."""
-    few, d = run.method.traits.few_step, run.model.diffusion
-    if few and not run.method.scan(run.sampling, [d.sigma_max * (1 - 1e-6)]):
+    if not can_restore(run):
         raise ValueError(
             f"{run.name}: expected a diffusion model, or a method whose steps may start at any level, to edit with"
         )

@@ -60,7 +60,7 @@ def edit(
                 known = _known(run, task, given, mask if mask is None else start / mask, factor)
                 wanted = replace(known, coefficients=known.coefficients.expand(count, *known.coefficients.shape[1:]))
                 images, nfe = editing.restore(
-                    run, wanted, count, steps=steps or editing.STEPS, seed=seed, labels=labels
+                    run, wanted, range(count), steps=steps or editing.STEPS, seed=seed, labels=labels
                 )  # fmt: skip
             elif task == "stroke":
                 painting = given.expand(count, *given.shape[1:])

@@ -3,7 +3,6 @@
 import json
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -57,11 +56,7 @@ def gallery(
         "code": git_revision(root),
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "errors": [
-            {"task": edit.task, **{key: value for key, value in asdict(one).items() if key != "images"}}
-            for edit in found
-            for one in edit.results
-        ],
+        "errors": [{"task": edit.task, **one.numbers} for edit in found for one in edit.results],
     }
     write_atomic(target / "gallery.json", (json.dumps(described, indent=2) + "\n").encode())
     for edit in found:

@@ -11,7 +11,13 @@ from cmcore.pipeline.common import Setup, load
 def missing(setup: Setup) -> str:
     """The first file or folder that the report needs and that does not exist, or ''."""
     folders = setup.folders
-    needed = (folders.reference / "reference.json", folders.runs, folders.samples, folders.reports / "metrics")
+    needed = (
+        folders.reference / "reference.json",
+        folders.runs,
+        folders.samples,
+        folders.edits,
+        folders.reports / "metrics",
+    )
     return next((path.relative_to(folders.root).as_posix() for path in needed if not path.exists()), "")
 
 

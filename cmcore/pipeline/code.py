@@ -24,6 +24,7 @@ LIBRARIES = {
     "reference": ("numpy", "torch"),
     "train": ("numpy", "torch"),
     "evaluate": ("numpy", "torch"),
+    "edit": ("numpy", "torch"),
     "tabulate": (),
     "tune": ("numpy", "torch"),
 }
@@ -93,6 +94,9 @@ def code_roots(sections: Sections) -> dict[str, list[str]]:
     for name in sections.runs:
         for stage in ("train", "evaluate", "tune"):
             roots[f"{stage}@{name}"] = [f"stages.{stage}", *_plugins(sections, name)]
+    roots["edit"] = list(
+        dict.fromkeys(["stages.edit", *(one for name in sections.runs for one in _plugins(sections, name))])
+    )
     return roots
 
 

@@ -59,6 +59,10 @@ class Folders:
         return self.outputs / "samples"
 
     @property
+    def edits(self) -> Path:
+        return self.outputs / "edits"
+
+    @property
     def times(self) -> Path:
         """Wall times of runs: beside their results, which are the same whenever they are made."""
         return self.outputs / "times"

@@ -25,7 +25,7 @@ from cmcore.pipeline.speeds import Speeds
 from cmcore.pipeline.tidy import remove
 from cmcore.pipeline.work import mend_run, mend_shards, seal
 
-COMPUTED = ("reference", "train", "evaluate")  # kinds of stages that are computed here
+COMPUTED = ("reference", "train", "evaluate", "edit")  # kinds of stages that are computed here
 
 
 class JobsFailedError(ComputeError):
@@ -104,7 +104,7 @@ def stage_needs(project: Project) -> dict[str, list[str]]:
         parents = [f"train@{parent}" for parent in run.parents]
         needs[f"train@{name}"] = parents
         needs[f"evaluate@{name}"] = ["reference", f"train@{name}", *parents]
-    return needs
+    return needs | {"edit": [f"train@{name}" for name in project.runs]}
 
 
 def is_computed(stage: str) -> bool:

@@ -9,7 +9,7 @@ from cmcore.assemble.project import Project
 from cmcore.atomic import write_atomic
 
 # Seconds a unit of work takes where nothing was measured yet, on two CPU cores; and what it costs to start a process.
-GUESS = {"prepare": 1.0, "reference": 15.0, "train": 1.5e-4, "evaluate": 20.0, "tabulate": 10.0}
+GUESS = {"prepare": 1.0, "reference": 15.0, "train": 1.5e-4, "evaluate": 20.0, "edit": 10.0, "tabulate": 10.0}
 STARTING = 5.0
 RECORDING = 0.5  # and what it costs to record the results of one
 

@@ -1,7 +1,8 @@
-"""A figure of edited images: for every task the truth, the known part and what each model made of it."""
+"""Edited images: their errors against the truth as records and a table, and figures of what each model made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -10,12 +11,12 @@ from cmcore.report.readers import Images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edited:
-    """The results of one model: images (N, C, H, W), and how far they are from the truth, in pixels of [-1, 1]."""
+class Restored:
+    """How far the results of one model are from the truth, in pixels of [-1, 1]."""
 
     model: str
+    steps: int  # evaluations, at most
     nfe: int
-    images: Images
     error: float  # mean over the images of the root mean square over pixels
     standard_error: float
     known_error: float  # the largest difference of a known coefficient
@@ -24,6 +25,22 @@ class Edited:
     def label(self) -> str:
         """What the row is called."""
         return f"{self.model}, NFE {self.nfe}\nerror {self.error:.3f} ± {self.standard_error:.3f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edited(Restored):
+    """The errors, beside the images (N, C, H, W) themselves."""
+
+    images: Images
+
+    def called(self, name: str) -> "Edited":
+        """The same under another name of the model."""
+        return replace(self, model=name)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The errors alone, as JSON data."""
+        return {field.name: getattr(self, field.name) for field in fields(Restored)}
 
 
 @dataclass(frozen=True, kw_only=True)

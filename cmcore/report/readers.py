@@ -49,6 +49,7 @@ class Inputs:
     times: Path | None = None  # folder of <run>.json
     sampling: Path | None = None  # folder of <run>.json
     scored: Path | None = None  # folder of foreign sample sets
+    edits: Path | None = None  # folder of zero-shot edits
     order: tuple[str, ...] = ()
     data: str = ""  # the data in words, for captions
     operations: Mapping[str, float] = field(default_factory=dict)  # of the training of each run, where they are known

@@ -10,6 +10,7 @@ from cmcore.evaluate.records import MetricRecord
 from cmcore.report import curves, figures
 from cmcore.report.captions import title
 from cmcore.report.cells import Cell, Column, Table
+from cmcore.report.editing import editing_section
 from cmcore.report.foreign import comparable, read_foreign, sets
 from cmcore.report.formats import csv_text, latex, markdown
 from cmcore.report.guided import by_scale, quality_by_guidance
@@ -106,7 +107,8 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     decisions, each = ((differences(runs),), (by_training_seed(runs),)) if several else ((), ())
     both = beside(runs, numbers, inputs.workload if inputs.workload in DATASETS else "cifar10")
     quoted = compact(numbers)
-    more = [table for section in extra for table in (*section.tables, *section.folded)]
+    editing = editing_section(inputs.edits, runs, out / "figures")
+    more = [table for section in (*editing, *extra) for table in (*section.tables, *section.folded)]
     files = _write_tables(
         out / "tables",
         (top, first, ours, *seconds, *scales, *decisions, *each, *given, both, *more),
@@ -115,7 +117,10 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     )
     pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
     variants = _ablations(runs, inputs, out / "figures")
-    files += [path for picture in (*pictures, *variants) for path in (picture.path, picture.path.with_suffix(".svg"))]
+    edited = tuple(picture for section in editing for picture in section.figures)
+    files += [
+        path for picture in (*pictures, *variants, *edited) for path in (picture.path, picture.path.with_suffix(".svg"))
+    ]
     kept = tuple(picture for picture in pictures if picture.path.stem not in INTERACTIVE)
     sections = (
         Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *scales, *decisions)),
@@ -123,6 +128,7 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         Section(title="Samples from the same noise", text=(SAMPLES,), strips=strips(runs)),
         *((Section(title="More figures", figures=kept),) if kept else ()),
         *((Section(title="Ablations", figures=variants),) if variants else ()),
+        *editing,
         Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
         *extra,
         Section(title="Published numbers", folded=quoted, published=True),

@@ -34,14 +34,14 @@ def images(count: int = 2, channels: int = 1) -> torch.Tensor:
 def test_the_known_part_is_kept_at_the_same_number_of_evaluations(opened, name, nfe, task):
     run, missing = opened(name), images()[:, :1] > 0
     known = editing.known_part(task, images(), missing=missing, factor=2, resolution=8)
-    x, got = editing.restore(run, known, 2, steps=9, seed=1)
+    x, got = editing.restore(run, known, range(2), steps=9, seed=1)
     assert (x.shape, x.dtype, got) == ((2, 1, 8, 8), torch.float64, nfe)
     assert known.error(x) < 1e-12
     if task == "super-resolution":
         torch.testing.assert_close(avg_pool2d(x, 2), avg_pool2d(images().double(), 2), rtol=0, atol=1e-12)
     else:
         assert torch.equal(x[~missing], images().double()[~missing])
-    assert not torch.equal(x, editing.restore(run, known, 2, steps=9, seed=2)[0])
+    assert not torch.equal(x, editing.restore(run, known, range(2), steps=9, seed=2)[0])
 
 
 def test_small_images_are_enlarged():
@@ -110,4 +110,4 @@ def test_what_does_not_suit_is_refused(opened, action, message):
 def test_a_diffusion_model_needs_two_steps(opened):
     known = editing.known_part("super-resolution", images(), resolution=8)
     with pytest.raises(ValueError, match="steps: expected at least 3 for a diffusion model, got 2"):
-        editing.restore(opened("edm"), known, 2, steps=2)
+        editing.restore(opened("edm"), known, range(2), steps=2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from stored import store
 
-from cmcore.assemble.gallery import edits, hole
+from cmcore.assemble.gallery import edits, factor_of, hole
 from cmcore.assemble.results import open_run
 from cmcore.tensors import to_float
 
@@ -33,6 +33,31 @@ def test_the_hole_is_the_middle_and_nothing_else_changes(runs):
     assert int(missing.sum()) == 16
     images = torch.from_numpy(inpainted.results[0].images)
     assert torch.equal(images[~missing.expand_as(images)], TRUTH[~missing.expand_as(TRUTH)])
+
+
+def test_images_that_fit_no_batch_are_edited_in_parts(runs, monkeypatch):
+    """To the rounding of other matrix shapes."""
+    whole = edits(runs, TRUTH, steps=(4,), factor=2, seed=3)
+    monkeypatch.setattr("cmcore.assemble.results.MOST_AT_ONCE", 2)
+    assert runs[0].batch == 2
+    for a, b in zip(whole, edits(runs, TRUTH, steps=(4,), factor=2, seed=3), strict=True):
+        assert [one.error for one in a.results] == pytest.approx([one.error for one in b.results], rel=1e-5)
+
+
+def test_a_conditional_model_restores_images_of_their_class(tmp_path):
+    store(tmp_path, "ect", classes=10, conditional=True)
+    run = open_run("ect", tmp_path)
+    first, second = (
+        edits([run], TRUTH, steps=(2,), factor=0, labels=torch.tensor([label] * 3))[0].results[0].images
+        for label in (0, 1)
+    )
+    assert not (first == second).all()
+
+
+def test_enlarging_starts_from_at_least_four_pixels():
+    assert {side: factor_of(side) for side in (4, 7, 8, 12, 16, 28, 32)} == {
+        4: 0, 7: 0, 8: 2, 12: 2, 16: 4, 28: 4, 32: 4
+    }  # fmt: skip
 
 
 def test_the_error_is_that_of_the_images(runs):

@@ -52,8 +52,9 @@ def test_a_diamond(nodes, expected):
 def test_the_pipeline_has_the_stages_and_edges_of_dvc(tmp_path):
     project = tiny_project()
     needs = pipeline(project, copies=2)
-    assert len(needs) == 3 + 2 * 2 * len(project.runs)
+    assert len(needs) == 4 + 2 * 2 * len(project.runs)
     assert needs["train@ect#1"] == ["prepare", "train@edm#1"]
+    assert needs["edit"] == ["prepare", *(f"train@{name}#0" for name in project.runs)]
     assert needs["train@ict#0"] == ["prepare"]
     assert set(needs["evaluate@ect#0"]) == {"prepare", "reference", "train@ect#0", "train@edm#0"}
     seconds = durations(project, needs, Speeds.read(tmp_path / "none.json"))

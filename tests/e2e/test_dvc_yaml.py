@@ -27,7 +27,7 @@ def test_a_stage_depends_on_its_code_and_on_no_other(stage):
 
 def test_there_is_code_for_every_stage():
     sections = read(Sections, load_yaml(ROOT / "tests/e2e/tiny.yaml"))
-    expected = {"prepare", "reference", "tabulate"} | {f"{kind}@{run}" for kind in RUN for run in sections.runs}
+    expected = {"prepare", "reference", "edit", "tabulate"} | {f"{kind}@{run}" for kind in RUN for run in sections.runs}
     assert set(code_roots(sections)) == expected
     assert set(LIBRARIES) == set(STAGES) - {"code"}
 

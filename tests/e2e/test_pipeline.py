@@ -114,8 +114,8 @@ def sources(repository):
 
 def test_it_announces_the_plan_and_ends_with_the_table(made):
     repository, said = made
-    assert said.startswith("tiny: 7 stages to run: ")
-    assert "[7/7] tabulate" in said
+    assert said.startswith("tiny: 8 stages to run: ")
+    assert "[8/8] tabulate" in said
     table = (repository.folder / "reports/tiny/tables/headline.md").read_text()
     assert table in said
     assert all(f"| {run} |" in table for run in RUNS)
@@ -145,7 +145,7 @@ def test_a_second_call_runs_nothing(made):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("q: 4.0", "q: 3.0", {"code", "train@ect", "evaluate@ect", "tabulate"}),
+        ("q: 4.0", "q: 3.0", {"code", "train@ect", "evaluate@ect", "edit", "tabulate"}),
         ("samples: 64\n  batch", "samples: 65\n  batch", {"reference", *(f"evaluate@{run}" for run in RUNS)}),
         ("backend: ray", "backend: inline", set()),
         ("mlflow: true", "mlflow: false", set()),
@@ -171,13 +171,14 @@ def test_a_line_of_a_method_makes_its_runs_stale_and_nothing_else(sources):
     sources.edit("huber_c: float = ", "huber_c: float = 2 * ", ECT)
     assert sources.changed() == {"code"}, "DVC learns what it means from this stage"
     sources.dvc("repro", "code")
-    assert sources.changed() == {"train@ect", "evaluate@ect"}, "and tabulate, once their results have changed"
+    assert sources.changed() == {"train@ect", "evaluate@ect", "edit"}, "and tabulate, once their results have changed"
 
 
 def test_a_line_of_the_trainer_makes_every_run_stale(sources):
     sources.edit("\n\n\n", "\n\n\nSTALE = 1\n\n\n", STEPS)
     sources.dvc("repro", "code")
-    assert sources.changed() == {f"{stage}@{run}" for stage in ("train", "evaluate") for run in RUNS}
+    every = {f"{stage}@{run}" for stage in ("train", "evaluate") for run in RUNS}
+    assert sources.changed() == every | {"edit"}
 
 
 def test_mlflow_has_every_run_once_with_its_tags(made):
@@ -264,9 +265,9 @@ def test_results_come_back_from_the_run_cache(repository):
         shutil.rmtree(repository.folder / name, ignore_errors=True)
     (repository.folder / "dvc.lock").unlink()
     said = repository.call("cmcore.commands", "repro")
-    kept = ["prepare", "reference", *(f"{kind}@{run}" for run in RUNS for kind in ("train", "evaluate"))]
+    kept = ["prepare", "reference", "edit", *(f"{kind}@{run}" for run in RUNS for kind in ("train", "evaluate"))]
     assert sorted(re.findall(r"\] (\S+): restored", said)) == sorted(kept)
-    assert "[7/7] tabulate, about" in said
+    assert "[8/8] tabulate, about" in said
     assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
     assert not (repository.folder / ".work/tiny").exists(), "nothing was computed"
 

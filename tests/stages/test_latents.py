@@ -27,7 +27,7 @@ from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.pipeline import common
 from cmcore.sample.stream import generate
-from stages import evaluate, prepare, reference, tabulate, train, train_job
+from stages import edit, evaluate, prepare, reference, tabulate, train, train_job
 
 COUNT, SIZE = 96, 8
 RUNS = ("edm", "ect")
@@ -87,6 +87,7 @@ def made(stand_in: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
         for name in RUNS:
             train.main(name)
             evaluate.main(name)
+        edit.main()
         tabulate.main()
     return root
 
@@ -111,6 +112,11 @@ def test_every_number_and_picture_of_latents_is_of_decoded_images(project: Path)
         assert Path(f"reports/tiny/grids/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"| {name} |" in table
     assert f"Latents are decoded (decoder {decoder.digest[:8]})." in table
+
+
+def test_latents_are_not_edited(project: Path):
+    assert json.loads(Path("outputs/tiny/edits/edits.json").read_text(encoding="utf-8"))["errors"] == {}
+    assert "Zero-shot editing" not in Path("reports/tiny/index.html").read_text(encoding="utf-8")
 
 
 def test_samples_are_decoded_and_measured_against_decoded_data(project: Path):
