@@ -48,7 +48,7 @@ def job(compute: ComputeConfig, folders: Folders, names: Sequence[str], emit: Em
         images=tuple(places),
         seed=SEED,
         factor=factor,
-        fingerprints={run.name: run.model.meta["fingerprint"] for run in runs},
+        fingerprints={run.name: run.model.meta.get("fingerprint", "") for run in runs},
         diffusion=tuple(run.name for run in runs if not run.method.traits.few_step),
         fixed=tuple(fixed),
         errors={edit.task: tuple(Restored(**one.numbers) for one in edit.results) for edit in found},

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmcore.assemble.models import ModelShape
+from cmcore.assemble.project import Project
+from cmcore.budget.plan import Costs, operations
 from cmcore.config import plain
 from cmcore.edge.ray_run import execute
 from cmcore.pipeline.common import load
+from cmcore.pipeline.process import told
 from cmcore.pipeline.progress import listener
 from cmcore.report.foreign import SCORED
-from cmcore.report.readers import Inputs
+from cmcore.report.readers import Inputs, Operations, read_reference
 from cmcore.report.search_sections import sections as search_sections
 from cmcore.report.searches import read_searches
 from cmcore.report.tabulate import tabulate
@@ -18,6 +22,19 @@ from cmcore.report.tabulate import tabulate
 def job(inputs: Inputs, entries: Mapping[str, Any], out: Path) -> None:
     """Write tables/, figures/ and index.html. Searches are shown where there are any: no stage waits for one."""
     tabulate(inputs, out, search_sections(read_searches(out / "tune"), entries))
+
+
+def operations_of(project: Project, reference: Path) -> dict[str, Operations]:
+    """Operations of the runs; a line names each whose loss cannot be counted."""
+    data, facts, found = project.sections.data, read_reference(reference), dict[str, Operations]()
+    classes = facts.data.classes if facts and project.sections.conditional else 0
+    costs = Costs(ModelShape(data.channels, data.resolution, classes))
+    for name, run in project.runs.items():
+        try:
+            found[name] = operations(run, costs)
+        except Exception as error:  # a method of one's own may ask more of its networks than stand-ins answer
+            print(f"tabulate: the operations of {name} are not known: {told(error, Path.cwd())}")
+    return found
 
 
 def main() -> None:
@@ -33,10 +50,11 @@ def main() -> None:
     for name, entry in sections.runs.items():
         for group in entry.ablations:
             ablations[group] = (*ablations.get(group, ()), name)
+    reference = folders.reference / "reference.json"
     inputs = Inputs(
         workload=folders.workload,
         metrics=metrics,
-        reference=folders.reference / "reference.json",
+        reference=reference,
         runs=folders.runs,
         samples=folders.samples,
         times=folders.times,
@@ -45,6 +63,7 @@ def main() -> None:
         edits=folders.edits,
         order=tuple(setup.project.runs),
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
+        operations=operations_of(setup.project, reference),
         ablations=ablations,
     )
     with listener("tabulate", "file"):

@@ -19,6 +19,7 @@ from cmcore.config import ConfigError, digest
 from cmcore.consistency.tangents import jvp_precision
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.report.readers import Operations
 from cmcore.train.precision import HALF
 from cmcore.train.shard import blocks
 
@@ -159,13 +160,8 @@ def plan_run(run: Run, costs: Costs, setting: Setting, seeds: int = 1) -> RunPla
     rows = min(run.train.micro_batch or share, share)
     parameters = costs.parameters(run)
     trained = parameters + head_count(run)
-    training: Counter[torch.dtype] = Counter()
-    for (_, kind), times in count.items():
-        for dtype, flops in costs.of(run, kind).flops.items():
-            training[dtype] += times * flops
+    training = step_flops(run, count, costs)
     lpips = costs.lpips() if "lpips" in run.services else None
-    if lpips:
-        training.update(lpips.flops)
     copies = sum(network.make is None for network in run.objective.networks.values())
     split = setting.count if setting.shard else 1
     memory: Parts = {
@@ -229,6 +225,30 @@ def plan_run(run: Run, costs: Costs, setting: Setting, seeds: int = 1) -> RunPla
         seconds=seconds,
         cost=None if setting.price is None else seconds / 3600 * setting.count * setting.price,
         seeds=seeds,
+    )
+
+
+def step_flops(run: Run, count: Passes, costs: Costs) -> Counter[torch.dtype]:
+    """Operations of a training step by precision, of one image."""
+    training: Counter[torch.dtype] = Counter()
+    for (_, kind), times in count.items():
+        for dtype, flops in costs.of(run, kind).flops.items():
+            training[dtype] += times * flops
+    if "lpips" in run.services:
+        training.update(costs.lpips().flops)
+    return training
+
+
+def operations(run: Run, costs: Costs) -> Operations:
+    """Operations of a run for the report.
+
+    Raises:
+        ConfigError: the loss refuses the batch.
+    """
+    count = passes(run)
+    return Operations(
+        training=float(sum(step_flops(run, count, costs).values()) * run.train.total) if count else 0.0,
+        evaluation=float(sum(costs.of(run, "forward").flops.values())),
     )
 
 

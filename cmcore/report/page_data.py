@@ -8,7 +8,7 @@ from cmcore.report.captions import BASELINES, is_high, is_ranked, metric_title, 
 from cmcore.report.curves import MOST
 from cmcore.report.headline import leaders
 from cmcore.report.published import families
-from cmcore.report.readers import RunReport
+from cmcore.report.readers import Operations, RunReport
 from cmcore.report.seeds import pooled, values
 
 OTHER = "Other"
@@ -16,18 +16,19 @@ POINTS = 80  # of a curve of losses
 
 
 def page_data(
-    runs: Sequence[RunReport], reference: ReferenceFacts | None, operations: Mapping[str, float]
+    runs: Sequence[RunReport], reference: ReferenceFacts | None, operations: Mapping[str, Operations]
 ) -> dict[str, Any]:
     """Runs with their records, snapshots, scans and losses.
 
     Args:
         runs: all of them.
         reference: for the baselines, or None.
-        operations: of the training of each run, where they are known.
+        operations: of each run, where they are known.
     """
     by_name = {run.facts.run: run for run in runs}
     seconds = {name: run.time.seconds for name, run in by_name.items() if run.time is not None and run.time.device}
     images = {name: float(run.facts.images) for name, run in by_name.items() if run.facts.images}
+    trained = {name: one.training for name, one in operations.items()}
     measured_with: list[list[Any]] = []
     best = leaders(runs)
     return {
@@ -52,8 +53,9 @@ def page_data(
                 "seeds": [run.facts.seed, *(one.seed for one in run.replicates)],
                 "cost": {
                     name: [found.get(run.facts.run), chain(run, by_name, found)]
-                    for name, found in (("images", images), ("seconds", seconds), ("operations", operations))
+                    for name, found in (("images", images), ("seconds", seconds), ("operations", trained))
                 },
+                "evaluation": operations[run.facts.run].evaluation if run.facts.run in operations else None,
                 "rows": _rows(run, measured_with),
                 "snapshots": _points(run.snapshots, "images"),
                 "scan": [[r.provenance.levels[1], short(r.value), short(r.spread)] for r in run.scan if r.key == "fd"],

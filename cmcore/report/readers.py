@@ -38,6 +38,14 @@ class RunReport(RunMetrics):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Operations:
+    """Floating-point operations, of which a multiply-add counts 2."""
+
+    training: float  # of all images of the run; 0 where its weights come from a file
+    evaluation: float  # of the network, of one image
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Places of the files of a workload. `order` lists runs as the parameter file does; others follow by name."""
 
@@ -52,7 +60,7 @@ class Inputs:
     edits: Path | None = None  # folder of zero-shot edits
     order: tuple[str, ...] = ()
     data: str = ""  # the data in words, for captions
-    operations: Mapping[str, float] = field(default_factory=dict)  # of the training of each run, where they are known
+    operations: Mapping[str, Operations] = field(default_factory=dict)  # of each run, where they are known
     ablations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # comparisons of variants: title -> runs
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cmcore.report.page_data import chain, page_data
 from cmcore.report.published import families
-from cmcore.report.readers import Inputs, read_reference, read_runs
+from cmcore.report.readers import Inputs, Operations, read_reference, read_runs
 from cmcore.report.strips import BUDGET, strips
 from cmcore.report.tabulate import tabulate
 
@@ -129,10 +129,17 @@ def test_strips_hold_the_images_and_keep_to_the_budget(synthetic: Inputs) -> Non
 
 def test_the_cost_of_a_run_counts_what_it_starts_from(synthetic: Inputs) -> None:
     runs = read_runs(synthetic)
-    data = page_data(runs, read_reference(synthetic.reference), {"edm": 5.0, "ect": 2.0})
+    data = page_data(
+        runs,
+        read_reference(synthetic.reference),
+        {"edm": Operations(training=5.0, evaluation=1.0), "ect": Operations(training=2.0, evaluation=4.0)},
+    )
     by_name = {run["id"]: run["cost"] for run in data["runs"]}
     assert by_name["ect"]["seconds"] == [300.0, 360.0]
     assert by_name["ect"]["operations"] == [2.0, 7.0]
+    assert {run["id"]: run["evaluation"] for run in data["runs"]} == {
+        **dict.fromkeys(by_name), "edm": 1.0, "ect": 4.0
+    }  # fmt: skip
     assert by_name["ict"]["images"] == [150_000, 150_000]
     assert by_name["cd"]["operations"] == [None, None]
     named = {run.facts.run: run for run in runs}

@@ -36,6 +36,7 @@ def made(tmp_path_factory) -> Path:
     save_empty(root / "outputs/tiny/runs/random/weights.safetensors", "random")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setattr(edit, "COUNT", 9)
         edit.main()
     return root / "outputs/tiny/edits"
 
