@@ -32,8 +32,7 @@ from benchmarks.kills import PARAMS, PATIENCE, RUNS, Killer, digests, position, 
 from benchmarks.signals import survive_signals
 from benchmarks.workspace import Meter, Workspace
 from cmcore.atomic import write_atomic
-from cmcore.closure import ROOT
-from cmcore.pipeline.common import git_revision
+from cmcore.closure import ROOT, revision
 
 COUNTS = {"kills": 60, "full": 20, "flips": 50, "signals": 0, "hostile": 10_000, "mutations": 2500}  # at most
 SHORT = {**PARAMS, "train": {**PARAMS["train"], "images": 10_000}}  # a start takes longer than its training
@@ -378,7 +377,7 @@ def main() -> int:
     options, folder = parser.parse_args(), Path(tempfile.mkdtemp(prefix="faults"))
     print(f"{HEAD}\n{RULE}", flush=True)
     for part in options.only:
-        commit, day = git_revision(ROOT), time.strftime("%F")
+        commit, day = revision(), time.strftime("%F")
         try:
             count, which = survive(part, options.count or COUNTS[part], options.seed, folder / part)
         except (LostError, RuntimeError) as error:

@@ -6,6 +6,8 @@ makes nothing stale. Plug-ins are imported by name at run time, so callers name 
 
 import ast
 import hashlib
+import re
+import subprocess
 import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -16,6 +18,7 @@ from cmcore.errors import DataError
 
 PACKAGES = ("cmcore", "stages")
 ROOT = Path(__file__).resolve().parent.parent
+UNKNOWN = "unknown"
 # Where and how a computation runs, what it prints and where it is tracked: none of it changes a result.
 LEFT_OUT = frozenset({
     "cmcore.closure",
@@ -47,6 +50,21 @@ class Source(NamedTuple):
 
     imports: frozenset[str]  # dotted names of the project's modules that it imports anywhere, also inside functions
     digest: str
+
+
+@cache
+def revision(root: Path = ROOT) -> str:
+    """The git commit of the code, with `-dirty` where sources differ from it; `unknown` where it is not under git."""
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", *PACKAGES]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return UNKNOWN
+    lines = done.stdout.splitlines()
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "")
+    if done.returncode or not (root / ".git").exists() or not re.fullmatch("[0-9a-f]{40,}", commit):
+        return UNKNOWN
+    return commit + ("-dirty" if any(not line.startswith("#") for line in lines) else "")
 
 
 def module_file(module: str, root: Path = ROOT) -> Path | None:

@@ -9,6 +9,7 @@ from cmcore.assemble.editing import can_restore
 from cmcore.assemble.gallery import edits, factor_of
 from cmcore.assemble.results import TrainedRun, open_run
 from cmcore.atomic import replacing
+from cmcore.closure import revision
 from cmcore.config import plain
 from cmcore.data.images import TEST, ImageData, open_data
 from cmcore.edge.ray_run import execute, pick_device
@@ -49,6 +50,7 @@ def job(compute: ComputeConfig, folders: Folders, names: Sequence[str], emit: Em
         seed=SEED,
         factor=factor,
         fingerprints={run.name: run.model.meta.get("fingerprint", "") for run in runs},
+        code=revision(),
         diffusion=tuple(run.name for run in runs if not run.method.traits.few_step),
         fixed=tuple(fixed),
         errors={edit.task: tuple(Restored(**one.numbers) for one in edit.results) for edit in found},

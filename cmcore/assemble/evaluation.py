@@ -14,7 +14,7 @@ from cmcore.assemble.passes import Pass, Shards, passes
 from cmcore.assemble.run import Run
 from cmcore.assemble.summary import file_digest, read_summary
 from cmcore.assemble.training import WEIGHTS
-from cmcore.closure import source_digest
+from cmcore.closure import revision, source_digest
 from cmcore.config import digest
 from cmcore.data.decoded import Decoding
 from cmcore.evaluate.endpoints import endpoint_rmse
@@ -170,7 +170,7 @@ def _times(evaluation: Evaluation) -> SamplingTimes:
     rows = tuple(
         evaluation.shards.time(one) for one in evaluation.passes if one.place == "records" and one.teacher is None
     )
-    return SamplingTimes(device=device_name(torch.device(evaluation.device)), rows=rows)
+    return SamplingTimes(device=device_name(torch.device(evaluation.device)), rows=rows, code=revision())
 
 
 def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:

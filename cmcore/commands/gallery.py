@@ -10,10 +10,10 @@ import torch
 from cmcore.assemble.gallery import edits
 from cmcore.assemble.summary import file_digest
 from cmcore.atomic import write_atomic
+from cmcore.closure import revision
 from cmcore.commands.place import CommandError
 from cmcore.commands.sample import numbers, opened, option_errors
 from cmcore.data.sources.decode import decode_all
-from cmcore.pipeline.common import git_revision
 from cmcore.report.gallery import gallery as figure
 from cmcore.report.plots import save
 
@@ -53,7 +53,7 @@ def gallery(
         "models": {run.name: run.model.meta.get("fingerprint", "") for run in runs},
         "seed": seed,
         "factor": factor,
-        "code": git_revision(root),
+        "code": revision(),
         "torch": torch.__version__,
         "machine": platform.machine(),
         "errors": [{"task": edit.task, **one.numbers} for edit in found for one in edit.results],

@@ -6,13 +6,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from cmcore.closure import revision
 from cmcore.config import digest
 from cmcore.edge.mlflow_model import save
 from cmcore.edge.mlflow_views import COMPARISON, TRAINING, comparison, keep_views, training
 from cmcore.edge.mlflow_writer import NAME, NOTE, RunState, Store, TrackingError
 from cmcore.errors import reason
 from cmcore.evaluate.records import RunMetrics, score_name
-from cmcore.pipeline.common import Setup, git_revision
+from cmcore.pipeline.common import Setup
 from cmcore.pipeline.track import track_report
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def reproduction(setup: Setup, measured: Measured) -> RunState | None:
         "`cmlab ui` prints the links to the charts."
     )
     tags = {"run": KIND, "fingerprint": mark, "kind": KIND, "workload": folders.workload, KIND: mark}
-    tags |= {NAME: f"{KIND} {mark[:8]}", NOTE: note, "git_revision": git_revision(folders.root)}
+    tags |= {NAME: f"{KIND} {mark[:8]}", NOTE: note, "git_revision": revision()}
     state = RunState(tags, "FINISHED")
     track_report(folders.reports, state)
     return state

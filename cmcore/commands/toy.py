@@ -11,7 +11,7 @@ from cmcore import plugins
 from cmcore.assemble.summary import file_digest
 from cmcore.assemble.toy import DATA, SEED, SETTINGS, scene, toy_project
 from cmcore.atomic import write_atomic
-from cmcore.pipeline.common import git_revision
+from cmcore.closure import revision
 from cmcore.pipeline.progress import Done, listener
 from cmcore.report.toy import along, page, panels, write_png
 from cmcore.train.timing import device_name
@@ -49,7 +49,7 @@ def toy(root: Path, out: Path, data: str, *, images: int = 0) -> Iterator[str]:
         yield f"{name}: {len(project.runs)} runs in {seconds:.0f} s of processor time"
     device = device_name(torch.device("cpu"))
     facts = {
-        "code": git_revision(root), "settings": file_digest(SETTINGS), "images": images, "seed": SEED,
+        "code": revision(), "settings": file_digest(SETTINGS), "images": images, "seed": SEED,
         "torch": torch.__version__, "device": device,
     }  # fmt: skip
     took = ", ".join(f"{name} in {record['seconds']:.0f} s of processor time" for name, record in records.items())

@@ -6,6 +6,7 @@ Two equal runs differ in it, so it stands in a file of its own, beside the resul
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cmcore.closure import UNKNOWN
 from cmcore.config import read
 
 
@@ -26,6 +27,7 @@ class SamplingTimes:
 
     device: str  # the hardware, and the threads of a CPU
     rows: tuple[RowTime, ...]
+    code: str = UNKNOWN  # git commit of the code that sampled and measured
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""

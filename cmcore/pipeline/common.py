@@ -1,7 +1,6 @@
 """The start of every stage: the checked parameters, the folders of the workload, and the trackers of runs."""
 
 import json
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from cmcore.assemble.project import Project, load_project
 from cmcore.assemble.run import NONE, RANDOM, Run
+from cmcore.closure import revision
 from cmcore.config import PARAMS, read
 from cmcore.edge.mlflow_tracker import MlflowTracker
 from cmcore.edge.mlflow_writer import Store
@@ -136,7 +136,7 @@ class Setup:
         manifest = json.loads(self.folders.manifest.read_text(encoding="utf-8"))
         tags = {
             **run_tags(self.project.workload, run.name, run.method, fingerprint),
-            "git_revision": git_revision(self.folders.root),
+            "git_revision": revision(),
             "data_digest": manifest["sha256"][:16],
             "init": run.init,
             "teacher": run.teacher,
@@ -180,13 +180,3 @@ def load(root: Path | None = None) -> Setup:
     )
     check_workers(project, setup.compute)
     return setup
-
-
-def git_revision(root: Path) -> str:
-    """The commit of the checkout, marked `-dirty` where files differ from it."""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # there is no git
-        return "none"
-    return done.stdout.strip() or "none"

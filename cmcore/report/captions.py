@@ -1,5 +1,6 @@
 """Words around the numbers: what a metric is called, and a caption that states how a table was measured."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts, RunFacts
@@ -40,6 +41,11 @@ FOREIGN = "foreign samples"  # the method of what no run here has drawn
 def title(method: str) -> str:
     """A method's name as its authors write it."""
     return titles().get(method, method.upper() if len(method) <= 4 else method)
+
+
+def commit(code: str) -> str:
+    """A git commit, or several, shortened to 12 digits."""
+    return re.sub(r"[0-9a-f]{40,}", lambda found: found[0][:12], code)
 
 
 def start(facts: RunFacts) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cmcore.config import read
-from cmcore.report.captions import run_title, title
+from cmcore.report.captions import commit, run_title, title
 from cmcore.report.cells import DASH, Cell, Column, Table, count, marked, measured
 from cmcore.report.gallery import Edit, Edited, Restored, gallery
 from cmcore.report.page import Picture, Section
@@ -32,6 +32,7 @@ class Editing:
     seed: int  # of the noise
     factor: int  # of super-resolution; 0 for none
     fingerprints: dict[str, str]  # of the runs
+    code: str  # git commit
     diffusion: tuple[str, ...]  # those of them that are diffusion models
     fixed: tuple[str, ...]  # runs that cannot restore, as their steps are fixed
     errors: dict[str, tuple[Restored, ...]]  # by task
@@ -108,7 +109,7 @@ def _caption(facts: Editing) -> str:
     steps = sorted({one.steps for found in facts.errors.values() for one in found})
     parts = [
         f"Root mean square over the pixels of [-1, 1], mean and standard error over {len(facts.images)} {whose} "
-        f"(digest {facts.data[:12]}, noise seed {facts.seed}); lower is better.",
+        f"(digest {facts.data[:12]}, noise seed {facts.seed}, code {commit(facts.code)}); lower is better.",
         f"Every model has at most {' or '.join(map(str, steps))} evaluations; a diffusion model takes an odd number of "
         "them, a few-step model those of the levels that it has learned.",
         "Replacement: known part under noise before each step of the diffusion model's ODE (2011.13456, App. I.2); "

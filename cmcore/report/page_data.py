@@ -50,6 +50,7 @@ def page_data(
                 "init": start(run.facts),
                 "parameters": run.facts.parameters,
                 "device": run.time.device if run.time else "",
+                "code": [run.trained_by, run.evaluated_by],
                 "seeds": [run.facts.seed, *(one.seed for one in run.replicates)],
                 "cost": {
                     name: [found.get(run.facts.run), chain(run, by_name, found)]

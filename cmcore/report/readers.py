@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cmcore.closure import UNKNOWN
 from cmcore.config import read
 from cmcore.evaluate.records import ReferenceFacts, RunMetrics
 from cmcore.evaluate.timing import SamplingTimes
@@ -35,6 +36,18 @@ class RunReport(RunMetrics):
     endpoints: Images | None = None  # the teacher's probability-flow end points from that noise
     nearest: Mapping[str, Images] | None = None  # by row, the nearest training image of every sample
     sampling: SamplingTimes | None = None  # of the rows, where it is known
+
+    @property
+    def trained_by(self) -> str:
+        """The git commit of the code that trained it; "" where that was not done here."""
+        if not self.facts.images:
+            return ""
+        return (self.time.code if self.time else "") or UNKNOWN
+
+    @property
+    def evaluated_by(self) -> str:
+        """The git commit of the code that sampled and measured it."""
+        return self.sampling.code if self.sampling else UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from cmcore.evaluate.records import MetricRecord
 from cmcore.report import curves, figures
-from cmcore.report.captions import title
-from cmcore.report.cells import Cell, Column, Table
+from cmcore.report.captions import commit, title
+from cmcore.report.cells import DASH, Cell, Column, Table
 from cmcore.report.editing import editing_section
 from cmcore.report.foreign import comparable, read_foreign, sets
 from cmcore.report.formats import csv_text, latex, markdown
@@ -214,7 +214,19 @@ def _ablations(runs: Sequence[RunReport], inputs: Inputs, folder: Path) -> tuple
 def provenance(runs: Sequence[RunReport]) -> Table:
     """The source of every row of the comparison: metrics of one row that share all of it stand in one line."""
     heads = (
-        *("Run", "NFE", "Sampler", "EMA", "Samples", "Noise seed", "Fingerprint of the run", "Extractor", "Reference"),
+        *(
+            "Run",
+            "NFE",
+            "Sampler",
+            "EMA",
+            "Samples",
+            "Noise seed",
+            "Fingerprint of the run",
+            "Extractor",
+            "Reference",
+            "Code of the training",
+            "Code of the evaluation",
+        ),
         "Metrics",
     )
     found: dict[tuple[str, ...], list[str]] = {}
@@ -222,8 +234,9 @@ def provenance(runs: Sequence[RunReport]) -> Table:
         for record in run.records:
             p = record.provenance
             digests = (p.fingerprint[:12], p.extractor_digest[:12], p.reference_digest[:12])
-            texts = (p.run, str(p.nfe or "not stated"), p.sampler, p.ema, str(p.samples), str(p.seed), *digests)
+            code = tuple(commit(one) or DASH for one in (run.trained_by, run.evaluated_by))
+            texts = (p.run, str(p.nfe or "not stated"), p.sampler, p.ema, str(p.samples), str(p.seed), *digests, *code)
             found.setdefault(texts, []).append(record.key)
     rows = tuple(tuple(map(Cell, (*texts, ", ".join(keys)))) for texts, keys in found.items())
     columns = tuple(Column(head.lower().replace(" ", "_"), head) for head in heads)
-    return Table("provenance", "Provenance", columns, rows, "Digests are shortened to 12 digits.")
+    return Table("provenance", "Provenance", columns, rows, "Digests and git commits are shortened to 12 digits.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmcore.atomic import write_atomic
+from cmcore.closure import UNKNOWN, revision
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ class TrainingTime:
     device: str = ""  # of one worker; empty where nothing was trained
     workers: int = 1
     compile_seconds: float = 0.0  # of them
+    code: str = ""  # git commits of the code of its sessions; empty where nothing was trained
 
     def write(self, path: Path) -> None:
         """Write, or replace, the file."""
@@ -38,6 +40,7 @@ class Stopwatch:
         self._path, self._device, self._workers = path, device_name(device), workers
         before = TrainingTime(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else TrainingTime()
         self._start = time.monotonic() - before.seconds
+        self._code = _joined(before.code or UNKNOWN * bool(before.seconds), revision())
         from cmcore.train.compiled import CLOCK  # imports torch
 
         self._compiling, self._compile_start = CLOCK, CLOCK.seconds - before.compile_seconds
@@ -49,11 +52,16 @@ class Stopwatch:
             device=self._device,
             workers=self._workers,
             compile_seconds=round(self._compiling.seconds - self._compile_start, 3),
+            code=self._code,
         )
 
     def write(self) -> None:
         """Write the time until now."""
         self.read().write(self._path)
+
+
+def _joined(before: str, now: str) -> str:
+    return before if now in before.split(", ") else ", ".join(filter(None, (before, now)))
 
 
 def device_name(device: "torch.device") -> str:

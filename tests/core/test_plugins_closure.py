@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cmcore import plugins
-from cmcore.closure import LEFT_OUT, ROOT, canonical, import_closure, module_file, read_source, source_digest
+from cmcore.closure import LEFT_OUT, ROOT, canonical, import_closure, module_file, read_source, revision, source_digest
 from cmcore.errors import DataError
 
 METHODS = plugins.available("cmcore.methods")
@@ -206,3 +206,38 @@ def test_the_closure_holds_every_module_that_python_loads():
     closure = {ROOT / path for path in import_closure(["cmcore.assemble.training"])}
     assert files <= closure
     assert all(ast.parse(path.read_text()) for path in closure)
+
+
+def test_the_revision_is_that_of_the_sources(tmp_path: Path):
+    assert revision(tmp_path / "nowhere") == revision(tmp_path) == "unknown"
+    (tmp_path / "cmcore").mkdir()
+    (tmp_path / "cmcore/a.py").write_text("x = 1\n")
+    (tmp_path / "dvc.lock").write_text("a\n")
+    git = [
+        "git",
+        "-C",
+        str(tmp_path),
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "-c",
+        "commit.gpgsign=false",
+    ]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+    def now() -> str:
+        revision.cache_clear()
+        return revision(tmp_path)
+
+    (tmp_path / "dvc.lock").write_text("b\n")
+    assert now() == commit, "results that differ make no code dirty"
+    (tmp_path / "cmcore/a.py").write_text("x = 2\n")
+    assert now() == f"{commit}-dirty"
+    (tmp_path / "cmcore/a.py").write_text("x = 1\n")
+    (tmp_path / "cmcore/b.py").write_text("x = 1\n")
+    assert now() == f"{commit}-dirty"
+    assert revision(tmp_path / "cmcore") == "unknown", "code below another repository is not of it"
+    revision.cache_clear()

@@ -16,6 +16,7 @@ from cmcore.train.timing import TrainingTime
 RUNS = ("edm", "cd", "ct", "ict", "ect", "sct", "scd")
 FD = {"edm": 1.9, "cd": 6.1, "ct": 14.8, "ict": 7.3, "ect": 4.4, "sct": 5.2, "scd": 5.0}
 EXTRACTOR, DIGEST, REFERENCE = "synthetic_cnn_0a1b2c3d", "0a1b2c3d" + "0" * 56, "feed" * 16
+COMMIT = "c0ffee" * 6 + "beef"
 SIDE, COLUMNS, TOTAL = 8, 12, 150_000
 
 
@@ -118,7 +119,9 @@ def write_run(root: Path, run: str, channels: int = 1) -> None:
     (root / "runs" / run).mkdir(parents=True)
     (root / "runs" / run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (root / "times").mkdir(exist_ok=True)
-    TrainingTime(seconds=60.0 * (RUNS.index(run) + 1), device="Abacus, 1 thread").write(root / "times" / f"{run}.json")
+    TrainingTime(seconds=60.0 * (RUNS.index(run) + 1), device="Abacus, 1 thread", code=COMMIT).write(
+        root / "times" / f"{run}.json"
+    )
     rows = tuple(
         RowTime(nfe=n, sampler="multistep", latency=n / 1000, images_per_second=9e3 / n, batch=500) for n in steps
     )

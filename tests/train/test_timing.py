@@ -10,7 +10,9 @@ from every_run import every_run, make_inputs
 
 from cmcore.assemble import training
 from cmcore.assemble.training import train_run
+from cmcore.closure import revision
 from cmcore.tracking.base import Null
+from cmcore.train import timing
 from cmcore.train.timing import TIME, Stopwatch, TrainingTime, device_name
 
 
@@ -29,7 +31,16 @@ def test_sessions_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     second = Stopwatch(path, torch.device("cpu"), 2)
     now = 110.5
     second.write()
-    assert read(path) == TrainingTime(seconds=8.5, device=device_name(torch.device("cpu")), workers=2)
+    assert read(path) == TrainingTime(seconds=8.5, device=device_name(torch.device("cpu")), workers=2, code=revision())
+
+
+def test_the_commits_of_all_sessions_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / TIME
+    TrainingTime(seconds=5.0).write(path)  # of before commits were recorded
+    for commit in ("a" * 40, "b" * 40, "a" * 40):
+        monkeypatch.setattr(timing, "revision", lambda commit=commit: commit)
+        Stopwatch(path, torch.device("cpu"), 1).write()
+    assert read(path).code == f"unknown, {'a' * 40}, {'b' * 40}"
 
 
 def test_the_name_of_a_cpu_tells_its_threads():
