@@ -74,12 +74,20 @@ def _inputs(folders: Folders, run: Run, replicate: int) -> Inputs:
     return Inputs(folders.data, init, teacher)
 
 
+def unreadable(name: str, error: Exception) -> TrackingError:
+    """The error of a run whose files cannot be read."""
+    return TrackingError(f"the files of run {name} cannot be read: {' '.join(str(error).split())}")
+
+
 def recorded(folders: Folders, name: str) -> list[RunMetrics]:
     """The records of every replicate of a run, the first one with what only it has; none where there is no file."""
     path = folders.reports / "metrics" / f"{name}.json"
     if not path.exists():
         return []
-    first = RunMetrics.from_json(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        first = RunMetrics.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise unreadable(name, error) from error
     others = [RunMetrics(facts=replace(first.facts, seed=one.seed), records=one.records) for one in first.replicates]
     return [replace(first, replicates=()), *others]
 
@@ -104,7 +112,7 @@ def evaluated(metrics: RunMetrics, replicate: int, folders: Folders, training: R
     return state
 
 
-def runs_of(setup: Setup, name: str) -> list[RunState]:
+def runs_of(setup: Setup, name: str, measured: Sequence[RunMetrics]) -> list[RunState]:
     """One for each training seed, two where the reports are of another training than the outputs, or none.
 
     Those of several seeds stand below one of the whole row, which comes first.
@@ -114,7 +122,6 @@ def runs_of(setup: Setup, name: str) -> list[RunState]:
     """
     folders = setup.folders
     try:
-        measured = recorded(folders, name)
         found: list[RunState] = []
         for replicate in range(max(len(measured), 1 + len(list(folders.seeds(name).glob("*/"))))):
             training = trained(setup, name, replicate)
@@ -125,7 +132,7 @@ def runs_of(setup: Setup, name: str) -> list[RunState]:
             return found
         parent = row(measured, written(folders.reports / "metrics" / f"{name}.json"))
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise TrackingError(f"the files of run {name} cannot be read: {' '.join(str(error).split())}") from error
+        raise unreadable(name, error) from error
     marks = {one.records[0].provenance.fingerprint for one in measured}
     for one in found:
         one.parent = parent if one.tags["fingerprint"] in marks else None
@@ -168,8 +175,8 @@ def sync(setup: Setup, *, patient: bool = True) -> list[str]:
         missing = f"sent {sent.points} points, {sent.params} parameters and {sent.files} files"
         return missing if any(sent) else "nothing was missing"
 
-    states = [state for name in setup.project.runs for state in runs_of(setup, name)]
     measured = {name: recorded(setup.folders, name) for name in setup.project.runs}
+    states = [state for name, found in measured.items() for state in runs_of(setup, name, found)]
     lines, whole = [], reproduction(setup, measured)
     if whole is not None:
         gather(whole, measured, states)

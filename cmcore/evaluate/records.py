@@ -2,8 +2,10 @@
 
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from cmcore.config import read
@@ -203,15 +205,23 @@ class RunMetrics:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data: the facts beside lists of records.
 
-        Other guidance scales, replicates and the last three facts are there if any.
+        Other guidance scales, spreads, replicates and the last three facts are there if any.
         """
         optional = ("left_out", "decoder", "labels")
         facts = {key: value for key, value in asdict(self.facts).items() if value or key not in optional}
         others = [{"seed": one.seed, "records": [r.to_json() for r in one.records]} for one in self.replicates]
         given = [key for key in _LISTS if key != "guidance" or self.guidance]
         lists = {key: [record.to_json() for record in getattr(self, key)] for key in given}
-        scores = {score_name(record): record.value for record in self.records}
-        return {**facts, SCORES: scores, **lists, **({"replicates": others} if others else {})}
+        return {**facts, **self._scores(), **lists, **({"replicates": others} if others else {})}
+
+    def _scores(self) -> dict[str, dict[str, float]]:
+        """The values of the records by name: over several training seeds their means, and standard deviations."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for record in chain(self.records, *(one.records for one in self.replicates)):
+            found.setdefault((score_name(record), record.provenance.sampler), []).append(record.value)
+        means = {name: statistics.fmean(each) for (name, _), each in found.items()}
+        spreads = {name: statistics.stdev(each) for (name, _), each in found.items() if len(each) > 1}
+        return {SCORES: means, **({SPREADS: spreads} if self.replicates else {})}
 
     @classmethod
     def from_json(cls, data: Any) -> "RunMetrics":
@@ -220,7 +230,7 @@ class RunMetrics:
         Raises:
             ValueError: a field is missing, unknown or of the wrong type, or there is no record.
         """
-        other = (*_LISTS, SCORES, "replicates")
+        other = (*_LISTS, SCORES, SPREADS, "replicates")
         facts = read(RunFacts, {key: value for key, value in _mapping(data).items() if key not in other})
         lists = {key: _records(data, key) for key in _LISTS}
         if not lists["records"]:
@@ -229,7 +239,8 @@ class RunMetrics:
 
 
 _LISTS = ("records", "scan", "snapshots", "guidance")
-SCORES = "scores"  # the values of the records once more: `dvc metrics` and `dvc exp show` leave out lists
+# The values of the records once more, as `dvc metrics` and `dvc exp show` leave out lists.
+SCORES, SPREADS = "scores", "score_spreads"
 
 
 def score_name(record: MetricRecord) -> str:

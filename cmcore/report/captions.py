@@ -74,7 +74,8 @@ def unranked_text(runs: Sequence[RunReport]) -> str:
 
 def run_title(run: RunReport) -> str:
     """A run's name for figures: the method's name where the run is called after it."""
-    return title(run.facts.method) if run.facts.run == run.facts.method else run.facts.run
+    name = run.facts.run
+    return title(run.facts.method) if name == run.facts.method else titles(of="run_titles").get(name, name)
 
 
 def metric_title(key: str) -> str:

@@ -11,26 +11,28 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from cmcore.evaluate.records import MetricRecord
 from cmcore.report.captions import BASELINES, is_ranked, run_title
 from cmcore.report.headline import leaders
-from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_log, style, thousands
+from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, margin, marker, plain_log, style, thousands
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import pooled, values
 
-LABEL_HEIGHT, LABEL_WIDTH = 12.5 / 72, 0.075  # inches of a line, and of a character, of a label
+LABEL_HEIGHT = 12.5 / 72  # inches of a line of labels
 MOST = 10  # lines that a reader tells apart; of more, the best are named and the others are pale
 PALE = "#c4c4c4"
 Curve = list[tuple[float, float, float]]  # x, value, spread
 
 
-def quality_by_nfe(runs: Sequence[RunReport], baselines: Sequence[MetricRecord] = ()) -> Figure | None:
+def quality_by_nfe(
+    runs: Sequence[RunReport], baselines: Sequence[MetricRecord] = (), best: Collection[str] = ()
+) -> Figure | None:
     """Frechet distance against the number of function evaluations, both logarithmic: a line per run.
 
     A run with several samplers shows the least distance that it reaches with at most so many evaluations. Of many
-    runs, the three best at 1, 2, 4 and more evaluations are named, and those that are not ranked.
+    runs, the best are named: by default its `leaders`.
     """
     curves = [(index, run, curve) for index, run in enumerate(runs) if (curve := _best_curve(pooled(run)))]
     if not curves:
         return None
-    named = leaders(runs) if len(curves) > MOST else {run.facts.run for run in runs}
+    named = (best or leaders(runs)) if len(curves) > MOST else {run.facts.run for run in runs}
     shown = [(index, run, curve) for index, run, curve in curves if run.facts.run in named]
     with style():
         figure, axes = _single([run_title(run) for _, run, _ in shown])
@@ -78,8 +80,8 @@ def one_step_by_seed(runs: Sequence[RunReport]) -> Figure | None:
     height = 0.75 + 0.2 * len(points)
     with style():
         figure = Figure(figsize=(WIDTH, height))
-        margin = _margin([run_title(run) for _, _, run, _ in points])
-        axes = figure.add_axes((margin, 0.5 / height, 0.97 - margin, 1 - 0.6 / height))
+        left = margin([run_title(run) for _, _, run, _ in points])
+        axes = figure.add_axes((left, 0.5 / height, 0.97 - left, 1 - 0.6 / height))
         axes.set_xscale("log")
         axes.set_xlabel(f"one-step {_fd_name(runs)}")
         for place, (mean, index, _, x) in enumerate(points):
@@ -103,7 +105,7 @@ def quality_by_images(runs: Sequence[RunReport], baselines: Sequence[MetricRecor
         height = 0.55 + each * len(steps)
         figure = Figure(figsize=(WIDTH, height))
         panels = np.atleast_1d(figure.subplots(len(steps), sharex=True))
-        right = min(0.8, 1 - _margin([label for labels in shown for label in labels]))
+        right = min(0.8, 1 - margin([label for labels in shown for label in labels]))
         figure.subplots_adjust(0.13, 0.48 / height, right, 1 - 0.3 / height, hspace=0.24)
         for axes, nfe in zip(panels, steps, strict=True):
             _images_panel(axes, runs, nfe, named[nfe])
@@ -189,13 +191,8 @@ def _single(labels: Sequence[str] = ()) -> tuple[Figure, Axes]:
     """A figure with room for labels at its right: as high as their lines, and as wide as the longest."""
     height = max(3.9, LABEL_HEIGHT * len(labels) / 0.8)
     figure = Figure(figsize=(WIDTH, height))
-    axes = figure.add_axes((0.13, 0.53 / height, min(0.66, 0.87 - _margin(labels)), 1 - 0.78 / height))
+    axes = figure.add_axes((0.13, 0.53 / height, min(0.66, 0.87 - margin(labels)), 1 - 0.78 / height))
     return figure, axes
-
-
-def _margin(labels: Sequence[str]) -> float:
-    """The share of the width that labels take at the right."""
-    return (0.2 + LABEL_WIDTH * max(map(len, labels), default=0)) / WIDTH
 
 
 def _spread_ticks(ticks: Sequence[float]) -> list[str]:

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from cmcore.evaluate.records import MetricRecord
 from cmcore.report.captions import is_high, metric_title, title
 from cmcore.report.cells import DASH, Cell, Column, Table, count, measured
-from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, marker, plain_log, style
+from cmcore.report.plots import QUIET, WIDTH, colour, label_ends, margin, marker, plain_log, style
 from cmcore.report.readers import RunReport
 from cmcore.report.seeds import pooled
 from cmcore.report.tables import METRICS, by_sampler, check_comparable
@@ -62,7 +62,12 @@ def quality_by_guidance(runs: Sequence[RunReport], columns: int = 2) -> Figure |
     with style():
         figure = Figure(figsize=(WIDTH, height))
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        figure.subplots_adjust(0.12, 0.5 / height, 0.87, 1 - 0.28 / height, hspace=0.3, wspace=0.42)
+        label = margin([_nfe(line) for found in shown.values() for line in found])  # a share of the width
+        left, ticks = 0.12, 0.08
+        panel = (1 - left - columns * label - (columns - 1) * ticks) / columns
+        figure.subplots_adjust(
+            left, 0.5 / height, 1 - label, 1 - 0.28 / height, hspace=0.3, wspace=(label + ticks) / panel
+        )
         for axes in grid.flat[len(shown) :]:
             axes.set_axis_off()
         for axes, (method, found) in zip(grid.flat, shown.items(), strict=False):

@@ -9,7 +9,7 @@ from cmcore.numbers import rounded
 from cmcore.report.captions import BASELINES, FOREIGN, is_foreign, is_ranked, metric_title, start, title, unranked_text
 from cmcore.report.cells import DASH, Cell, Column, Table, count, duration, marked, of_record
 from cmcore.report.readers import RunReport
-from cmcore.report.seeds import ALPHA, Values, decided, pooled, tied, values
+from cmcore.report.seeds import ALPHA, SEEDS, Values, decided, pooled, seeds_differ, seeds_of, tied, values
 
 FEW = (1, 2, 4)
 MORE = "more"
@@ -50,13 +50,16 @@ def entries(runs: Sequence[RunReport]) -> list[Entry]:
     return sorted(every, key=place)
 
 
-def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None, data: str = "") -> Table:
-    """One row per run that has distances, in the order of `entries`.
+def headline(
+    runs: Sequence[RunReport], reference: ReferenceFacts | None = None, data: str = "", every: Sequence[Entry] = ()
+) -> Table:
+    """One row per run that has distances, in the order of `entries`, which may be given.
 
     Marks as in the whole comparison: the best of a column, and all that are not significantly worse. With several
     training seeds, minor columns hold the ranks that all pairs of a column leave possible.
     """
-    every, metric = entries(runs), _metric(runs)
+    every, metric = every or entries(runs), _metric(runs)
+    mixed = seeds_differ(runs)
     several = any(run.replicates for run in runs)
     ranks = {key: _ranks(every, key) for key in KEYS} if several else {}
     rows = tuple(
@@ -66,6 +69,7 @@ def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None,
             *(of_record(entry.found.get(key)) for key in KEYS[:-1]),
             _with_cost(entry.found.get(MORE)),
             *(shown.get(place, EMPTY) for shown in ranks.values()),
+            *([seeds_of(entry.run)] if mixed else []),
             *_trained(entry.run),
         )
         for place, entry in enumerate(every)
@@ -77,6 +81,7 @@ def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None,
         *(Column(str(nfe), f"{nfe} NFE", "low") for nfe in FEW),
         Column(MORE, "Best of more (NFE)", "low"),
         *(Column(f"rank_{key}", f"Rank, {key} NFE", minor=True) for key in ranks),
+        *([SEEDS] if mixed else []),
         Column("init", "Starts from"),
         Column("images", "Images seen"),
         Column("seconds", "Wall time"),
@@ -94,13 +99,13 @@ def headline(runs: Sequence[RunReport], reference: ReferenceFacts | None = None,
     return replace(table, caption=_caption(runs, reference, name, data, metric))
 
 
-def best(runs: Sequence[RunReport]) -> Table:
+def best(runs: Sequence[RunReport], every: Sequence[Entry] = ()) -> Table:
     """A row per number of function evaluations: the best run, and how far it stands apart from the others.
 
     With several training seeds these are the runs that no test tells from the best and the first that is significantly
     worse; with one seed, which decides nothing, the second and the third.
     """
-    every = [entry for entry in entries(runs) if entry.ranked]
+    every = [entry for entry in every or entries(runs) if entry.ranked]
     several = any(run.replicates for run in runs)
     heads = ("Best", "Not told apart from it", "First significantly worse") if several else ("Least", "Second", "Third")
     rows = []
@@ -127,9 +132,9 @@ def best(runs: Sequence[RunReport]) -> Table:
     return Table("best", "Best at each number of function evaluations", columns, tuple(rows), caption)
 
 
-def leaders(runs: Sequence[RunReport], most: int = 3) -> set[str]:
+def leaders(runs: Sequence[RunReport], every: Sequence[Entry] = (), most: int = 3) -> set[str]:
     """The best runs at each of `KEYS`, and those that are not ranked: the ones to name where all would be too many."""
-    every = entries(runs)
+    every = every or entries(runs)
     found = {entry.run.facts.run for entry in every if not entry.ranked}
     for key in KEYS:
         held = [entry for entry in every if entry.ranked and key in entry.found]
@@ -185,7 +190,8 @@ def _trained(run: RunReport) -> tuple[Cell, Cell, Cell]:
 
 def _caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, name: str, data: str, metric: str) -> str:
     every, runs = runs, [run for run in runs if not is_foreign(run)]
-    seeds = sorted({1 + len(run.replicates) for run in runs})
+    several, mixed = any(run.replicates for run in runs), seeds_differ(runs)
+    per_run = f"training seeds ({1 + len(runs[0].replicates)} per run)"
     scored = [r.provenance for run in runs for r in run.records if r.metric == metric]
     if not scored:
         return ""
@@ -196,9 +202,10 @@ def _caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, name: 
     parts = [
         f"{name} on {data or scored[0].workload}, {samples} samples per row; lower is better. NFE: network "
         "evaluations per image.",
-        f"± is the standard deviation over training seeds ({', '.join(map(str, seeds))} per run). Bold: the best of "
-        f"its column, and all that paired t-tests with Holm's correction cannot tell from it at {ALPHA:.0%}."
-        if seeds != [1]
+        f"± is the standard deviation over {'the training seeds of the row' if mixed else per_run}"
+        f"{'; with one, the spread of the samples' if mixed else ''}. Bold: the best of its column, and all that "
+        f"paired t-tests with Holm's correction cannot tell from it at {ALPHA:.0%}."
+        if several
         else "One training seed per run: ± is the spread of the samples alone, so close rows are not ranked by it. "
         "Bold: the best of its column.",
         "Sorted by the distance at the fewest NFE.",

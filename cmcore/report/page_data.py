@@ -1,6 +1,6 @@
 """What the charts and the provenance of the page are drawn from, as plain JSON data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts
@@ -16,7 +16,10 @@ POINTS = 80  # of a curve of losses
 
 
 def page_data(
-    runs: Sequence[RunReport], reference: ReferenceFacts | None, operations: Mapping[str, Operations]
+    runs: Sequence[RunReport],
+    reference: ReferenceFacts | None,
+    operations: Mapping[str, Operations],
+    best: Collection[str] = (),
 ) -> dict[str, Any]:
     """Runs with their records, snapshots, scans and losses.
 
@@ -24,13 +27,14 @@ def page_data(
         runs: all of them.
         reference: for the baselines, or None.
         operations: of each run, where they are known.
+        best: runs that are shown at first where there are many; by default `leaders`.
     """
     by_name = {run.facts.run: run for run in runs}
     seconds = {name: run.time.seconds for name, run in by_name.items() if run.time is not None and run.time.device}
     images = {name: float(run.facts.images) for name, run in by_name.items() if run.facts.images}
     trained = {name: one.training for name, one in operations.items()}
     measured_with: list[list[Any]] = []
-    best = leaders(runs)
+    best = best or leaders(runs)
     return {
         "metric": next((r.name for run in runs for r in run.records if r.key == "fd"), "fd"),
         "titles": {r.key: {"title": metric_title(r.key), "high": is_high(r.key)} for run in runs for r in run.records},

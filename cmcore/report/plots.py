@@ -19,6 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUIET = "#666666"
 WIDTH = 5.0  # inches; narrow, so that the text stays readable on a phone
+LABEL_WIDTH = 0.075  # inches of a character of a label
 STYLE: Any = {  # matplotlib types every key on its own
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 10.0,
@@ -90,6 +91,11 @@ def apart(values: Sequence[float], gap: float) -> NDArray[np.float64]:
 def _edge(group: Sequence[float], gap: float, side: int) -> float:
     """Lowest (side -1) or highest (side 1) place of a group that is spread evenly around its mean."""
     return float(np.mean(group)) + side * gap * (len(group) - 1) / 2
+
+
+def margin(labels: Sequence[str]) -> float:
+    """The share of the width that labels take at the right."""
+    return (0.2 + LABEL_WIDTH * max(map(len, labels), default=0)) / WIDTH
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

@@ -98,11 +98,11 @@ class Number:
 
 
 @cache
-def titles(path: Path = FILE) -> Mapping[str, str]:
-    """Names of methods as their authors write them; a ConfigError where one is no text."""
-    found = load_yaml(path).get("titles", {})
-    for method, title in found.items():
-        require(isinstance(title, str) and bool(title), f"titles.{method}", "a non-empty text", title)
+def titles(path: Path = FILE, of: str = "titles") -> Mapping[str, str]:
+    """Names of methods as their authors write them, or of runs (`run_titles`); a ConfigError where one is no text."""
+    found = load_yaml(path).get(of, {})
+    for name, title in found.items():
+        require(isinstance(title, str) and bool(title), f"{of}.{name}", "a non-empty text", title)
     return found
 
 
@@ -159,7 +159,7 @@ def counterpart(
 
 
 def _keys(data: Mapping[str, Any], expected: set[str], path: str) -> None:
-    if set(data) - {"titles", "unranked", "families"} != expected:
+    if set(data) - {"titles", "run_titles", "unranked", "families"} != expected:
         raise ConfigError(path, f"expected the keys {sorted(expected)}, got {sorted(data)}")
 
 

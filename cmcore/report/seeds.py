@@ -10,10 +10,12 @@ from itertools import combinations
 import numpy as np
 
 from cmcore.evaluate.records import MetricRecord
-from cmcore.report.captions import MEASURES
+from cmcore.report.captions import MEASURES, is_foreign
+from cmcore.report.cells import DASH, Cell, Column, count
 from cmcore.report.readers import RunReport
 
 ALPHA = 0.05  # of a family of tests together
+SEEDS = Column("seeds", "Training seeds")
 Row = tuple[int, str]  # number of function evaluations, sampler
 Values = Mapping[int, float]  # of a metric, by training seed
 
@@ -42,6 +44,16 @@ def pooled(run: RunReport) -> RunReport:
         return replace(record, value=mean, spread=deviation, spread_of="training seeds", ranges=())
 
     return replace(run, records=tuple(map(over_seeds, run.records)))
+
+
+def seeds_differ(runs: Sequence[RunReport]) -> bool:
+    """Whether runs were trained from different numbers of seeds, so that each row says its own."""
+    return len({len(run.replicates) for run in runs if not is_foreign(run)}) > 1
+
+
+def seeds_of(run: RunReport) -> Cell:
+    """The number of training seeds of a row."""
+    return Cell(DASH) if is_foreign(run) else count(1 + len(run.replicates))
 
 
 def p_value(a: Values, b: Values) -> float:
@@ -112,8 +124,8 @@ def seed_caption(runs: Sequence[RunReport]) -> str:
     counts = {1 + len(run.replicates) for run in runs}
     if counts == {1}:
         return "One training seed per run: how large a difference has to be to mean something is not known."
-    said = ", ".join(map(str, sorted(counts)))
-    parts = [f"Values are mean ± standard deviation over training seeds ({said} per run)."]
+    said = "as many as the row says" if len(counts) > 1 else f"{counts.pop()} per run"
+    parts = [f"Values are mean ± standard deviation over training seeds ({said})."]
     spreads: dict[str, list[float]] = {}
     for record in (r for run in runs for r in (*run.records, *(r for one in run.replicates for r in one.records))):
         if record.spread and record.metric not in MEASURES:

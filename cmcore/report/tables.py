@@ -22,7 +22,20 @@ from cmcore.report.captions import (
 from cmcore.report.cells import DASH, Better, Cell, Column, Table, Tied, count, duration, marked, measured, of_record
 from cmcore.report.published import DATASETS, Number, counterpart
 from cmcore.report.readers import ReportError, RunReport
-from cmcore.report.seeds import ALPHA, Values, decided, pooled, rows_at, seed_caption, shared_nfes, tied, values
+from cmcore.report.seeds import (
+    ALPHA,
+    SEEDS,
+    Values,
+    decided,
+    pooled,
+    rows_at,
+    seed_caption,
+    seeds_differ,
+    seeds_of,
+    shared_nfes,
+    tied,
+    values,
+)
 from cmcore.train.timing import TrainingTime
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
@@ -57,6 +70,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
     """One row per run and number of function evaluations, then the baselines."""
     baseline = reference.baseline if reference else ()
     check_comparable([record for run in runs for one in run.replicates for record in one.records])
+    mixed = seeds_differ(runs)
     originals, runs = runs, [pooled(run) for run in runs]
     everything = [record for run in runs for record in run.records] + list(baseline)
     metrics = [m for m in METRICS if m == "fid" or any(record.key == m for record in everything)]
@@ -75,6 +89,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
         Column("nfe", "NFE"),
         *(Column(m, heads.get(m, metric_title(m)), "high" if is_high(m) else "low") for m in metrics),
         Column("two_step_level", "two-step sigma"),
+        *([SEEDS] if mixed else []),
         Column("init", "Starts from"),
         Column("images", "Images seen"),
         Column("parameters", "Parameters"),
@@ -92,7 +107,8 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
             names = (Cell(facts.run), Cell(title(facts.method)))
             # Samplers are named where a run has two of the same cost.
             cost = count(nfe) if shared[nfe] == 1 else Cell(f"{nfe} ({sampler})", float(nfe))
-            rows.append((*names, cost, *_values(found, metrics), _level(found), *trained))
+            seeds = (seeds_of(original),) if mixed else ()
+            rows.append((*names, cost, *_values(found, metrics), _level(found), *seeds, *trained))
             groups.append(str(nfe) if is_ranked(run) else "")
             samples.append({metric: by_seed[(nfe, sampler), metric] for metric in found})
     for record_set in _by_run(baseline).values():

@@ -1,6 +1,6 @@
 """From the records of a workload to its tables, figures and page. The same input twice gives the same bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cmcore.report.editing import editing_section
 from cmcore.report.foreign import comparable, read_foreign, sets
 from cmcore.report.formats import csv_text, latex, markdown
 from cmcore.report.guided import by_scale, quality_by_guidance
-from cmcore.report.headline import best, headline
+from cmcore.report.headline import best, entries, headline, leaders
 from cmcore.report.page import Picture, Section, page
 from cmcore.report.page_data import page_data
 from cmcore.report.plots import save
@@ -97,7 +97,8 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     foreign = read_foreign(inputs.scored, inputs.workload)
     shown = comparable(foreign, runs)
     rows = (*runs, *(one.run for one in shown))
-    top, first = best(runs), headline(rows, reference, inputs.data)
+    every = entries(rows)
+    top, first, named = best(runs, every), headline(rows, reference, inputs.data, every), leaders(rows, every)
     ours = comparison(rows, reference, inputs.data)
     second, given = measures(rows, reference), (sets(foreign, shown),) if foreign else ()
     seconds = () if second is None else (second,)
@@ -115,7 +116,7 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         quoted,
         complete(numbers),
     )
-    pictures = _draw(runs, reference.baseline if reference else (), out / "figures")
+    pictures = _draw(runs, reference.baseline if reference else (), named, out / "figures")
     variants = _ablations(runs, inputs, out / "figures")
     edited = tuple(picture for section in editing for picture in section.figures)
     files += [
@@ -138,7 +139,7 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         f"Consistency models on {inputs.workload}",
         _intro(inputs, runs),
         sections,
-        page_data(rows, reference, inputs.operations),
+        page_data(rows, reference, inputs.operations, named),
     )
     index = out / "index.html"
     index.write_text(text, encoding="utf-8")
@@ -172,12 +173,14 @@ def _write_tables(folder: Path, ours: Sequence[Table], quoted: Sequence[Table], 
     return [folder / name for name in texts]
 
 
-def _draw(runs: Sequence[RunReport], baseline: Sequence[MetricRecord], folder: Path) -> tuple[Picture, ...]:
+def _draw(
+    runs: Sequence[RunReport], baseline: Sequence[MetricRecord], named: Collection[str], folder: Path
+) -> tuple[Picture, ...]:
     drawn: dict[str, Figure | None] = {
         "samples": figures.samples(runs),
         "nearest": figures.nearest(runs),
         "one_step_by_seed": curves.one_step_by_seed(runs),
-        "quality_by_nfe": curves.quality_by_nfe(runs, baseline),
+        "quality_by_nfe": curves.quality_by_nfe(runs, baseline, named),
         "quality_by_guidance": quality_by_guidance(runs),
         "level_scan": curves.level_scan(runs),
         "quality_by_images": curves.quality_by_images(runs, baseline),

@@ -6,7 +6,15 @@ from dataclasses import replace
 import pytest
 
 from cmcore.config import ConfigError, read
-from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, Provenance, RunFacts, RunMetrics, over_ranges
+from cmcore.evaluate.records import (
+    INCEPTION_DIGEST,
+    MetricRecord,
+    Provenance,
+    Replicate,
+    RunFacts,
+    RunMetrics,
+    over_ranges,
+)
 from cmcore.evaluate.settings import EvalConfig
 
 PROVENANCE = Provenance(
@@ -113,6 +121,15 @@ def test_metrics_of_a_run_come_back_from_json_text():
     latents = replace(METRICS, facts=replace(METRICS.facts, decoder="d" * 64))
     assert RunMetrics.from_json(latents.to_json()) == latents
     assert METRICS.to_json()["scores"] == {f"{RECORD.metric}_nfe{RECORD.provenance.nfe}": RECORD.value}
+    assert "score_spreads" not in METRICS.to_json()
+
+
+def test_over_several_seeds_the_scores_are_means_with_their_deviations():
+    others = [Replicate(seed=2 + n, records=(replace(RECORD, value=value),)) for n, value in enumerate((0.2, 0.6))]
+    data = replace(METRICS, replicates=tuple(others)).to_json()
+    assert data["scores"] == {"fd_nfe2": pytest.approx(0.3)}
+    assert data["score_spreads"] == {"fd_nfe2": pytest.approx(0.07**0.5)}
+    assert RunMetrics.from_json(data).records == METRICS.records
 
 
 @pytest.mark.parametrize(

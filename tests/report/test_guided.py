@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cmcore.evaluate.records import MetricRecord, RunMetrics
 from cmcore.report.guided import by_scale, lines, quality_by_guidance, scale
@@ -50,6 +51,19 @@ def test_methods_without_guidance_are_not_drawn(runs: Mapping[str, RunReport]):
     plain = next(record.value for record in runs["scd"].records if record.key == "fd")
     assert list(one_step.get_xdata()) == [1, 1.5, 2]
     assert list(one_step.get_ydata()) == pytest.approx([plain, 9.0, 12.0])
+
+
+def test_no_label_is_cut_by_the_next_panel_or_the_edge(runs: Mapping[str, RunReport]):
+    figure = quality_by_guidance([guided(runs["edm"]), guided(runs["scd"]), guided(runs["cd"])])
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    panels = [axes for axes in figure.axes if axes.axison]
+    ends = [(text.get_window_extent(canvas.get_renderer()), axes) for axes in panels for text in axes.texts]
+    assert panels[0].texts[0].get_text() == "35/70 NFE"
+    left = panels[1].get_tightbbox(canvas.get_renderer())
+    assert left is not None
+    for box, axes in ends:
+        assert box.x1 <= (left.x0 if axes in (panels[0], panels[2]) else figure.bbox.x1)
 
 
 def test_runs_of_one_method_stand_in_one_panel(runs: Mapping[str, RunReport]):

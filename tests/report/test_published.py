@@ -1,13 +1,16 @@
 """The published numbers: complete, sourced, and refused when they are not."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cmcore import plugins
 from cmcore.config import ConfigError, load_yaml
+from cmcore.report.captions import run_title
 from cmcore.report.published import DATASETS, FILE, Number, published, unranked
+from cmcore.report.readers import Inputs, read_runs
 
 NUMBERS = published()
 
@@ -162,3 +165,12 @@ def test_no_source_is_left_unused() -> None:
 def test_unranked_methods_are_methods_that_are_there():
     assert unranked()
     assert set(unranked()) <= set(plugins.available("cmcore.methods"))
+
+
+def test_a_run_that_is_called_after_a_variant_has_a_title(synthetic: Inputs) -> None:
+    run = next(run for run in read_runs(synthetic) if run.facts.run == "ect")
+    called = {
+        name: run_title(replace(run, facts=replace(run.facts, run=name, method=method)))
+        for name, method in (("ect", "ect"), ("lsd", "flowmap"), ("reflow_distilled", "reflow"), ("mine", "ect"))
+    }
+    assert called == {"ect": "ECT", "lsd": "LSD", "reflow_distilled": "Reflow, distilled", "mine": "mine"}

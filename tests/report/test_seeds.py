@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -120,6 +121,18 @@ def test_the_headline_has_a_row_per_run_and_ties(seeded: Inputs) -> None:
     assert not rows["ct"]["1"].best
     assert "(5 per run)" in table.caption
     assert "Gaussian fit" in table.caption
+
+
+def test_rows_of_different_numbers_of_seeds_say_their_own(seeded: Inputs) -> None:
+    runs = [replace(run, replicates=()) if run.facts.run == "scd" else run for run in read_runs(seeded)]
+    for table in (headline(runs), comparison(runs)):
+        place = [column.key for column in table.columns].index("seeds")
+        assert {row[0].text: row[place].text for row in table.rows} == {
+            run.facts.run: "1" if run.facts.run == "scd" else "5" for run in runs
+        }
+        assert "5 per run" not in table.caption
+    assert "± is the standard deviation over the training seeds of the row; with one, " in headline(runs).caption
+    assert "over training seeds (as many as the row says)" in comparison(runs).caption
 
 
 def test_the_headline_of_one_seed_marks_the_least_alone(workload: Callable[..., Inputs]) -> None:

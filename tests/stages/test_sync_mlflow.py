@@ -443,6 +443,16 @@ def test_nothing_to_tell_is_said(setup, tmp_path):
     assert sync(clone) == ["tiny: no outputs and no reports to tell of; `cmlab repro` makes them"]
 
 
+def test_a_record_file_is_read_once(setup, monkeypatch):
+    path, read = setup.folders.reports / "metrics/edm.json", Counter[Path]()
+    text = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *words, **more: read.update([self]) or text(self, *words, **more)
+    )
+    sync(setup)
+    assert read[path] == 1
+
+
 def test_a_damaged_file_is_one_sentence(setup, tmp_path):
     clone = elsewhere(setup, tmp_path / "clone")
     (clone.folders.reports / "metrics/edm.json").write_text('{"records": [')
