@@ -1,8 +1,14 @@
 """Against a real sqlite store: whatever MLflow knows before, afterwards it knows everything, once."""
 
 import json
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +20,7 @@ import yaml
 from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.assemble.results import open_run
+from cmcore.closure import ROOT
 from cmcore.commands.sync import sync
 from cmcore.data.png import to_png
 from cmcore.edge import mlflow_writer
@@ -401,6 +408,39 @@ def test_a_registered_model_is_data_alone_and_samples_as_the_command_does(setup,
         model.predict(pd.DataFrame({"count": [0]}))
 
 
+@pytest.mark.slow
+def test_mlflow_serves_a_registered_model_from_a_process_of_its_own(setup, tmp_path):
+    whole = with_page(setup, tmp_path / "whole")
+    sync(whole)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    name = f"models:/{setup.tracking.experiment}@best-1-step"
+    words = ("models", "serve", "-m", name, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port))
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": whole.tracking.uri, "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words], cwd=tmp_path, stdout=log, stderr=log, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    asked = json.dumps({"dataframe_records": [{"count": 2}], "params": {"seed": 5}}).encode()
+    address, kind = f"http://127.0.0.1:{port}/invocations", {"Content-Type": "application/json"}
+    try:
+        answer, end = None, time.monotonic() + 150
+        while answer is None:
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            try:
+                with urllib.request.urlopen(urllib.request.Request(address, asked, kind), timeout=30) as reply:
+                    answer = json.loads(reply.read())
+            except OSError:
+                time.sleep(0.5)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+    run = open_run("edm", setup.folders.root)
+    assert np.array_equal(answer["predictions"], run.sample(2, seed=5).numpy())
+
+
 def test_a_clone_with_reports_alone_tells_the_evaluation(setup, tmp_path):
     clone = elsewhere(setup, tmp_path / "clone")
     shutil.rmtree(clone.folders.outputs)
@@ -444,13 +484,15 @@ def test_nothing_to_tell_is_said(setup, tmp_path):
 
 
 def test_a_record_file_is_read_once(setup, monkeypatch):
-    path, read = setup.folders.reports / "metrics/edm.json", Counter[Path]()
-    text = Path.read_text
-    monkeypatch.setattr(
-        Path, "read_text", lambda self, *words, **more: read.update([self]) or text(self, *words, **more)
-    )
+    path, opened, text = setup.folders.reports / "metrics/edm.json", Counter[Path](), Path.read_text
+
+    def read_text(self: Path, **how: str) -> str:
+        opened.update([self])
+        return text(self, **how)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
     sync(setup)
-    assert read[path] == 1
+    assert opened[path] == 1
 
 
 def test_a_damaged_file_is_one_sentence(setup, tmp_path):
