@@ -74,7 +74,12 @@ def _few_step(method: Method, sampling: Sampling, steps: int, levels: Sequence[f
             return by_steps[steps]
     wanted = list(levels) or karras_grid(steps + 1, d.sigma_min, d.sigma_max, d.rho)[1:-1].tolist()
     if not method.scan(sampling, [d.sigma_max * (1 - 1e-6)]):
-        raise ValueError(f"steps: expected one of {', '.join(map(str, sorted(by_steps)))}, without levels, got {steps}")
+        there = f"expected one of {', '.join(map(str, sorted(by_steps)))}"
+        if levels:
+            raise ValueError(
+                f"levels: expected none, as the method's own are fixed, got {list(levels)}; steps: {there}"
+            )
+        raise ValueError(f"steps: {there}, got {steps}")
     descending = all(a > b for a, b in pairwise([d.sigma_max, *wanted, d.sigma_min]))
     tried = method.scan(sampling, wanted) if descending else []
     if len(tried) != len(wanted):

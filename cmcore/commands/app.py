@@ -378,7 +378,9 @@ def edit(
     task: Annotated[EditTask, typer.Option(help="The edit.")],
     image: Annotated[Path | None, typer.Option(help="Image file; interpolate takes none.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Of inpaint: an image, white where pixels are missing.")] = None,
-    factor: Annotated[int, typer.Option(min=2, help="Of super-resolution, for an image to shrink first.")] = 2,
+    factor: Annotated[
+        int | None, typer.Option(min=2, help="Of super-resolution, for an image to shrink first; by default 2.")
+    ] = None,
     sigma: Annotated[float, typer.Option(min=0, help="Level of the noise to remove, or of a stroke's start.")] = 0.0,
     out: Annotated[Path, typer.Option("-o", "--out", help="NAME.png, NAME.npz, or a folder.")] = Path("edited.png"),
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Results, each from other noise.")] = 1,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,16 @@ from cmcore.sample.known import Known
 from cmcore.tensors import to_float, to_uint8
 
 RESTORED = ("inpaint", "colourise", "super-resolution")
+FACTOR = 2
 FRAMES = 8  # of an interpolation
+TAKES = {  # the options of each task, beside those of every one
+    "inpaint": ("image", "mask", "steps", "count"),
+    "colourise": ("image", "steps", "count"),
+    "super-resolution": ("image", "factor", "steps", "count"),
+    "stroke": ("image", "sigma", "steps", "count"),
+    "denoise": ("image", "sigma"),
+    "interpolate": ("count",),
+}
 
 
 def edit(
@@ -29,7 +39,7 @@ def edit(
     task: Task,
     image: Path | None,
     mask: Path | None,
-    factor: int,
+    factor: int | None,
     sigma: float,
     out: Path,
     count: int,
@@ -47,17 +57,20 @@ def edit(
         run = opened(what, root, start, ema=ema, device=device, method=method)
         if run.to_images is torch.clone:
             raise CommandError(f"{run.name} makes latents; expected a model of images")
-        _check_inputs(task, image, mask)
+        more = {"count": count if count > 1 else None, "factor": factor, "sigma": sigma, "steps": steps}
+        _check_inputs(task, image, mask=mask, **more)
+        _check_label(run, label)
         labels = run.labels(count, seed=seed, chosen=None if label is None else [label] * count)
         labels = None if labels is None else labels.to(run.device)
         if task == "interpolate":
             count = FRAMES if count == 1 else count
-            images, nfe = editing.interpolate(run, (seed, seed + 1), count, label=label), run.row().nfe
+            chosen = None if labels is None else int(labels[0])  # one class all the way
+            images, nfe = editing.interpolate(run, (seed, seed + 1), count, label=chosen), run.row().nfe
         else:
             assert image is not None
             given = _read(start / image, run, task)
             if task in RESTORED:
-                known = _known(run, task, given, mask if mask is None else start / mask, factor)
+                known = _known(run, task, given, mask if mask is None else start / mask, factor or FACTOR)
                 wanted = replace(known, coefficients=known.coefficients.expand(count, *known.coefficients.shape[1:]))
                 images, nfe = editing.restore(
                     run, wanted, range(count), steps=steps or editing.STEPS, seed=seed, labels=labels
@@ -76,16 +89,25 @@ def edit(
     if known is not None:
         grey_levels = 127.5 * known.error(to_float(pixels).to(run.device))
         lines.append(
-            f"the known part is off by at most {known.error(images):.1e}, as 8-bit pixels by {grey_levels:.2g} of 255"
+            f"the known part is off by at most {known.error(images):.1e}, as 8-bit pixels by {grey_levels:.3g} of 255"
         )
     return lines
 
 
-def _check_inputs(task: Task, image: Path | None, mask: Path | None) -> None:
+def _check_inputs(task: Task, image: Path | None, **more: Any) -> None:
     if (image is None) != (task == "interpolate"):
         raise CommandError(f"--image: expected {'none' if image else 'a file'} for {task}, got {image or 'none'}")
-    if mask is not None and task != "inpaint":
-        raise CommandError(f"--mask: expected none for {task}, got {mask}")
+    for option, value in more.items():
+        if value and option not in TAKES[task]:
+            raise CommandError(f"--{option}: expected none for {task}, got {value}")
+
+
+def _check_label(run: TrainedRun, label: int | None) -> None:
+    classes = run.model.shape.classes
+    if label is not None and not classes:
+        raise CommandError(f"--label: expected none, as the network is unconditional, got {label}")
+    if label is not None and not 0 <= label < classes:
+        raise CommandError(f"--label: expected a class from 0 to {classes - 1}, got {label}")
 
 
 def _read(file: Path, run: TrainedRun, task: Task) -> Tensor:

@@ -25,6 +25,8 @@ def opened(what: str, root: Path, start: Path, *, ema: str, device: str, method:
     if device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device: expected cpu or auto, as this machine has no CUDA, got cuda")
     near = start / what
+    if method and not near.is_file():
+        raise CommandError(f"--method: expected none, as {what} is no weight file, got {method}")
     return open_run(near if near.exists() else what, root, profile=ema, device=device, method=method)
 
 

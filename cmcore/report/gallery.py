@@ -19,7 +19,7 @@ class Restored:
     nfe: int
     error: float  # mean over the images of the root mean square over pixels
     standard_error: float
-    known_error: float  # the largest difference of a known coefficient
+    known_error: float  # the largest difference of a pixel of the known part
 
     @property
     def label(self) -> str:

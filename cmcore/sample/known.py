@@ -28,8 +28,9 @@ class Known:
         return replace(self, coefficients=self.coefficients + self.forward(noise))
 
     def error(self, x: Tensor) -> float:
-        """The largest difference between the known coefficients and those of x."""
-        return float(torch.where(self.unknown, 0.0, self.forward(x.double()) - self.coefficients).abs().max())
+        """The largest difference of a pixel between the known part and that of x."""
+        off = torch.where(self.unknown, 0.0, self.forward(x.double()) - self.coefficients)
+        return float(self.inverse(off).abs().max())
 
     def shown(self) -> Tensor:
         """The known part as images, with zeros for the unknown coefficients."""

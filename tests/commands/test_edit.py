@@ -83,7 +83,15 @@ def test_the_other_tasks_write_an_image(project, words):
         (["--task", "super-resolution", "--image", "in.png", "--factor", "3"], "--factor: expected a divisor of 8"),
         (["--task", "colourise", "--image", "in.png"], "--task: expected a model of colour images"),
         (["--task", "denoise", "--image", "in.png"], "--sigma: expected a level from 0.002 to 20.0, got 0.0"),
-        (["--task", "interpolate", "--label", "3"], "--labels: expected none, as the network is unconditional"),
+        (["--task", "interpolate", "--label", "3"], "--label: expected none, as the network is unconditional, got 3"),
+        (["--task", "stroke", "--image", "in.png", "--factor", "4"], "--factor: expected none for stroke, got 4"),
+        (["--task", "denoise", "--image", "in.png", "--sigma", "1", "-n", "4"], "--count: expected none for denoise"),
+        (["--task", "interpolate", "--sigma", "1"], "--sigma: expected none for interpolate, got 1.0"),
+        (["--task", "denoise", "--image", "in.png", "--steps", "7"], "--steps: expected none for denoise, got 7"),
+        (
+            ["--task", "stroke", "--image", "in.png", "--method", "cd"],
+            "--method: expected none, as ect is no weight file",
+        ),
     ],
 )
 def test_an_error_is_one_line(project, capsys, words, message):
@@ -92,6 +100,23 @@ def test_an_error_is_one_line(project, capsys, words, message):
     assert said.startswith("cmlab edit: " + message.format(root=project))
     assert said.count("\n") == 1
     assert not (project / "edited.png").exists()
+
+
+def test_images_of_a_conditional_model_are_of_one_class(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dvc.yaml").touch()
+    store(tmp_path, "ect", classes=3, conditional=True)
+    monkeypatch.chdir(tmp_path)
+    words = ("edit", "ect", "--task", "interpolate", "--count", "2", "--out", "way.npz")
+    ways = []
+    for label in ([], ["--label", "0"], ["--label", "1"]):
+        assert call(*words, *label) == 0
+        with np.load(tmp_path / "way.npz") as arrays:
+            ways.append(arrays[arrays.files[0]])
+    assert not np.array_equal(ways[1], ways[2])
+    assert any(np.array_equal(ways[0], way) for way in ways[1:]) or call(*words, "--label", "2") == 0
+    capsys.readouterr()
+    assert call(*words, "--label", "3") == 1
+    assert capsys.readouterr().err.startswith("cmlab edit: --label: expected a class from 0 to 2, got 3")
 
 
 def test_a_gallery_has_figure_errors_and_provenance(project, capsys):
@@ -104,7 +129,7 @@ def test_a_gallery_has_figure_errors_and_provenance(project, capsys):
     found = json.loads((project / "drawn/gallery.json").read_text())
     assert list(found["images"]) == ["0.png", "1.png", "2.png"]
     assert len(found["errors"]) == 8
-    assert {"task", "model", "nfe", "error", "standard_error", "known_error"} == found["errors"][0].keys()
+    assert {"task", "model", "steps", "nfe", "error", "standard_error", "known_error"} == found["errors"][0].keys()
     assert "drawn/gallery.png shows 3 images" in capsys.readouterr().out
 
 

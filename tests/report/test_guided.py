@@ -59,7 +59,7 @@ def test_no_label_is_cut_by_the_next_panel_or_the_edge(runs: Mapping[str, RunRep
     canvas = FigureCanvasAgg(figure)
     panels = [axes for axes in figure.axes if axes.axison]
     ends = [(text.get_window_extent(canvas.get_renderer()), axes) for axes in panels for text in axes.texts]
-    assert panels[0].texts[0].get_text() == "35/70 NFE"
+    assert panels[0].texts[0].get_text() == "1/70 NFE"
     left = panels[1].get_tightbbox(canvas.get_renderer())
     assert left is not None
     for box, axes in ends:
