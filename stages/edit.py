@@ -20,7 +20,7 @@ from cmcore.pipeline.progress import Emit, listener
 from cmcore.report.editing import ERRORS, IMAGES, KNOWN, TRUTH, Editing, result_key
 from cmcore.report.gallery import Restored
 
-COUNT, SHOWN = 32, 8  # images
+COUNT, SHOWN = 16, 8  # images
 STEPS = (10, 40)  # evaluations, at most
 SEED = 0
 

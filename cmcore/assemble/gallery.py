@@ -12,7 +12,6 @@ from cmcore.report.gallery import Edit, Edited
 from cmcore.sample.known import Known, grey
 from cmcore.tensors import mean_per_sample, to_float, to_uint8
 
-TASKS: tuple[Task, ...] = ("inpaint", "colourise", "super-resolution")
 LEAST = 4  # pixels of a side that super-resolution starts from
 
 
@@ -54,8 +53,12 @@ def edits(
         The edits that suit the images: colour is taken only where there is some.
     """
     images, found = to_float(truth), []
-    suits = {"colourise": truth.shape[1] == 3, "super-resolution": factor > 0}
-    for task in (task for task in TASKS if suits.get(task, True)):
+    tasks: list[Task] = ["inpaint"]
+    if truth.shape[1] == 3:
+        tasks.append("colourise")
+    if factor:
+        tasks.append("super-resolution")
+    for task in tasks:
         results = []
         for run, count in product(runs, steps):
             on_edit(f"{task} {run.name} {count}")

@@ -159,7 +159,7 @@ def test_samples_show_a_row_per_run_and_a_block_per_number_of_evaluations(synthe
 
 def test_a_gallery_is_drawn_by_the_same_bands(synthetic: Inputs) -> None:
     images = np.zeros((2, 3, 8, 8), np.uint8)
-    one = Edited(model="edm", nfe=9, images=images, error=0.25, standard_error=0.01, known_error=0.0)
+    one = Edited(model="edm", steps=10, nfe=9, images=images, error=0.25, standard_error=0.01, known_error=0.0)
     figure = gallery(images, [Edit(task="inpaint", known=images, results=[one])])
     labels = [text.get_text() for text in figure.axes[0].texts]
     assert labels == ["truth", "inpaint:\nknown", "edm, NFE 9\nerror 0.250 ± 0.010"]
