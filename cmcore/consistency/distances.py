@@ -9,7 +9,7 @@ from torch import Tensor
 from cmcore.tensors import mean_per_sample, sum_per_sample
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-DistanceName = Literal["l1", "l2", "pseudo_huber", "lpips"]
+DistanceName = Literal["l1", "l2", "huber", "pseudo_huber", "lpips"]
 
 _provided: dict[str, Distance] = {}
 
@@ -27,6 +27,11 @@ def l2(a: Tensor, b: Tensor) -> Tensor:
 def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
     """sqrt(||a - b||^2 + c^2) - c with the norm of the whole image, not of a pixel (arXiv 2310.14189, Eq. 9)."""
     return (sum_per_sample((a - b) ** 2) + c**2).sqrt() - c
+
+
+def huber(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """Mean of sqrt((a - b)^2 + c^2) - c over the pixels, of the training scripts for LCM (arXiv 2310.04378)."""
+    return mean_per_sample(((a - b) ** 2 + c**2).sqrt() - c)
 
 
 def huber_constant(dimension: int) -> float:
@@ -57,9 +62,10 @@ def provided(distances: Mapping[str, Distance]) -> Iterator[None]:
 
 
 def distance(name: DistanceName, c: float) -> Distance:
-    """The distance of that name; c is used by pseudo-Huber only. A ValueError where LPIPS was not provided."""
-    if name == "pseudo_huber":
-        return lambda a, b: pseudo_huber(a, b, c)
+    """The distance of that name; c is used by both Hubers only. A ValueError where LPIPS was not provided."""
+    if name in ("huber", "pseudo_huber"):
+        of_c = huber if name == "huber" else pseudo_huber
+        return lambda a, b: of_c(a, b, c)
     if name == "lpips":
         if name not in _provided:
             raise ValueError(

@@ -35,11 +35,21 @@ def _probabilities(
     return discretised_lognormal(grid, P_mean, P_std).to(device)
 
 
-def uniform_pair(u: Tensor, points: int, diffusion: DiffusionConfig) -> Pair:
-    """t_{n+1} and t_n with n uniform over the N - 1 gaps of the Karras grid (arXiv 2303.01469, Alg. 2 and 3)."""
+def uniform_pair(u: Tensor, points: int, diffusion: DiffusionConfig, skip: int = 1) -> Pair:
+    """t_{n+1} and t_n with n uniform over the N - 1 gaps of the Karras grid (arXiv 2303.01469, Alg. 2 and 3).
+
+    With a skipping step r is so many points below t (LCM, arXiv 2310.04378, sec. 4.3), or the first point where there
+    are fewer, as in the training scripts of diffusers: so every chain of pairs ends on the boundary.
+    """
     grid = _ascending(points, diffusion, u.device)
     n = (u * (points - 1)).long().clamp(max=points - 2)
-    return Pair(t=grid[n + 1], r=grid[n])
+    return Pair(t=grid[n + 1], r=grid[(n + 1 - skip).clamp(min=0)])
+
+
+def uniform_below(u: Tensor, r: Tensor, points: int, diffusion: DiffusionConfig) -> Tensor:
+    """A point s <= r (B,) of the grid, uniform over those that there are; r is one of them."""
+    grid = _ascending(points, diffusion, u.device)
+    return grid[(u * (torch.searchsorted(grid, r) + 1)).long()]
 
 
 def lognormal_pair(u: Tensor, points: int, diffusion: DiffusionConfig, P_mean: float, P_std: float) -> Pair:

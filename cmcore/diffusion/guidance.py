@@ -39,9 +39,12 @@ def check_scales(scales: Scales | None) -> None:
     require(ordered, "guidance", "null, or the least and the largest scale, from 0 on", scales)
 
 
-def guidance_inputs(scales: Scales | None) -> tuple[Input, ...]:
-    """The extra network input of a student that learns guidance scales; none where there is no range."""
-    return (GUIDANCE,) if scales is not None else ()
+def guidance_inputs(scales: Scales | None, *, single: bool = True) -> tuple[Input, ...]:
+    """The extra network input of a student that learns guidance scales; none where there is no range.
+
+    With `single` a range of one scale has it as well.
+    """
+    return (GUIDANCE,) if scales is not None and (single or scales[0] < scales[1]) else ()
 
 
 def draw_scales(scales: Scales, draws: Draws) -> Tensor:

@@ -10,14 +10,15 @@ from torch import Tensor, full_like
 
 from cmcore.diffusion import ode
 from cmcore.diffusion.inputs import Input
-from cmcore.diffusion.precond import Denoiser, Labels, as_condition, with_inputs
+from cmcore.diffusion.ode import Denoise
+from cmcore.diffusion.precond import Labels, as_condition, with_inputs
 from cmcore.dual import value_of
 
 SECOND_TIME = Input("s", "time")
 """The level where a jump ends."""
 
 
-def jump(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, labels: Labels = None) -> Tensor:
+def jump(denoiser: Denoise, x: Tensor, t: Tensor, s: Tensor, labels: Labels = None) -> Tensor:
     """G(x, t, s) for states x (B, C, H, W) and levels t, s (B,) with s <= t."""
     return ode.euler_step(denoiser, x, t, s, with_inputs(labels, s=s))
 
@@ -26,7 +27,7 @@ def jump(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, labels: Labels = N
 class Jumps:
     """A map between levels as a function that samplers call: to the level s of the condition, without one to `end`."""
 
-    denoiser: Denoiser
+    denoiser: Denoise
     end: float
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Labels = None) -> Tensor:

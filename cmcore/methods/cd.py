@@ -8,9 +8,9 @@ import torch
 
 from cmcore.config import require
 from cmcore.consistency.distances import DistanceName, distance, services
+from cmcore.consistency.distillation import taught_pair
 from cmcore.consistency.pairs import uniform_pair
-from cmcore.diffusion import ode
-from cmcore.diffusion.guidance import Guided, Scales, check_scales, draw_scales, guidance_inputs, with_scale
+from cmcore.diffusion.guidance import Scales, check_scales, guidance_inputs
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import (
     TARGET,
@@ -26,7 +26,6 @@ from cmcore.methods.base import (
     Traits,
 )
 from cmcore.rng import Draws
-from cmcore.tensors import expand_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +74,11 @@ class CD(Method):
         """lambda = 1, as in the paper."""
         del progress  # the grid is fixed
         t, r = uniform_pair(draws.uniform(stream="level"), self.config.N, self.diffusion)
-        z = draws.normal(batch.x.shape[1:], stream="noise")
-        x_t = batch.x + expand_like(t, z) * z
-        step = ode.heun_step if self.config.solver == "heun" else ode.euler_step
-        labels, teacher = batch.labels, nets.teacher
-        if self.config.guidance is not None:
-            s = draw_scales(self.config.guidance, draws)
-            labels, teacher = with_scale(labels, s), Guided(teacher, s)
-        with torch.no_grad():
-            x_r = step(teacher, x_t, t, r, batch.labels)
-            with draws.dropout():
-                target = (nets.target if self.config.mu > 0 else nets.student)(x_r, r, labels)
+        x_t, x_r, labels = taught_pair(
+            nets.teacher, self.config.solver, batch.x, t, r, batch.labels, self.config.guidance, draws
+        )
+        with torch.no_grad(), draws.dropout():
+            target = (nets.target if self.config.mu > 0 else nets.student)(x_r, r, labels)
         with draws.dropout():
             f = nets.student(x_t, t, labels)
         loss = distance(self.config.distance, self.config.huber_c)(f, target)

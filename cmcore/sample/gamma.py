@@ -1,12 +1,13 @@
 """Sampling with maps between any two noise levels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from cmcore.diffusion.levels import Levels
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import with_inputs
 from cmcore.rng import NoiseSource
@@ -48,3 +49,23 @@ class GammaSampling(LevelSampler):
             if end < after:
                 x = x + (after**2 - end**2) ** 0.5 * source.normal(x.shape[1:])
         return x
+
+
+@dataclass(frozen=True)
+class StrategicStochastic(GammaSampling):
+    """The same with gamma as a share of the time below the next level (TCD, arXiv 2402.19159, strategic sampling).
+
+    Args:
+        levels: descending from sigma_max; the last jump ends at sigma_min.
+        sigma_min: the lowest level.
+        gamma: a jump ends at (1 - gamma) of the time of the next level, in [0, 1].
+        times: its `cdf` is the time of a level, from 0 at sigma_min to 1 at sigma_max.
+    """
+
+    times: Levels = field(kw_only=True)
+    name: ClassVar[str] = "strategic"
+
+    def landing(self, level: float) -> float:
+        """The level s <= `level` where a jump ends before noise brings it to `level`."""
+        time = self.times.cdf(torch.tensor(level, dtype=torch.float64))
+        return float(self.times.sample((1 - self.gamma) * time)) if self.gamma else level

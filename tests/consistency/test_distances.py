@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmcore.consistency import distances
-from cmcore.consistency.distances import distance, huber_constant, l1, l2, pseudo_huber
+from cmcore.consistency.distances import distance, huber, huber_constant, l1, l2, pseudo_huber
 
 
 def images() -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,6 +24,13 @@ def test_pseudo_huber_takes_the_norm_of_the_whole_image():
     assert pseudo_huber(a, b, 12.0)[0].item() == pytest.approx(1.0, rel=1e-12)
     assert pseudo_huber(a, b, 1.5)[1].item() == pytest.approx(1.0, rel=1e-12)
     assert pseudo_huber(a, a, 0.03).tolist() == [0, 0]
+
+
+def test_huber_is_a_mean_over_the_pixels():
+    a, b = images()
+    # Per element sqrt(9 + 16) - 4 = 1, sqrt(16 + 16) - 4 and twice none; with c = 0 it is l1.
+    assert huber(a, b, 4.0)[0].item() == pytest.approx((1 + 32**0.5 - 4) / 4, rel=1e-12)
+    assert torch.equal(huber(a, b, 0.0), l1(a, b))
 
 
 def test_pseudo_huber_is_the_norm_far_out_and_quadratic_near():
@@ -52,6 +59,7 @@ def test_a_name_gives_its_distance():
     a, b = images()
     assert torch.equal(distance("l1", 0.1)(a, b), l1(a, b))
     assert torch.equal(distance("l2", 0.1)(a, b), l2(a, b))
+    assert torch.equal(distance("huber", 0.1)(a, b), huber(a, b, 0.1))
     assert torch.equal(distance("pseudo_huber", 0.1)(a, b), pseudo_huber(a, b, 0.1))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmcore.consistency.pairs import Pair, lognormal_pair, uniform_pair
+from cmcore.consistency.pairs import Pair, lognormal_pair, uniform_below, uniform_pair
 from cmcore.diffusion.grids import karras_grid
 from cmcore.diffusion.settings import DiffusionConfig
 
@@ -32,6 +32,21 @@ def test_uniform_pairs_are_neighbours_met_equally_often(points: int):
     count = 1000 * (points - 1)
     n = gap_of(uniform_pair(grid_of_u(count), points, DIFFUSION), points)
     assert n.bincount(minlength=points - 1).tolist() == [1000] * (points - 1)
+
+
+def test_a_skipping_step_leads_down_to_the_first_point():
+    t, r = uniform_pair(grid_of_u(17_000), 18, DIFFUSION, skip=5)
+    grid = karras_grid(18, DIFFUSION.sigma_min, DIFFUSION.sigma_max, DIFFUSION.rho).flip(0)
+    n, m = (torch.searchsorted(grid, level) for level in (t, r))
+    assert n.bincount().tolist() == [0] + [1000] * 17
+    assert torch.equal(m, (n - 5).clamp(min=0))
+
+
+def test_points_below_are_met_equally_often_with_the_level_itself():
+    grid = karras_grid(18, DIFFUSION.sigma_min, DIFFUSION.sigma_max, DIFFUSION.rho).flip(0)
+    for n in (0, 1, 12):
+        s = uniform_below(grid_of_u(1000 * (n + 1)), grid[n].repeat(1000 * (n + 1)), 18, DIFFUSION)
+        assert torch.searchsorted(grid, s).bincount().tolist() == [1000] * (n + 1)
 
 
 def test_lognormal_pairs_are_neighbours_met_as_often_as_published():

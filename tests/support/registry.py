@@ -80,6 +80,39 @@ ENTRIES: dict[str, Entry] = {
         short={"N": 8, "huber_c": 0.1}, steps=200, lr=5e-3, distance=0.2,
         passes=TWO_POINTS | {("teacher", "forward"): 2},
     ),
+    # arXiv 2310.04378; what it does not state from diffusers' train_lcm_distill_sd_wds.py
+    "lcm": Entry(
+        paper={
+            "N": 1000, "k": 20, "solver": "euler", "distance": "huber", "huber_c": 1e-3, "mu": 0.95, "scalings": "lcm",
+            "timestep_scaling": 10.0, "guidance": None,
+        },
+        teacher=True, start="edm",
+        variants=({"mu": 0.0},),
+        wrong=(
+            ({"N": 1}, "N"), ({"N": 10}, "k"), ({"k": 0}, "k"), ({"mu": 1.0}, "mu"), ({"huber_c": 0.0}, "huber_c"),
+            ({"solver": "rk4"}, "solver"), ({"scalings": "edm"}, "scalings"),
+            ({"timestep_scaling": 0.0}, "timestep_scaling"), ({"guidance": [2.0, 1.0]}, "guidance"),
+        ),
+        close={"N": 50_000, "k": 1, "distance": "l2", "mu": 0.0},
+        short={"N": 8, "k": 1, "huber_c": 0.1, "mu": 0.5}, steps=200, lr=5e-3, distance=0.2,
+        passes=WITH_GRADIENT | {("teacher", "forward"): 1, ("target", "forward"): 1},
+    ),
+    # arXiv 2402.19159; what it does not state as in LCM
+    "tcd": Entry(
+        paper={
+            "N": 1000, "k": 20, "solver": "euler", "distance": "huber", "huber_c": 1e-3, "mu": 0.95, "sees_end": True,
+            "gamma": 0.3, "guidance": None,
+        },
+        teacher=True, start="edm",
+        variants=({"mu": 0.0}, {"sees_end": False}),
+        wrong=(
+            ({"N": 1}, "N"), ({"k": 1000}, "k"), ({"k": 0}, "k"), ({"mu": 1.0}, "mu"), ({"huber_c": 0.0}, "huber_c"),
+            ({"solver": "rk4"}, "solver"), ({"gamma": 1.1}, "gamma"), ({"guidance": [2.0, 1.0]}, "guidance"),
+        ),
+        close={"N": 50_000, "k": 1, "distance": "l2", "mu": 0.0},
+        short={"N": 8, "k": 1, "huber_c": 0.1, "mu": 0.5}, steps=200, lr=5e-3, distance=0.2,
+        passes=WITH_GRADIENT | {("teacher", "forward"): 1, ("target", "forward"): 1},
+    ),
     # arXiv 2303.01469, Table 3
     "ct": Entry(
         paper={"s0": 2, "s1": 150, "mu0": 0.9, "distance": "lpips"},
