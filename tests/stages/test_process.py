@@ -60,7 +60,7 @@ def test_the_status_is_that_of_the_signal_whatever_a_library_makes_of_it(
 )
 def test_wrong_arguments_get_the_usage(arguments) -> None:
     with pytest.raises(
-        SystemExit, match=r"^usage: python -m stages \{code,prepare,reference,tabulate\}, or .*tune\} NAME$"
+        SystemExit, match=r"^usage: python -m stages \{code,prepare,reference,edit,tabulate\}, or .*tune\} NAME$"
     ):
         main(arguments)
 
