@@ -486,9 +486,9 @@ def test_nothing_to_tell_is_said(setup, tmp_path):
 def test_a_record_file_is_read_once(setup, monkeypatch):
     path, opened, text = setup.folders.reports / "metrics/edm.json", Counter[Path](), Path.read_text
 
-    def read_text(self: Path, **how: str) -> str:
+    def read_text(self: Path, *words: str, **how: str) -> str:
         opened.update([self])
-        return text(self, **how)
+        return text(self, *words, **how)
 
     monkeypatch.setattr(Path, "read_text", read_text)
     sync(setup)
