@@ -209,7 +209,7 @@ class Killer:
             aim = before + self.random.randint(1, 40) if self.random.random() < 0.5 else None
             moment = time.monotonic() + self.random.uniform(0.0, self.window)
             while process.poll() is None and not self._is_time(moment, aim):
-                time.sleep(0.01)
+                time.sleep(0.05)
             processes = family(psutil.Process(process.pid)) if process.poll() is None else []
             kinds = [kind for kind in KINDS if find(processes, kind)]
             if not kinds:

@@ -21,6 +21,7 @@ from benchmarks.kills import PARAMS, position
 from benchmarks.workspace import Workspace
 
 ENDS, NOTICED = 10.0, 15.0  # seconds from a signal until all has ended, and from the death of a part of Ray
+BEGUN = 0.2  # seconds of processor time after which Python has started
 STARTS = 300.0  # seconds that a start may take, on a machine that has much else to do
 LONG: dict[str, Any] = {
     **PARAMS,
@@ -52,7 +53,7 @@ class Case(NamedTuple):
     part: Is  # which process gets it
     number: signal.Signals
     codes: tuple[int, ...]  # with which the command may end
-    at_once: bool = False  # as soon as the part is there, or once it has done some work
+    at_once: bool = False  # as soon as the part has begun, or once it has done some work
     line: bool = True  # whether a line has to say how to go on
     seconds: float = ENDS
 
@@ -67,12 +68,13 @@ def cases(port: int) -> list[Case]:
         found += [
             Case("cmlab repro", REPRO, cmlab, number, own),
             Case("a stage below it", REPRO, is_module("stages", "code"), number, (1,), at_once=True),
-            Case("Ray's worker", REPRO, worker, number, (1,)),
             Case("Ray's driver below dvc repro", DVC, stage, number, (1, 255)),
-            Case("cmlab ui", ui, is_module(*ui), number, own, line=False),
+            Case("cmlab ui", ui, is_module(*ui), number, (0,) if number == signal.SIGINT else own, line=False),
             Case("MLflow's server", ui, is_module("mlflow", "server"), number, (0, 1), line=False),
         ]
-    for number in (signal.SIGTERM, signal.SIGHUP):  # DVC ignores a SIGINT of its own, and the stage gets the terminal's
+    # DVC and Ray leave a terminal's SIGINT to the stage and the driver, which get it as well.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        found.append(Case("Ray's worker", REPRO, worker, number, (1,)))
         found.append(Case("dvc repro", DVC, is_module(*DVC), number, (-number,)))
     found.append(Case("raylet", REPRO, is_program("raylet"), signal.SIGTERM, (1,)))
     found += [
@@ -118,10 +120,17 @@ def _found(case: Case, process: Any, works: Callable[[], bool]) -> psutil.Proces
     end = time.monotonic() + STARTS
     while time.monotonic() < end and process.poll() is None:
         for one in _family(process):
-            if (words := _words(one)) and case.part(words) and (case.at_once or works()):
+            if (words := _words(one)) and case.part(words) and (_has_begun(one) if case.at_once else works()):
                 return one
         time.sleep(0.05)
     raise RuntimeError(f"{case.name}: did not come to work")
+
+
+def _has_begun(process: psutil.Process) -> bool:
+    """Whether it runs our code; a SIGINT while Python itself starts ends it with a traceback of Python's."""
+    with suppress(psutil.Error):
+        return process.cpu_times().user > BEGUN
+    return False
 
 
 def _works(case: Case, root: Path, begun: int) -> bool:

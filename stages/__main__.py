@@ -5,6 +5,7 @@ Stages are imported, not run as scripts, so that Ray can send their jobs away by
 
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -55,4 +56,6 @@ def run(stage: Any, kind: str, *rest: str) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which ends the imports, of seconds, without a traceback
     main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import pickle
 import queue
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -122,6 +123,9 @@ def _serve(
     function: Callable[..., Any], args: Sequence[Any], emits: bool, threads: int, folder: Path | None
 ) -> Iterator[list[Message]]:
     """The job: the function in a thread of its own, and its messages as a stream, in batches."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):  # Ray blocks SIGINT, as a terminal sends it to the driver, too
+            signal.signal(number, signal.SIG_DFL)  # Ray itself would wait for the end of the job
     messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def emit(value: Any) -> None:

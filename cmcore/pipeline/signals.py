@@ -42,6 +42,6 @@ def stop_on_signals(line: Callable[[], str]) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, stop)
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, interrupt)
     on_loss[:] = [lambda why: leave(1, f"{why}; {line().partition('; ')[2] or line()}")]

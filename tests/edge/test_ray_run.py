@@ -88,10 +88,13 @@ class TestOnRay:
         with pytest.raises(ComputeError, match=r"OddError: train\.lr: is too odd"):
             execute(RAY, ray_jobs.fails, "odd")
 
-    def test_a_killed_worker_is_reported_in_one_sentence(self):
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+    def test_a_worker_that_a_signal_ends_is_reported_at_once_and_in_one_sentence(self, number):
+        start = time.perf_counter()
         with pytest.raises(ComputeError, match="the worker that ran dies died") as caught:
-            execute(RAY, ray_jobs.dies)
+            execute(RAY, ray_jobs.dies, number)
         assert "\n" not in str(caught.value)
+        assert time.perf_counter() - start < 120, "it would have slept for ten minutes"
 
     def test_more_threads_than_any_node_has_are_refused_at_once(self):
         with pytest.raises(ComputeError, match=r"compute.threads: expected at most the \d+ CPUs .*, got 4096"):

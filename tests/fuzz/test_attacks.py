@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks import WITNESS, Attack, attacks, pickles
+from attacks import WITNESS, Attack, attacks, images, pickles
 
 ROOT = Path(__file__).parents[2]
 SECONDS, MIB = 5.0, 256  # of processor time, and of memory above what the reader's process had before
@@ -71,6 +71,12 @@ def test_the_attacks_are_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickles()["system 2"])
     assert (tmp_path / WITNESS).exists()
+
+
+def test_the_look_at_data_takes_no_memory_for_what_a_header_claims(tmp_path: Path):
+    bomb = [Attack("survey", f"{name}.png", images()[f"{name}.png"]) for name in ("clear", "bomb", "huge")]
+    done = outcomes(tmp_path, bomb)
+    assert not {attack.name: (found, outcome) for attack, outcome in done if (found := wrong(attack, outcome))}
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from cmcore.data.sources.cifar10 import load_batch
 from cmcore.data.sources.decode import decode
 from cmcore.data.sources.latents import _read
 from cmcore.data.sources.pictures import pictures
+from cmcore.data.sources.survey import survey
 from cmcore.evaluate.features import NetworkExtractor
 from cmcore.evaluate.published import read_moments
 from cmcore.nets.public.foreign import load_foreign, named_tensors
@@ -33,12 +34,18 @@ def read_pictures(path: Path) -> None:
         pass
 
 
+def look(path: Path) -> None:
+    """At an archive, or at an image, which is alone in its folder."""
+    survey(path if path.suffix in (".zip", ".tar", ".gz", ".bz2", ".xz") else path.parent)
+
+
 READERS: dict[str, Any] = {
     "foreign": lambda path: dict(named_tensors(load_foreign(path))),
     "cifar10": lambda path: load_batch(path.read_bytes(), str(path)),
     "moments": lambda path: read_moments(path, 4),
     "image": lambda path: decode(path.read_bytes(), 3, name=str(path)),
     "archive": read_pictures,
+    "survey": look,
     "array": lambda path: read_arrays(path, 1),
     "latents": lambda path: _read(path.read_bytes(), (8, 8, 8), str(path)),
     "extractor": NetworkExtractor.load,

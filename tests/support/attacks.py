@@ -264,6 +264,9 @@ def images() -> dict[str, bytes]:
         "wide.png": png(2**31 - 1, 1),
         "cut pixels.png": png(5700, 5800),
         "bomb.png": png(8192, 8192, rows=bomb),
+        "clear.png": png(
+            12_000, 12_000, 1, 3, (b"PLTE", bytes(6)), (b"tRNS", b"\0"), rows=zlib.compress(bytes(18_012_000))
+        ),
         "text.png": png(9, 9, 8, 2, *[(b"zTXt", b"k\0\0" + bomb)] * 8),
         "profile.png": png(9, 9, 8, 2, (b"iCCP", b"k\0\0" + bomb)),
         "deep colour.png": png(4, 4, 16, 2, rows=shallow),
@@ -538,6 +541,9 @@ def yamls() -> dict[str, bytes]:
     }
 
 
+LOOKED_AT = ("image", "archive")  # readers whose files `cmlab new` looks at, too
+
+
 def attacks(*, quick: bool) -> list[Attack]:
     """All of them; quick ones without those that take seconds, and each pickle for one reader only."""
     readable = {"frame", "doubled tuple", "doubled list", "memo", "memo text", "hexadecimal", "float", "own dict"}
@@ -562,6 +568,7 @@ def attacks(*, quick: bool) -> list[Attack]:
             *(Attack("moments", f"moments {name}.pt", content) for name, content in files.items()),
             *(Attack("moments", f"moments {name}", content) for name, content in held.items() if name.endswith("npz")),
             *(Attack("latents", f"latents {name}", content) for name, content in held.items() if name.endswith("npy")),
+            *(one._replace(reader="survey", name=f"look {one.name}") for one in found if one.reader in LOOKED_AT),
             *mutations(),
         ]
     return [one for one in found if one.name not in slow]

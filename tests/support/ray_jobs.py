@@ -1,7 +1,7 @@
 """What the tests of the Ray edge run as jobs: importable by name, as every job must be."""
 
 import os
-import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,13 +34,12 @@ def fails(kind: str) -> None:
     raise {"plain": KeyError("the original message"), "odd": OddError("train.lr", "is too odd")}[kind]
 
 
-def dies() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def dies(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(600)
 
 
 def pid_then_sleeps(path: str) -> None:
-    import time
-
     Path(path).write_text(str(os.getpid()))
     time.sleep(600)
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from cmcore import limits
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.arrays import read_arrays
-from cmcore.data.sources.decode import Background, decode, fit
+from cmcore.data.sources.decode import FORMATS, Background, decode, fit
 from cmcore.data.sources.listing import list_files
 from cmcore.data.sources.source import dense
 from cmcore.errors import DataError
@@ -144,9 +145,13 @@ def _header(content: bytes, name: str) -> _Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image: Any = Image.open(io.BytesIO(content))
+            image: Any = Image.open(io.BytesIO(content), formats=FORMATS)
             width, height = image.size
+            if width * height > limits.PIXELS:
+                raise DataError(f"{name}: expected at most {limits.PIXELS} pixels, got {width} x {height}")
             clear = image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
+    except DataError:
+        raise
     except Exception as error:  # decoders of broken files raise many kinds
         raise DataError(f"{name}: cannot be read as an image") from error
     return _Header(width, height, bool(clear))
