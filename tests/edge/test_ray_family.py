@@ -1,0 +1,57 @@
+"""The processes of a local Ray, for which others of the same names stand: none outlives what started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cmcore.closure import ROOT
+
+pytestmark = pytest.mark.skipif(not Path("/bin/bash").exists(), reason="a process is given a name by bash")
+PROGRAM = """
+import subprocess, sys, time
+from cmcore.edge.ray_family import children, end_family, family
+from cmcore.pipeline.signals import stop_on_signals
+stop_on_signals(lambda: "cmlab x: stopped; the same command continues from here")
+before = children()
+for name in ("gcs_server", "raylet", "DashboardAgent"):  # of the last the parent dies, as of Ray's helpers
+    subprocess.Popen(["bash", "-c", f"bash -c 'exec -a {name} sleep 600' & exec -a {name} sleep 600"])
+while len(children() - before) < 6:
+    time.sleep(0.05)
+with family(before):
+    print("there", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("victim", "code", "said"),
+    [
+        ("raylet", 1, "a process of Ray died (killed, or out of memory?); the same command continues from here\n"),
+        ("gcs_server", 1, "a process of Ray died (killed, or out of memory?); the same command continues from here\n"),
+        ("", -signal.SIGKILL, ""),
+    ],
+)
+def test_where_a_part_of_ray_or_its_driver_is_killed_all_end(victim: str, code: int, said: str):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    own = psutil.Process(process.pid)
+    others = own.children(recursive=True)
+    killed = next((one for one in own.children() if one.cmdline()[0] == victim), own)
+    start = time.monotonic()
+    os.kill(killed.pid, signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(others, timeout=30)
+    seconds = time.monotonic() - start
+    for one in alive:
+        one.kill()
+    assert (process.returncode, told, alive) == (code, said, [])
+    assert seconds < 15
