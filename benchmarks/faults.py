@@ -46,11 +46,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "outputs/*/runs/*/weights.safetensors": SCORES, "outputs/*/runs/*/history.jsonl": REPORT,
     "outputs/*/runs/*/summary.json": SCORES, "outputs/*/runs/*/snapshots/*": SCORES, "outputs/*/data/*": SCORES,
     "outputs/*/reference/*": SCORES, "outputs/*/samples/*": REPORT, "outputs/*/code/*": REPORT,
+    "outputs/*/edits/*": REPORT,
     "outputs/*/times/*": REPORT, ".dvc/cache/files/md5/*/*": CACHED, "dvc.lock": REPORT, ".work/dvc.lock": TRAINED,
     ".work/*/*/final/*": TRAINED, ".work/*/*/time.json": TRAINED, ".work/speeds.json": SCORES,
-    ".work/*/source.json": SCORES, ".tracking/mlflow.db": SCORES,
+    ".work/needs.json": SCORES, ".tracking/mlflow.db": SCORES,
 }  # fmt: skip
-AT_ONCE = 4  # files that are damaged before one start
+AT_ONCE = 8  # files that are damaged before one start
 DISK = 2**29  # bytes of a disk that becomes full; `cmlab repro` asks for half of it before it begins
 LOOK = 0.1  # seconds
 SAYS_SPACE = re.compile(r"free some|No space left|disk is full|disk of .* is full", re.IGNORECASE)

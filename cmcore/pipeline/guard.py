@@ -30,7 +30,8 @@ READ = {
     "reference": ("data",),
     "train": ("data",),
     "evaluate": ("data", "reference"),
-    "tabulate": ("reference", "runs", "samples", "times"),
+    "edit": ("data",),
+    "tabulate": ("reference", "runs", "samples", "edits", "times"),
 }
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times quicker where it was compiled
 
