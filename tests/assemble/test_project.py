@@ -10,6 +10,7 @@ import yaml
 from every_run import every_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shipped import WORKLOADS
 from tiny import METHODS
 from tiny_runs import PARAMS
 
@@ -17,7 +18,6 @@ from cmcore.assemble.project import Project, load_project, parse_project
 from cmcore.assemble.run import resolved
 from cmcore.config import ConfigError, flatten, merge
 
-WORKLOADS = sorted((Path(__file__).parents[2] / "workloads").glob("*.yaml"))
 UNET = {"kind": "unet", "model_channels": 8, "channel_mult": [1], "blocks": 1}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"runs": {"edm": {"method": "edmm"}}}, "runs.edm.method", "did you mean 'edm'"),

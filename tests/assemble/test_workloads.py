@@ -1,11 +1,11 @@
 """The parameter files of the papers' workloads, against numbers written down here a second time."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from shipped import WORKLOADS
 
 from cmcore.assemble.models import ModelShape, build_denoiser
 from cmcore.assemble.project import Project, load_project
@@ -17,8 +17,7 @@ from cmcore.consistency.trigflow import TrigConfig
 from cmcore.diffusion.grids import karras_grid
 from cmcore.report.published import DATASETS, counterpart, published
 
-ROOT = Path(__file__).resolve().parents[2]
-FILES = {file.stem: file for file in sorted((ROOT / "workloads").glob("*.yaml"))}
+FILES = {file.stem: file for file in WORKLOADS}
 NUMBERS = published()
 PAPERS = ("cifar10", "imagenet64", "lsun_bedroom256", "lsun_cat256", "imagenet512")
 

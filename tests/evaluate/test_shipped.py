@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shipped import WORKLOADS
 
 from cmcore.assemble.project import load_project
 from cmcore.closure import ROOT
@@ -76,7 +77,7 @@ def test_a_workload_of_the_same_family_uses_the_same_extractor():
         shipped_source("digitsmine")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "workloads").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", WORKLOADS, ids=lambda file: file.stem)
 def test_every_workload_that_asks_for_one_has_one(file: Path):
     sections = load_project(file).sections
     assert sections.eval.extractor != SHIPPED or shipped_source(file.stem)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from shipped import WORKLOADS
 
 from cmcore.assemble.project import load_project, parse_project
 from cmcore.closure import ROOT
@@ -37,7 +38,7 @@ def read(tmp_path: Path, data: dict[str, Any]):
     return load(tmp_path)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "workloads").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WORKLOADS, ids=lambda path: path.stem)
 def test_the_shipped_workloads_have_sizes_with_sense(path: Path):
     check_sizes(load_project(path))
 
