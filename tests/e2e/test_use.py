@@ -34,6 +34,17 @@ def test_edits_are_not_lost(repository):
     assert (repository / "params.yaml").read_text() == "workload: small  # edited\n"
 
 
+def test_a_workload_that_was_edited_after_its_copy_is_copied_again(repository):
+    use("small", repository)
+    (repository / "workloads/small.yaml").write_text("workload: small  # edited\n")
+    use("small", repository)
+    assert (repository / "params.yaml").read_text() == "workload: small  # edited\n"
+    (repository / "workloads/small.yaml").unlink()
+    (repository / "workloads/large.yaml").write_text("workload: large  # edited\n")
+    use("large", repository)
+    assert (repository / "params.yaml").read_text() == "workload: large  # edited\n"
+
+
 def test_committed_edits_may_be_replaced(repository):
     (repository / "params.yaml").write_text("workload: small  # edited\n")
     commit(repository)
