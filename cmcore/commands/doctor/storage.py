@@ -23,12 +23,13 @@ PATIENCE = 2.0  # seconds for a server
 
 
 def check_git(root: Path) -> Finding:
-    """A repository with a commit, which DVC needs and MLflow's tags name."""
+    """A repository with a commit, which the command `dvc` needs and results name."""
+    without = "cmlab works without, results name no commit, and dvc refuses"
     try:
         command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return Finding("git", FAIL, "there is no git", "install it: DVC works in a git repository")
+        return Finding("git", WARN, f"there is no git: {without}", "install it")
     if done.returncode == 0:
         return Finding("git", OK, f"at {done.stdout.strip()}")
     inside = subprocess.run(["git", "-C", str(root), "rev-parse", "--git-dir"], capture_output=True, check=False)
@@ -37,9 +38,8 @@ def check_git(root: Path) -> Finding:
     if "dubious ownership" in done.stderr:
         remedy = f"git config --global --add safe.directory '{root}'"
         return Finding("git", FAIL, "the repository belongs to another user", remedy)
-    return Finding(
-        "git", FAIL, "this is no git repository", "clone the project, or: git init && git add . && git commit"
-    )
+    remedy = "clone the project, or: git init && git add . && git commit"
+    return Finding("git", WARN, f"this is no git repository: {without}", remedy)
 
 
 def check_dvc(root: Path) -> Finding:
