@@ -67,7 +67,9 @@ def check_links(runs: Mapping[str, Run], run: Run) -> None:
     path = join("runs", run.name)
     _check_chain(runs, run)
     traits, init, teacher = run.objective.traits, runs.get(run.init), runs.get(run.teacher)
-    if run.weights is not None:
+    if run.weights is not None and run.weights.adapter is not None:
+        _check_adapter(runs, run)
+    elif run.weights is not None:
         for key, value, none in (("init", run.init, RANDOM), ("teacher", run.teacher, NONE)):
             if value != none:
                 raise ConfigError(join(path, key), f"expected {none}, as the weights come from a file, got {value!r}")
@@ -86,6 +88,32 @@ def check_links(runs: Mapping[str, Run], run: Run) -> None:
     if init is not None and (lost := [i.name for i in init.net.inputs if i not in run.net.inputs]):
         raise ConfigError(join(path, "init"), f"expected a run whose network has no input {', '.join(lost)}")
     check_guidance(run, runs)
+
+
+def _check_adapter(runs: Mapping[str, Run], run: Run) -> None:
+    """A run whose weights are a base and an adapter names both."""
+    path, source = join("runs", run.name), runs.get(run.teacher)
+    assert run.weights is not None
+    if run.init not in runs:
+        raise ConfigError(
+            join(path, "init"), f"expected the run to whose weights the adapter is added, got {run.init!r}"
+        )
+    if run.weights.file:
+        if source is not None:
+            raise ConfigError(
+                join(path, "teacher"), f"expected {NONE}, as the adapter is in a file, got {run.teacher!r}"
+            )
+    elif source is None or source.train.adapter is None or source.weights is not None:
+        raise ConfigError(join(path, "teacher"), f"expected a run with train.adapter, got {run.teacher!r}")
+    elif source.net != run.net:
+        raise ConfigError(join(path, "net"), f"expected the network and the inputs of {run.teacher!r}, got others")
+
+
+def check_adapter(run: Run) -> None:
+    """Adapters are of a network that has learned something."""
+    if run.train.adapter is not None and run.weights is None and run.init == RANDOM:
+        path = join(join("runs", run.name), "train.adapter")
+        raise ConfigError(path, "expected null with random weights, which would stay as they are; see `init`")
 
 
 def check_moments(run: Run) -> None:
@@ -184,6 +212,6 @@ def require_files(runs: Iterable[Run]) -> None:
     for run in runs:
         if "lpips" in run.services and not Path(run.train.lpips_weights).is_file():
             raise _no_lpips(run)
-        if run.weights is not None and not Path(run.weights.file).is_file():
+        if run.weights is not None and run.weights.file and not Path(run.weights.file).is_file():
             where = join(join("runs", run.name), "weights.file")
             raise ConfigError(where, f"expected a file of public weights, got {run.weights.file!r}")

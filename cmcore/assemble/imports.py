@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cmcore import plugins
-from cmcore.assemble.models import ModelShape, build_denoiser, save_model
-from cmcore.assemble.run import NetChoice, Run, resolved
+from cmcore.assemble.adapters import load_adapter
+from cmcore.assemble.models import ModelShape, build_denoiser, save_model, start_from
+from cmcore.assemble.run import NetChoice, Run, WeightsConfig, resolved
 from cmcore.assemble.summary import file_digest, write_summary
-from cmcore.assemble.training import FINAL, SNAPSHOTS, WEIGHTS, Inputs, fingerprint
+from cmcore.assemble.training import FINAL, SNAPSHOTS, WEIGHTS, Inputs, fingerprint, model_of
 from cmcore.atomic import write_atomic
 from cmcore.bounded import parse_json
 from cmcore.config import ConfigError, join, plain, read
@@ -224,26 +225,54 @@ def import_run(
     if run.weights is None:
         raise ValueError(f"runs.{run.name}: expected a run with `weights`, got one that is trained")
     if not (folder / FINAL).exists():
-        config, file = run.weights, Path(run.weights.file)
-        digest = file_digest(file)
-        if config.sha256 and digest != config.sha256:
-            raise WeightsError(f"{file}: expected sha256 {config.sha256}, got {digest}")
         shape = ModelShape.of(open_data(inputs.data), run.conditional)
-        head = getattr(run.net.config, "head_channels", None)
-        public = read_public(file, config.part, {"resolution": shape.resolution, "head_channels": head})
-        tensors = fitting(run, public, shape)
+        made = _of_file if run.weights.adapter is None else _of_adapter
+        tensors, source = made(run, run.weights, inputs, shape)
         mark = fingerprint(run, inputs)
-        source = {
-            "file": file.name,
-            "sha256": digest,
-            "part": config.part or default_part(file),
-            "family": public.family,
-        }
         tracker.params(resolved(run))
         TrainingTime().write(folder / TIME)
         _write(folder, run, shape, tensors, {"images": 0, "fingerprint": mark, "source": source})
     on_progress(run.train.total, run.train.total)
     return folder / FINAL
+
+
+def _checked(config: WeightsConfig, file: Path) -> str:
+    """The checksum of a file, which is the one that is expected."""
+    digest = file_digest(file)
+    if config.sha256 and digest != config.sha256:
+        raise WeightsError(f"{file}: expected sha256 {config.sha256}, got {digest}")
+    return digest
+
+
+Source = tuple[dict[str, Tensor], dict[str, Any]]
+"""Weights by name, and where they are from."""
+
+
+def _of_file(run: Run, config: WeightsConfig, inputs: Inputs, shape: ModelShape) -> Source:
+    """The network of a public weight file."""
+    del inputs
+    file = Path(config.file)
+    digest = _checked(config, file)
+    head = getattr(run.net.config, "head_channels", None)
+    public = read_public(file, config.part, {"resolution": shape.resolution, "head_channels": head})
+    part = config.part or default_part(file)
+    return fitting(run, public, shape), {"file": file.name, "sha256": digest, "part": part, "family": public.family}
+
+
+def _of_adapter(run: Run, config: WeightsConfig, inputs: Inputs, shape: ModelShape) -> Source:
+    """The weights of `init` with the adapter of `teacher`, or of a file."""
+    assert config.adapter is not None
+    file = Path(config.file) if config.file else inputs.teacher
+    digest = _checked(config, file)
+    base = build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary, seed=run.train.seed)
+    start_from(base.net, model_of(run, "init", inputs.init, shape, "cpu").net.state_dict())
+    adapter = load_adapter(file)
+    try:
+        tensors = adapter.merge_into(base.net.state_dict(), config.adapter)
+    except ValueError as error:
+        raise WeightsError(f"{file}: {error}") from error
+    named = file.name if config.file else f"the adapter of {run.teacher}"
+    return tensors, {"file": named, "sha256": digest, "part": run.init, "family": f"an adapter times {config.adapter}"}
 
 
 def _write(folder: Path, run: Run, shape: ModelShape, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:

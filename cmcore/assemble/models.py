@@ -1,5 +1,6 @@
 """Networks from configuration and from weight files. A weight file carries its own configuration."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cmcore import plugins
+from cmcore.assemble.adapters import STORED
 from cmcore.assemble.run import NetChoice, Run
 from cmcore.config import plain, read
 from cmcore.data.images import Prepared
@@ -57,9 +59,17 @@ def save_empty(path: Path, kind: str) -> None:
 
 
 def save_model(
-    path: Path, profiles: dict[str, dict[str, Tensor]], run: Run, shape: ModelShape, meta: dict[str, Any]
+    path: Path,
+    profiles: dict[str, dict[str, Tensor]],
+    run: Run,
+    shape: ModelShape,
+    meta: dict[str, Any],
+    adapter: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the weights of some EMA profiles with everything that is needed to build the denoiser again."""
+    """Write the weights of some EMA profiles with everything that is needed to build the denoiser again.
+
+    An adapter, if there is one, is part of these weights and stands beside them, so that it can be added to others.
+    """
     tensors = {f"{profile}/{name}": tensor for profile, named in profiles.items() for name, tensor in named.items()}
     described = {
         "kind": "model",
@@ -74,6 +84,9 @@ def save_model(
         "profiles": sorted(profiles),
         **meta,
     }
+    if adapter:
+        tensors |= {f"{STORED}{name}": tensor for name, tensor in adapter.items()}
+        described["adapter"] = {**plain(run.train.adapter), "base": run.init}
     checkpoint.save(path, tensors, described)
 
 
@@ -92,6 +105,7 @@ class LoadedModel:
     shape: ModelShape
     diffusion: DiffusionConfig
     meta: dict[str, Any]
+    file: Path | None = None  # a weight file of this project, where it is from one
 
 
 def load_model(path: Path, profile: str = "", *, device: str = "cpu") -> LoadedModel:
@@ -129,4 +143,4 @@ def load_model(path: Path, profile: str = "", *, device: str = "cpu") -> LoadedM
     shape, diffusion = ModelShape(**meta["shape"]), read(DiffusionConfig, meta["diffusion"], "diffusion")
     denoiser = build_denoiser(net, shape, diffusion, boundary=meta["boundary"])
     denoiser.net.load_state_dict(tensors)
-    return LoadedModel(denoiser.eval().to(device), profile or meta["eval_ema"], shape, diffusion, meta)
+    return LoadedModel(denoiser.eval().to(device), profile or meta["eval_ema"], shape, diffusion, meta, path)

@@ -7,6 +7,7 @@ from typing import Any
 
 from cmcore import plugins
 from cmcore.assemble.checks import (
+    check_adapter,
     check_augment,
     check_latents,
     check_level,
@@ -158,6 +159,7 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     )
     run = replace(run, net=replace(net, inputs=run.objective.traits.inputs))
     check_services(run)
+    check_adapter(run)
     check_augment(train, net, path)
     check_sigma_data(net, sections.diffusion, path)
     check_rows(run)

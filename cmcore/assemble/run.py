@@ -38,9 +38,14 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig:
-    """A public weight file as the source of a run's weights, instead of training. `cmlab import-weights` prints it."""
+    """The source of a run's weights, instead of training: a public weight file, or an adapter of another run.
 
-    file: str  # a network pickle of NVlabs, a state dict of OpenAI, or a .safetensors file of this project
+    `cmlab import-weights` prints it for a file. With `adapter` the weights are those of `init` and so many times the
+    adapter of `teacher`, or of a file in the layout of peft.
+    """
+
+    file: str = ""  # a network pickle of NVlabs, a state dict of OpenAI, a .safetensors file of this project or of peft
+    adapter: float | None = None  # scale of an adapter; null for weights of a whole network
     sha256: str = ""  # of the file; another file is refused. Empty accepts any
     part: str = (
         ""  # entry of a pickle, by default "ema"; profile of a file of this project, by default the evaluated one
@@ -49,6 +54,9 @@ class WeightsConfig:
     def __post_init__(self) -> None:
         hexadecimal = len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")
         require(not self.sha256 or hexadecimal, "sha256", "64 hexadecimal digits", self.sha256)
+        require(bool(self.file) or self.adapter is not None, "file", "the name of a file, or `adapter`", self.file)
+        whole = self.adapter is None or not self.part
+        require(whole, "part", "nothing, as an adapter has no parts", self.part)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from cmcore.data.feed import feed
 from cmcore.data.images import Prepared, open_data
 from cmcore.data.order import indices
 from cmcore.diffusion.precond import Condition, Denoiser
+from cmcore.layers.adapter import adapter_of, detach
 from cmcore.methods.base import STUDENT, Batch
 from cmcore.rng import Draws
 from cmcore.tracking.base import Tracker
@@ -55,7 +56,8 @@ def fingerprint(run: Run, inputs: Inputs) -> str:
         files.append(Path(config["train"].pop("lpips_weights")))
     if run.weights is not None:
         roots.append("cmcore.assemble.imports")
-        files.append(Path(config["weights"].pop("file")))
+        if file := config["weights"].pop("file"):
+            files.append(Path(file))
     read = [file_digest(file) for file in files]
     return digest([config, source_digest(roots), open_data(inputs.data).digest, *read])
 
@@ -171,15 +173,15 @@ def _networks(
     """The student, with the averaged weights of `init` where there is one; the models of `init` and of `teacher`."""
     boundary = run.objective.traits.boundary
     student = build_denoiser(run.net, shape, run.diffusion, boundary=boundary, seed=run.train.seed).to(device)
-    init = None if run.init == RANDOM else _source(run, "init", inputs.init, shape, device)
+    init = None if run.init == RANDOM else model_of(run, "init", inputs.init, shape, device)
     if init is not None:
         start_from(student.net, init.net.state_dict())
     if run.teacher == NONE:
         return student, init, None
-    return student, init, _source(run, "teacher", inputs.teacher, shape, device)
+    return student, init, model_of(run, "teacher", inputs.teacher, shape, device)
 
 
-def _source(run: Run, key: str, weights: Path, shape: ModelShape, device: str) -> Denoiser:
+def model_of(run: Run, key: str, weights: Path, shape: ModelShape, device: str) -> Denoiser:
     """The model of another run; a ConfigError where it is of other images."""
     source = load_model(weights, device=device)
     if (source.shape, source.diffusion.sigma_data) != (shape, run.diffusion.sigma_data):
@@ -211,6 +213,7 @@ def image_batches(data: Prepared, run: Run, device: str) -> Callable[[Draws], Ba
 def averaged(state: State, profile: str) -> Denoiser:
     """A copy of the student with the weights of an EMA profile, in eval mode."""
     denoiser = copy.deepcopy(state.nets.student)
+    detach(denoiser.net)
     denoiser.net.load_state_dict(state.weights(profile))
     return denoiser.eval()
 
@@ -230,7 +233,9 @@ def _finish(
     partial = folder / f".{FINAL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_model(partial / WEIGHTS, profiles, run, shape, {"images": state.images, "fingerprint": mark})
+    adapter = adapter_of(state.weights(run.train.eval_ema, apart=True))
+    meta = {"images": state.images, "fingerprint": mark}
+    save_model(partial / WEIGHTS, profiles, run, shape, meta, adapter)
     (partial / SNAPSHOTS).mkdir()
     for path in sorted((folder / SNAPSHOTS).glob("*.safetensors")):
         shutil.copy(path, partial / SNAPSHOTS / path.name)
@@ -249,6 +254,8 @@ def _finish(
         "workers": workers,
         "fingerprint": mark,
     }
+    if adapter:
+        summary["adapter_parameters"] = sum(tensor.numel() for tensor in adapter.values())
     if (scale := state.players[STUDENT].scale) is not None:
         summary["skipped_steps"] = int(scale.skipped)
     write_summary(partial, summary)

@@ -38,7 +38,7 @@ WRITES_PARAMETERS = ("use", "adopt")
 CONTINUED = ("repro", "tune")
 Device = Literal["auto", "cpu", "cuda"]
 ToyData = Literal["mixture", "checkerboard", "spirals", "all"]
-ExportKind = Literal["diffusers", "onnx", "torch"]
+ExportKind = Literal["diffusers", "onnx", "torch", "peft"]
 ClassCounts = Literal["none", "reference", "uniform"]
 EditTask = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
 MODEL = "A run of params.yaml, WORKLOAD/RUN, a folder of results, or a weight file, also a public one."
@@ -419,7 +419,10 @@ def export(
     context: typer.Context,
     what: Annotated[str, typer.Argument(help=MODEL, autocompletion=complete.runs)],
     to: Annotated[
-        ExportKind, typer.Option(help="A folder for diffusers, a graph of ONNX, or a program of torch.export.")
+        ExportKind,
+        typer.Option(
+            help="A folder for diffusers, a graph of ONNX, a program of torch.export, or an adapter for peft."
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder, NAME.onnx or NAME.pt2.")],
     nfe: Annotated[
@@ -443,6 +446,7 @@ def export(
       cmlab export ect --to diffusers --nfe 2 --out ect-pipeline
       cmlab export ect --to onnx --nfe 2 --out ect.onnx
       cmlab export ect --to torch --out ect.pt2
+      cmlab export lcm_lora --to peft --out lcm-lora
     """
     from cmcore.commands.export import export as write
 

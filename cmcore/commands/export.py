@@ -4,18 +4,19 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from cmcore.assemble.adapters import load_adapter, save_peft
 from cmcore.assemble.export import export_onnx, export_pipeline, export_program
 from cmcore.closure import module_file
 from cmcore.commands.place import CommandError
 from cmcore.commands.sample import opened, option_errors
 
-Kind = Literal["diffusers", "onnx", "torch"]
+Kind = Literal["diffusers", "onnx", "torch", "peft"]
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 SOURCE = "cmcore.edge.diffusers_pipeline"  # found, not imported: an export needs no diffusers
 
 
 def export(what: str, root: Path, start: Path, *, to: Kind, out: Path, nfe: int, ema: str, method: str) -> str:
-    """Write a program, a graph, or a folder for diffusers with what was measured of the run."""
+    """Write a program, a graph, the folder of an adapter, or one for diffusers with what was measured of the run."""
     target = start / out
     with option_errors():
         run = opened(what, root, start, ema=ema, device="cpu", method=method)
@@ -28,6 +29,11 @@ def export(what: str, root: Path, start: Path, *, to: Kind, out: Path, nfe: int,
             return f"{out}: ({inputs}{', labels' if run.model.shape.classes else ''}) of {run.name} for {loader}"
         if target.suffix:
             raise CommandError(f"--out: expected a folder without an ending, got {out}")
+        if to == "peft":
+            if run.model.file is None:
+                raise CommandError(f"--to: expected weights of this project for peft, got others of {run.name}")
+            save_peft(load_adapter(run.model.file), target)
+            return f"{out}: the adapter of {run.name} for peft"
         mark = run.model.meta.get("fingerprint")
         found = [
             json.loads(path.read_text(encoding="utf-8")) for path in root.glob(f"reports/*/metrics/{run.name}.json")

@@ -70,8 +70,9 @@ def unit_rows(weight: Tensor) -> Tensor:
 
 
 def unit_weights(*roots: nn.Module) -> list[nn.Parameter]:
-    """The weights of layers below some modules that are to have unit length."""
-    return [module.weight for root in roots for module in root.modules() if isinstance(module, MPConv)]
+    """The weights of layers below some modules that are to have unit length: all but frozen ones."""
+    weights = (module.weight for root in roots for module in root.modules() if isinstance(module, MPConv))
+    return [weight for weight in weights if isinstance(weight, nn.Parameter) and weight.requires_grad]
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def _of_run(sections: Sections, name: str, entry: RunEntry) -> dict[str, str]:
     lpips = merge(sections.train, entry.train).get("lpips_weights")
     if isinstance(lpips, str) and entry.options.get("distance", "lpips") == "lpips":
         files["train.lpips_weights"] = lpips
-    if entry.weights is not None and not entry.weights.sha256:
+    if entry.weights is not None and entry.weights.file and not entry.weights.sha256:
         files[join(join("runs", name), "weights.file")] = entry.weights.file
     return files
 

@@ -1,5 +1,6 @@
 """How a run is trained: the `train` section, shared by all runs and overridden by `runs.<name>.train`."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -27,6 +28,23 @@ class EmaConfig:
             "below 0.28, where the profile's exponent is positive",
             self.power_std,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Low-rank adapters, which are trained in the place of the network: LoRA (arXiv 2106.09685)."""
+
+    rank: int = 64  # r; with alpha, LCM-LoRA's for Stable Diffusion (arXiv 2311.05556, the scripts of diffusers)
+    alpha: float = 64.0  # the product B A is multiplied with alpha/r
+    targets: str = ".*"  # regular expression: the layers whose whole name it matches
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "rank", "at least 1", self.rank)
+        require(self.alpha > 0, "alpha", "a positive number", self.alpha)
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ConfigError("targets", f"expected a regular expression, got {self.targets!r}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +84,7 @@ class TrainConfig:
     channels_last: bool = False  # memory format of the networks; convolutions in half precision are faster so
     compile: bool = False  # the networks, by torch.compile
     cuda_graphs: bool = False  # of compiled networks: for those so small that starting kernels takes the time
+    adapter: AdapterConfig | None = None  # train low-rank adapters of the student alone; null trains all its weights
     ema: dict[str, EmaConfig] = field(default_factory=lambda: {"ema": EmaConfig(half_life=500_000.0)})
     eval_ema: str = "ema"  # the profile that is evaluated and that other runs start from; "raw" for none
     players: dict[str, PlayerConfig] = field(default_factory=dict)  # of methods with several; the student is above

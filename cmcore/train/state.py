@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcore.diffusion.precond import Denoiser
+from cmcore.layers.adapter import attach, merged
 from cmcore.methods.base import STUDENT, Method, Nets, Network
 from cmcore.rng import seeded
 from cmcore.train.layout import arrange
@@ -84,13 +85,16 @@ class State:
         others = {name: self.nets[name] for name, network in self.roles.items() if network.role != "frozen"}
         return {STUDENT: self.nets.student, **others}
 
-    def weights(self, profile: str = "raw") -> dict[str, Tensor]:
-        """Named network weights of a profile, sharded as the network is; buffers are the student's own."""
+    def weights(self, profile: str = "raw", *, apart: bool = False) -> dict[str, Tensor]:
+        """Named network weights of a profile, sharded as the network is; buffers are the student's own.
+
+        Adapters are merged into the weights, unless these are to be `apart`.
+        """
         named = {name: tensor.detach() for name, tensor in self.nets.student.net.state_dict().items()}
         if profile != "raw":
             pairs = zip(self.nets.student.net.named_parameters(), self.ema[profile], strict=True)
             named.update({name: like(parameter, average) for (name, parameter), average in pairs})
-        return named
+        return named if apart else merged(named)
 
     def restart_averages(self) -> None:
         """Let every average begin again from the present weights."""
@@ -133,6 +137,11 @@ def new_state(
                 f"`{network.start}` to the name of a run"
             )
     student.train()  # before it is copied: a copy drops what the student drops
+    if config.adapter is not None:
+        if worker.shard:
+            raise ValueError("train.adapter: expected null for networks that are spread over workers, got adapters")
+        with seeded(config.seed, "adapter"):
+            attach(student.net, **vars(config.adapter))
     modules: dict[str, nn.Module] = {STUDENT: student}
     for name, network in method.networks.items():
         if name not in new:
@@ -152,6 +161,7 @@ def new_state(
                 for name, module in modules.items()
                 if name == player == STUDENT or (name != STUDENT and _trains(method.networks[name], player))
                 for parameter in raw(module).parameters()
+                if parameter.requires_grad  # adapters leave the rest of the student as it is
             ],
             config.of(player),
         )

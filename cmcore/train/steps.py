@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cmcore.consistency.tangents import jvp_precision
+from cmcore.layers.adapter import is_adapted, merged
 from cmcore.layers.magnitude import force_normalisation, unit_weights
 from cmcore.methods.base import STUDENT, Action, Batch, Blend, Copy, Method, Progress
 from cmcore.rng import Draws
@@ -207,9 +208,9 @@ class _Loop:
             moved, source = (parts(raw(state.nets[name])) for name in (action.network, action.source))
             ema.update(moved, source, action.decay, go)
         elif isinstance(action, Copy):
-            weights = state.weights(self.config.eval_ema) if action.averaged else raw(state.nets[action.source])
-            copied = weights if isinstance(weights, dict) else weights.state_dict()
-            raw(state.nets[action.network]).load_state_dict(copied)
+            target, source = (raw(state.nets[name]) for name in (action.network, action.source))
+            weights = state.weights(self.config.eval_ema, apart=True) if action.averaged else source.state_dict()
+            target.load_state_dict(weights if is_adapted(target) else merged(weights))
         else:
             state.players[action.player].restart(state.images, action.until)
             if action.player == STUDENT:

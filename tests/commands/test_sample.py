@@ -141,6 +141,14 @@ def test_a_pipeline_that_is_exported_says_what_it_is(project, capsys):
     )
 
 
+def test_a_run_without_an_adapter_has_none_to_export(project, capsys):
+    assert call("export", "ect", "--to", "peft", "--out", "a") == 1
+    said = capsys.readouterr().err
+    assert said.endswith("expected the weights of a run with train.adapter, got those of one without\n")
+    assert said.count("\n") == 1
+    assert not (project / "below/a").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

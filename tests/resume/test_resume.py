@@ -26,6 +26,7 @@ from cmcore.train import checkpoint
 from cmcore.train.checkpoint import CheckpointError
 from cmcore.train.gate import NonFiniteError
 from cmcore.train.session import CHECKPOINT, HISTORY
+from cmcore.train.settings import AdapterConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,11 +66,23 @@ def kill_at(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "image_batches", image_batches)
 
 
-@pytest.mark.parametrize("name", METHODS)
+ADAPTED = ["lcm", "pd"]  # with an average of the adapter as the target, and with stages
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [*((name, None) for name in METHODS), *((name, AdapterConfig(rank=3, alpha=6.0)) for name in ADAPTED)],
+    ids=[*METHODS, *(f"{name}-adapter" for name in ADAPTED)],
+)
 def test_interrupted_runs_end_in_the_same_bits(
-    name: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    adapter: AdapterConfig | None,
+    inputs: dict[str, Inputs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     run = every_run().run(name)
+    run = replace(run, train=replace(run.train, adapter=adapter))
     expected = results(train(run, inputs[name], tmp_path / "whole"))
     assert {"weights.safetensors", "history.jsonl", "summary.json"} < expected.keys()
     assert len(expected) == 3 + run.train.snapshots

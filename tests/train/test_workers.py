@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cmcore.assemble.training import WEIGHTS, train_run
 from cmcore.tracking.base import Null
 from cmcore.train import checkpoint
 from cmcore.train.session import CHECKPOINT, HISTORY
+from cmcore.train.settings import AdapterConfig
 from cmcore.train.steps import row_slices, steps
 from cmcore.train.workers import GradientSums, Worker
 
@@ -68,9 +70,11 @@ def inputs(tmp_path_factory):
     return tiny_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def test_two_workers_give_the_result_of_one_within_floating_point(tmp_path, inputs):
+@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=3, alpha=6.0)], ids=["whole", "adapter"])
+def test_two_workers_give_the_result_of_one_within_floating_point(tmp_path, inputs, adapter):
     project = tiny_project(images=1024, micro_batch=16)
     run = project.run("ict")
+    run = replace(run, train=replace(run.train, adapter=adapter))
     folders = [tiny_folder(project, "ict", inputs, tmp_path / name) for name in ("one", "two")]
     expected, _ = checkpoint.load(alone(run, inputs, folders[0]) / WEIGHTS)
     assert train_together(run, inputs, [folders[1]] * WORLD) == {}
