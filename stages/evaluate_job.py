@@ -4,7 +4,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmcore.assemble.evaluation import Evaluation, Outcome, Share, classes_drawn, draw, evaluate_run
+from cmcore.assemble.evaluation import (
+    Evaluation,
+    Outcome,
+    Share,
+    captions_drawn,
+    classes_drawn,
+    draw,
+    evaluate_run,
+)
 from cmcore.assemble.project import Run
 from cmcore.config import digest
 from cmcore.data.images import ImageData, open_data
@@ -52,6 +60,7 @@ def job(
     whole = Evaluation(
         run, workload, config, references, files.results, files.teacher, files.work, device, decoding, files.final_only,
         training, classes_drawn(run, config, images.manifest) if images else (),
+        captions_drawn(run, config, images.captions) if images else None,
     )  # fmt: skip
     kept = kept_records(whole, why_not)
     if files.final_only and kept.exists():

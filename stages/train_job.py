@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cmcore.assemble.evaluation import captions_drawn
 from cmcore.assemble.imports import import_run
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.preview import previewer
@@ -14,7 +15,7 @@ from cmcore.edge.compile_cache import keep_compiled
 from cmcore.edge.lpips import load_lpips
 from cmcore.edge.ray_run import pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.settings import DecoderConfig
+from cmcore.evaluate.settings import DecoderConfig, EvalConfig
 from cmcore.pipeline.progress import Emit, reporter, spoken
 from cmcore.tracking.base import Sender
 from cmcore.train.workers import ALONE, Worker
@@ -33,7 +34,10 @@ def job(
         distances.provide("lpips", load_lpips(run.train.lpips_weights, pooling=run.train.lpips_pooling, device=device))
     data = open_data(inputs.data)
     to_images = image_converter(data, decoder, device)
-    preview = to_images and previewer(run, ModelShape.of(data, run.conditional), device=device, to_images=to_images)
+    preview = to_images and previewer(
+        run, ModelShape.of(data, run.conditional), device=device, to_images=to_images,
+        captions=captions_drawn(run, EvalConfig(), data.captions),
+    )  # fmt: skip
     with spoken(emit):
         return train_run(
             run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit), preview=preview, device=device,

@@ -1,8 +1,10 @@
 """Checks of runs against one another: whether init, teacher, guidance, augmentation and groups go together."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from cmcore import plugins
 from cmcore.assemble.run import NONE, RANDOM, NetChoice, Run
 from cmcore.config import ConfigError, join
 from cmcore.data.settings import AUGMENT_DIM
@@ -35,6 +37,20 @@ def check_sigma_data(net: NetChoice, diffusion: DiffusionConfig, path: str) -> N
         raise ConfigError(
             join(path, "net.sigma_data"), f"expected diffusion.sigma_data = {diffusion.sigma_data}, got {told}"
         )
+
+
+def check_reads(run: Run) -> None:
+    """A ConfigError where the network of a run that sees captions cannot read them."""
+    if run.conditional != "words" or reads_words(run.net.kind):
+        return
+    able = ", ".join(kind for kind in plugins.available("cmcore.nets") if reads_words(kind))
+    said = f"expected one that reads captions ({able}), as conditional is words, got {run.net.kind!r}"
+    raise ConfigError(join(join("runs", run.name), "net.kind"), said)
+
+
+def reads_words(kind: str) -> bool:
+    """Whether the networks of that kind read captions: `build` then takes their words."""
+    return "words" in inspect.signature(plugins.load("cmcore.nets", kind).build).parameters
 
 
 def check_rows(run: Run) -> None:

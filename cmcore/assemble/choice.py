@@ -23,7 +23,7 @@ def choose(
     levels: Sequence[float] = (),
     solver: str = "",
     guidance: float | None = None,
-    classes: int = 0,
+    labelled: bool = False,
 ) -> Sampler:
     """A sampler for models of a method.
 
@@ -35,7 +35,7 @@ def choose(
             between. By default those of the row with as many steps, else of the Karras grid (EDM, Eq. 5).
         solver: of a diffusion model, by default Heun's.
         guidance: scale of classifier-free guidance, by default the run's.
-        classes: of the network, 0 for none.
+        labelled: whether the network sees labels, classes or captions.
 
     Raises:
         ValueError: the method has no such sampler.
@@ -43,7 +43,7 @@ def choose(
     if steps < 0:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     if guidance is not None:
-        _check_guidance(method, guidance, classes)
+        _check_guidance(method, guidance, labelled)
         sampling = replace(sampling, guidance=guidance)
     if method.traits.few_step:
         if solver:
@@ -108,11 +108,11 @@ def _ode(method: Method, sampling: Sampling, steps: int, solver: str) -> Sampler
     return method.guided(found, sampling)
 
 
-def _check_guidance(method: Method, s: float, classes: int) -> None:
+def _check_guidance(method: Method, s: float, labelled: bool) -> None:
     traits = method.traits
     if s == 1:
         return
-    if not classes:
+    if not labelled:
         raise ValueError(f"guidance: expected 1, as the network sees no labels, got {s}")
     if traits.few_step and traits.guidance is None:
         raise ValueError(f"guidance: expected 1, as the model has learned no scales, got {s}")

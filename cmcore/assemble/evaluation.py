@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cmcore.assemble.passes import Pass, Shards, passes
 from cmcore.assemble.run import Run
@@ -72,6 +73,7 @@ class Evaluation:
     final_only: bool = False  # without scans, other scales, snapshots, images and times
     training: Training | None = None  # images that samples are compared with in pixels
     class_counts: tuple[int, ...] = ()  # of `classes_drawn`
+    captions: Tensor | None = None  # of `captions_drawn`
 
     @cached_property
     def passes(self) -> list[Pass]:
@@ -94,6 +96,8 @@ class Evaluation:
             described += [self.device, self.run.train.precision]
         if self.class_counts:
             described.append(self.class_counts)
+        if self.captions is not None:
+            described.append(self.captions.tolist())
         return self.work / f"{self.run.name}-{digest(described)}"
 
     @cached_property
@@ -102,8 +106,9 @@ class Evaluation:
         extractors = [reference.extractor for reference in self.references]
         to_images = self.decoding or to_uint8
         return Shards(
-            self.store, self.config, self.run, extractors, self.device, to_images, self.training, self.class_counts
-        )
+            self.store, self.config, self.run, extractors, self.device, to_images, self.training, self.class_counts,
+            self.captions,
+        )  # fmt: skip
 
 
 def draw(evaluation: Evaluation, share: Share, on_progress: Callable[[int, int], None]) -> None:
@@ -179,7 +184,10 @@ def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
         firsts = [index * one.samples for index in range(one.ranges)]
         judges = evaluation.references[: one.judges]
         final = one.place == "records"
-        made = measure(shards.parts(one), judges, source, config, firsts, evaluation.device, every=final)
+        made = measure(
+            shards.parts(one), judges, source, config, firsts, evaluation.device, every=final,
+            told=None if evaluation.captions is None else shards.captions_of(one),
+        )  # fmt: skip
         found, training = shards.nearest(one), evaluation.training
         if found is not None and training is not None:
             pixels = math.prod(training.images.shape[1:])
@@ -221,7 +229,18 @@ def classes_drawn(run: Run, config: EvalConfig, manifest: Mapping[str, Any]) -> 
 
     None where all classes are drawn alike, or the run is unconditional.
     """
-    return tuple(manifest["class_counts"]) if run.conditional and config.labels == "reference" else ()
+    classes = run.conditional is True and config.labels == "reference"
+    return tuple(manifest["class_counts"]) if classes else ()
+
+
+def captions_drawn(run: Run, config: EvalConfig, captions: np.ndarray | None) -> Tensor | None:
+    """The captions that those of samples are drawn from, int64 (N, L): all of the images', or each different one once.
+
+    None where the run reads none.
+    """
+    if run.conditional != "words" or captions is None:
+        return None
+    return torch.from_numpy(captions if config.labels == "reference" else np.unique(captions, axis=0))
 
 
 def endpoint_run(runs: Mapping[str, Run], run: Run) -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cmcore import plugins
+from cmcore.assemble.models import some_labels
 from cmcore.assemble.results import TrainedRun
 from cmcore.atomic import write_atomic
 from cmcore.config import read
@@ -58,7 +59,7 @@ class Map(nn.Module):
         self.denoiser = run.model_of(sampler).denoiser  # registered, so that its tensors are parameters
         counted = Noises(torch.zeros(1, 1, *run.shape, device=run.device))
         with torch.no_grad():
-            sampler(self.function, run.shape, counted, run.labels(1, seed=0))  # pyright: ignore[reportArgumentType]
+            sampler(self.function, run.shape, counted, some_labels(run.model.shape, 1))  # pyright: ignore[reportArgumentType]
         self.n = counted.drawn
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -142,8 +143,9 @@ def _program(run: TrainedRun, nfe: int, dtype: torch.dtype) -> tuple[torch.expor
         module = Function(run)
         x = torch.randn(count, *run.shape, dtype=dtype, device=device)
         inputs = {"x": x, "sigma": torch.full((count,), 1.0, dtype=dtype, device=device)}
-    if run.model.shape.classes:
-        inputs["labels"] = torch.zeros(count, dtype=torch.int64, device=device)
+    labels = some_labels(run.model.shape, count, device)
+    if labels is not None:
+        inputs["labels"] = labels
     batch = torch.export.Dim("batch", min=1, max=LARGEST)
     with torch.no_grad():
         program = torch.export.export(

@@ -46,7 +46,7 @@ def edits(
         steps: evaluations, at most; 40 in arXiv 2303.01469.
         factor: of super-resolution; 0 for none.
         seed: of the noise.
-        labels: (N,) for conditional networks; by default drawn.
+        labels: (N,), or captions (N, L), for conditional networks; by default drawn.
         on_edit: told what begins.
 
     Returns:
@@ -62,7 +62,7 @@ def edits(
         results = []
         for run, count in product(runs, steps):
             on_edit(f"{task} {run.name} {count}")
-            own = run.labels(len(truth), seed=seed) if labels is None or not run.model.shape.classes else labels
+            own = run.labels(len(truth), seed=seed) if labels is None or not run.model.shape.labelled else labels
             x, nfe, known_error = _restored(run, task, images, steps=count, factor=factor, seed=seed, labels=own)
             error = mean_per_sample((x.clamp(-1, 1) - images.double()) ** 2).sqrt()
             results.append(

@@ -1,10 +1,11 @@
 """Networks from configuration and from weight files. A weight file carries its own configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cmcore import plugins
@@ -12,10 +13,14 @@ from cmcore.assemble.adapters import STORED
 from cmcore.assemble.run import NetChoice, Run
 from cmcore.config import plain, read
 from cmcore.data.images import Prepared
+from cmcore.data.settings import DataConfig
+from cmcore.data.sources import shapes
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.diffusion.words import Conditional, Words
 from cmcore.rng import seeded
+from cmcore.sample.stream import drawn_captions, drawn_labels
 from cmcore.train import checkpoint
 
 RAW = "raw"
@@ -28,14 +33,67 @@ class ModelShape:
 
     channels: int
     resolution: int
-    classes: int  # 0 for an unconditional network
+    classes: int  # 0 for a network that sees no classes
+    words: Words | None = None  # of the captions that it reads; None for a network that reads none
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the network sees labels: classes or captions."""
+        return self.classes > 0 or self.words is not None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The properties as plain data, words only where there are some."""
+        return {key: value for key, value in plain(self).items() if value is not None}
 
     @classmethod
-    def of(cls, data: Prepared, conditional: bool) -> "ModelShape":
+    def from_plain(cls, described: dict[str, Any]) -> "ModelShape":
+        """The shape that `described` describes."""
+        return read(cls, described, "shape")
+
+    @classmethod
+    def of(cls, data: Prepared, conditional: Conditional) -> "ModelShape":
         """The shape for a data set; a ValueError where a conditional network meets images without labels."""
+        if conditional == "words":
+            return cls(data.shape[0], data.shape[1], 0, data.seen(conditional).words)
         if conditional and data.classes < 2:
             raise ValueError("conditional: expected images with class labels, got a data set without; set it to false")
         return cls(data.shape[0], data.shape[1], data.classes if conditional else 0)
+
+
+def drawn(
+    shape: ModelShape, rows: Sequence[int], seed: int, *, counts: Sequence[int] = (), captions: Tensor | None = None
+) -> Tensor | None:
+    """Labels of samples by their numbers: classes (B,), or rows of words (B, L); None for an unconditional network.
+
+    Args:
+        shape: of the network.
+        rows: the numbers.
+        seed: of the samples.
+        counts: in proportion to which classes are drawn; none: all alike.
+        captions: that are drawn from, int64 (N, L).
+
+    Raises:
+        ValueError: the network reads captions, and there are none to draw from.
+    """
+    if shape.words is None:
+        return drawn_labels(rows, seed, (counts or (1,) * shape.classes) if shape.classes else ())
+    if captions is None:
+        raise ValueError("prompt: expected a caption, as there are no data at hand whose captions could be drawn")
+    return drawn_captions(rows, seed, captions)
+
+
+def some_labels(shape: ModelShape, rows: int, device: torch.device | str | None = None) -> Tensor | None:
+    """Labels in the form that a network of the shape sees, to measure it with; None where it sees none."""
+    places = () if shape.words is None else (shape.words.length,)
+    return torch.zeros(rows, *places, dtype=torch.int64, device=device) if shape.labelled else None
+
+
+def usual_words(config: DataConfig) -> Words:
+    """The words of drawn scenes; of other captions, which `prepare` reads, as many words as are usual."""
+    if config.source == "shapes":
+        return shapes.WORDS
+    return Words(tuple(sorted(f"word{k}" for k in range(2000))), 16)
 
 
 def build_denoiser(
@@ -43,7 +101,8 @@ def build_denoiser(
 ) -> Denoiser:
     """A denoiser with random weights, the same for the same seed."""
     with seeded(seed, "init"):
-        module = plugins.load("cmcore.nets", net.kind).build(net.config, **plain(shape), inputs=net.inputs)
+        given = {key: value for key, value in vars(shape).items() if value is not None}
+        module = plugins.load("cmcore.nets", net.kind).build(net.config, **given, inputs=net.inputs)
     return Denoiser(
         module,
         sigma_data=diffusion.sigma_data,
@@ -79,7 +138,7 @@ def save_model(
         "inputs": plain(run.net.inputs),
         "diffusion": plain(run.diffusion),
         "boundary": run.objective.traits.boundary,
-        "shape": plain(shape),
+        "shape": shape.described,
         "eval_ema": run.train.eval_ema,
         "profiles": sorted(profiles),
         **meta,
@@ -140,7 +199,7 @@ def load_model(path: Path, profile: str = "", *, device: str = "cpu") -> LoadedM
         config=read(plugins.load("cmcore.nets", meta["net"]["kind"]).Config, options, "net"),
         inputs=tuple(read(Input, known, f"inputs[{index}]") for index, known in enumerate(meta["inputs"])),
     )
-    shape, diffusion = ModelShape(**meta["shape"]), read(DiffusionConfig, meta["diffusion"], "diffusion")
+    shape, diffusion = ModelShape.from_plain(meta["shape"]), read(DiffusionConfig, meta["diffusion"], "diffusion")
     denoiser = build_denoiser(net, shape, diffusion, boundary=meta["boundary"])
     denoiser.net.load_state_dict(tensors)
     return LoadedModel(denoiser.eval().to(device), profile or meta["eval_ema"], shape, diffusion, meta, path)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cmcore.assemble.inference import for_samples
-from cmcore.assemble.models import LoadedModel, load_model
+from cmcore.assemble.models import LoadedModel, drawn, load_model
 from cmcore.assemble.run import Run
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS
 from cmcore.evaluate.collect import Part, Span, collect, joined, spans
@@ -29,7 +29,7 @@ from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.presets import ode_sampler
-from cmcore.sample.stream import drawn_labels, generate
+from cmcore.sample.stream import generate
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
 from cmcore.train.session import snapshot_images
@@ -130,6 +130,7 @@ class Shards:
     to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
     training: Training | None = None  # images that the first samples of every row are compared with
     class_counts: tuple[int, ...] = ()  # in proportion to which classes are drawn; none: all alike
+    captions: Tensor | None = None  # that are drawn from, int64 (N, L), where networks read captions
 
     def units(self, wanted: Sequence[Pass]) -> list[Unit]:
         """All shards of some passes."""
@@ -165,6 +166,17 @@ class Shards:
             ]
             for at in range(0, len(units), per_range)
         ]
+
+    def captions_of(self, one: Pass) -> Callable[[Sequence[int]], Tensor]:
+        """The captions of samples of a pass by their numbers: rows of words (B, L)."""
+        model = self._model(one.weights)
+
+        def captions(rows: Sequence[int]) -> Tensor:
+            found = self._labels(rows, model)
+            assert found is not None, "the run reads captions"
+            return found
+
+        return captions
 
     def shown(self, one: Pass) -> np.ndarray:
         """The first images of a pass, uint8 (K, C, H, W)."""
@@ -283,8 +295,7 @@ class Shards:
             torch.cuda.synchronize(self.device)
 
     def _labels(self, rows: Sequence[int], model: LoadedModel) -> Tensor | None:
-        classes = model.shape.classes
-        return drawn_labels(rows, self.config.seed, (self.class_counts or (1,) * classes) if classes else ())
+        return drawn(model.shape, rows, self.config.seed, counts=self.class_counts, captions=self.captions)
 
     @cached_property
     def _model(self) -> Callable[[Path], LoadedModel]:

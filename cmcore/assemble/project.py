@@ -13,6 +13,7 @@ from cmcore.assemble.checks import (
     check_level,
     check_links,
     check_moments,
+    check_reads,
     check_rows,
     check_services,
     check_sigma_data,
@@ -20,8 +21,9 @@ from cmcore.assemble.checks import (
 )
 from cmcore.assemble.run import NONE, RANDOM, NetChoice, Run, SampleConfig, WeightsConfig
 from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
-from cmcore.data.settings import DataConfig
+from cmcore.data.settings import CAPTIONED, DataConfig
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.diffusion.words import Conditional
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.train.settings import TrainConfig
 
@@ -49,7 +51,7 @@ class Sections:
     replicates: int = 1  # training seeds of every run, from its `train.seed` on
     data: DataConfig
     diffusion: DiffusionConfig
-    conditional: bool = False  # whether the networks see the labels
+    conditional: Conditional = False  # whether the networks see the labels: the classes, or "words", the captions
     net: dict[str, Any]
     train: dict[str, Any]
     runs: dict[str, RunEntry]
@@ -111,6 +113,9 @@ def parse_project(data: Mapping[str, Any]) -> Project:
     elif sections.eval.decoder.path:
         got = sections.eval.decoder.path
         raise ConfigError("eval.decoder.path", f"expected nothing, as only latents are decoded, got {got!r}")
+    if sections.conditional == "words" and sections.data.source not in CAPTIONED:
+        able, got = ", ".join(CAPTIONED), sections.data.source
+        raise ConfigError("conditional", f"expected images with captions, as data.source {able} may have, got {got!r}")
     for run in runs.values():
         check_links(runs, run)
     return Project(sections=sections, runs=runs)
@@ -160,6 +165,7 @@ def _resolve(sections: Sections, name: str, entry: RunEntry) -> Run:
     run = replace(run, net=replace(net, inputs=run.objective.traits.inputs))
     check_services(run)
     check_adapter(run)
+    check_reads(run)
     check_augment(train, net, path)
     check_sigma_data(net, sections.diffusion, path)
     check_rows(run)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cmcore import plugins
 from cmcore.assemble.choice import choose
-from cmcore.assemble.evaluation import classes_drawn
+from cmcore.assemble.evaluation import captions_drawn, classes_drawn
 from cmcore.assemble.imports import UNET, default_part, is_diffusers, net_of, read_public, shape_of
-from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, load_model
+from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, drawn, load_model
 from cmcore.assemble.passes import weights_at
 from cmcore.assemble.posthoc import reconstruct
 from cmcore.assemble.project import Project, load_project
@@ -21,6 +21,7 @@ from cmcore.assemble.training import FINAL, SNAPSHOTS, WEIGHTS
 from cmcore.bounded import parse_json
 from cmcore.config import PARAMS, ConfigError, plain
 from cmcore.data.files import save_images
+from cmcore.data.images import read_captions
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.errors import DataError
@@ -28,7 +29,7 @@ from cmcore.evaluate.settings import EvalConfig
 from cmcore.methods.base import Method
 from cmcore.sample.base import Sampler
 from cmcore.sample.settings import Sampling
-from cmcore.sample.stream import drawn_labels, generate
+from cmcore.sample.stream import generate
 from cmcore.tensors import to_uint8
 from cmcore.train import checkpoint
 from cmcore.train.checkpoint import CheckpointError
@@ -36,6 +37,7 @@ from cmcore.train.checkpoint import CheckpointError
 FOREIGN = (".pkl", ".pt", ".pth")  # endings of public weight files
 NUMBERS_AT_ONCE = {"cpu": 2**18, "cuda": 2**21}  # in the images of a batch
 MOST_AT_ONCE = 500
+Labels = Sequence[int] | Sequence[str]  # classes, or captions
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class TrainedRun:
     to_images: Callable[[Tensor], Tensor] = to_uint8  # of what a sampler gives
     device: str = "cpu"
     class_counts: tuple[int, ...] = ()  # in proportion to which classes are drawn; none: all alike
+    captions: Tensor | None = None  # that are drawn from, int64 (N, L), where its network reads captions
 
     @property
     def nfes(self) -> tuple[int, ...]:
@@ -90,26 +93,35 @@ class TrainedRun:
         """A sampler beside those of the rows; see `choose`."""
         found = choose(
             self.method, self.sampling, steps=steps, levels=levels, solver=solver, guidance=guidance,
-            classes=self.model.shape.classes,
+            labelled=self.model.shape.labelled,
         )  # fmt: skip
         if self.earlier and found.nfe not in self.nfes:
             raise ValueError(f"steps: expected one of {', '.join(map(str, self.nfes))}, got {steps or found.nfe}")
         return found
 
-    def labels(self, count: int, *, seed: int = 0, chosen: Sequence[int] | None = None) -> Tensor | None:
-        """The labels (count,) of samples: the chosen ones, else drawn as the evaluation does; None without classes."""
-        classes = self.model.shape.classes
+    def labels(self, count: int, *, seed: int = 0, chosen: Labels | None = None) -> Tensor | None:
+        """The labels of samples: the chosen ones, else drawn as the evaluation does.
+
+        Classes (count,), rows of words (count, L) of chosen captions, or None for an unconditional network.
+        """
+        classes, words = self.model.shape.classes, self.model.shape.words
         if chosen is None:
             return self._drawn(range(count), seed)
+        if words is not None:
+            if len(chosen) != count or not all(isinstance(caption, str) for caption in chosen):
+                raise ValueError(f"prompt: expected {count} captions, as the network reads them, got {list(chosen)}")
+            return torch.tensor([words.encode(str(caption)) for caption in chosen])
+        if any(isinstance(label, str) for label in chosen):
+            what = "class labels" if classes else "none"
+            raise ValueError(f"prompt: expected {what}, as the network reads no captions, got {chosen[0]!r}")
         if not classes:
             raise ValueError("labels: expected none, as the network is unconditional")
-        if not (len(chosen) == count and all(0 <= label < classes for label in chosen)):
+        if not (len(chosen) == count and all(0 <= int(label) < classes for label in chosen)):
             raise ValueError(f"labels: expected {count} classes from 0 to {classes - 1}, got {list(chosen)}")
-        return torch.tensor(list(chosen))
+        return torch.tensor([int(label) for label in chosen])
 
     def _drawn(self, rows: Sequence[int], seed: int) -> Tensor | None:
-        classes = self.model.shape.classes
-        return drawn_labels(rows, seed, (self.class_counts or (1,) * classes) if classes else ())
+        return drawn(self.model.shape, rows, seed, counts=self.class_counts, captions=self.captions)
 
     def sample(
         self,
@@ -118,7 +130,7 @@ class TrainedRun:
         nfe: int = 0,
         sampler: Sampler | None = None,
         seed: int = 0,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         batch: int = 0,
         on_images: Callable[[int], None] | None = None,
     ) -> Tensor:
@@ -129,7 +141,7 @@ class TrainedRun:
             nfe: which row's sampler, by its number of function evaluations, the first with it; 0 for the first of all.
             sampler: another one instead, from `sampler()`.
             seed: of their noise; with `eval.seed` they are the first images that the evaluation measures.
-            labels: one class for each image, for a conditional network; by default as `labels()` draws them.
+            labels: a class or a caption for each image, for a conditional network; by default as `labels()` draws them.
             batch: images drawn at once, by default what suits the device.
             on_images: gets the size of every batch that is done.
 
@@ -152,7 +164,7 @@ class TrainedRun:
         *,
         sampler: Sampler,
         seed: int = 0,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         batch: int = 0,
         on_images: Callable[[int], None] | None = None,
     ) -> Iterator[Tensor]:
@@ -160,7 +172,7 @@ class TrainedRun:
         told = None if labels is None else self.labels(len(indices), chosen=labels)
         for images in generate(
             sampler, self.function(sampler), self.shape, indices, seed=seed, batch=batch or self.batch,
-            classes=self.model.shape.classes, device=self.device, to_images=self.to_images,
+            device=self.device, to_images=self.to_images,
             labels=lambda rows: self._drawn(rows, seed) if told is None else told[[row - indices[0] for row in rows]],
         ):  # fmt: skip
             yield images
@@ -226,7 +238,8 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
     counts = (
         classes_drawn(run, project.sections.eval, parse_json(file.read_bytes(), str(file))) if file.exists() else ()
     )
-    return TrainedRun(name, method, model, sampling, there, earlier, made, device, counts)
+    captions = captions_drawn(run, project.sections.eval, read_captions(file.parent))
+    return TrainedRun(name, method, model, sampling, there, earlier, made, device, counts, captions)
 
 
 def _of_path(path: Path, project: Project | None, profile: str, device: str, method: str) -> TrainedRun:

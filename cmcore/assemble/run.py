@@ -8,6 +8,7 @@ from cmcore import plugins
 from cmcore.config import ConfigError, plain, require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.diffusion.words import Conditional
 from cmcore.sample.settings import Sampling, SolverName
 from cmcore.train.settings import TrainConfig
 
@@ -87,7 +88,7 @@ class Run:
     train: TrainConfig
     sample: SampleConfig
     diffusion: DiffusionConfig
-    conditional: bool
+    conditional: Conditional
 
     @cached_property
     def objective(self) -> "Method":

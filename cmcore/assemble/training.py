@@ -196,7 +196,7 @@ def model_of(run: Run, key: str, weights: Path, shape: ModelShape, device: str) 
 def image_batches(data: Prepared, run: Run, device: str) -> Callable[[Draws], Batch]:
     """Training images by address: the same images for the same number of images seen, whoever asks."""
 
-    stored = feed(data, device)
+    stored = feed(data.seen(run.conditional), device)
 
     def batches(draws: Draws) -> Batch:
         images, labels = stored(indices(len(data), draws.images, draws.batch, run.train.seed)[draws.rows])

@@ -118,7 +118,12 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def pass_cost(
-    denoiser: Denoiser, kind: PassKind, shape: tuple[int, int, int], *, labelled: bool, dtype: torch.dtype | None
+    denoiser: Denoiser,
+    kind: PassKind,
+    shape: tuple[int, int, int],
+    *,
+    labels_of: Callable[[int], Tensor | None],
+    dtype: torch.dtype | None,
 ) -> PassCost:
     """Count a pass of a denoiser that is on the meta device.
 
@@ -126,14 +131,14 @@ def pass_cost(
         denoiser: the network with its preconditioning.
         kind: what is passed through it; "jvp" is sCM's derivative by time beside the value, under `jvp_precision`.
         shape: (C, H, W) of an image.
-        labelled: whether the network sees labels.
+        labels_of: labels of so many rows; None for a network that sees none.
         dtype: of automatic mixed precision, or None for full precision.
     """
 
     def count(rows: int) -> Meter:
         with torch.device("meta"):
             x, level = torch.empty(rows, *shape), torch.empty(rows, dtype=torch.float64)
-            labels = torch.empty(rows, dtype=torch.int64) if labelled else None
+            labels = labels_of(rows)
         trained = kind.endswith("backward")
         denoiser.requires_grad_(trained).train(trained)
         meter = Meter()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cmcore.assemble.models import ModelShape, build_denoiser
+from cmcore.assemble.models import ModelShape, build_denoiser, some_labels
 from cmcore.assemble.run import NONE, RANDOM, Run
 from cmcore.assemble.training import image_batches
 from cmcore.data.images import ImageData
@@ -72,7 +72,7 @@ def forward_seconds(run: Run, data: ImageData, rows: int, device: str = "cpu") -
     with seeded(0, "measure"):
         x = torch.randn(rows, *data.shape, device=device)
     sigma = torch.ones(rows, dtype=torch.float64, device=device)
-    labels = torch.zeros(rows, dtype=torch.int64, device=device) if run.conditional else None
+    labels = some_labels(shape, rows, device)
     with torch.no_grad(), autocast(run.train.precision, torch.device(device)):
         return seconds_of(lambda: net(x, sigma, labels), device) / rows
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cmcore.assemble.models import ModelShape
+from cmcore.assemble.models import ModelShape, usual_words
 from cmcore.assemble.project import Project
 from cmcore.assemble.run import Run
 from cmcore.atomic import write_atomic
@@ -55,6 +55,8 @@ def rows_matter(run: Run) -> str:
 def image_shape(project: Project, data: Path) -> ModelShape:
     """The shape of the images; the number of classes is of no weight, and taken to be ten where nothing says it."""
     config, classes = project.sections.data, 0
+    if project.sections.conditional == "words":
+        return ModelShape(config.channels, config.resolution, 0, usual_words(config))
     if project.sections.conditional:
         manifest = data / "manifest.json"
         known = json.loads(manifest.read_text(encoding="utf-8"))["classes"] if manifest.is_file() else 0

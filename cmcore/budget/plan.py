@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cmcore.assemble.models import ModelShape, build_denoiser
+from cmcore.assemble.models import ModelShape, build_denoiser, some_labels, usual_words
 from cmcore.assemble.project import Project
 from cmcore.assemble.run import NetChoice, Run
 from cmcore.budget.cost import PassCost, PassKind, lpips_cost, on_meta, parameter_count, pass_cost
@@ -92,6 +92,8 @@ def data_shape(project: Project, data: Path) -> ModelShape:
         ConfigError: the networks are conditional, and nothing says how many classes there are.
     """
     config, classes = project.sections.data, 0
+    if project.sections.conditional == "words":
+        return ModelShape(config.channels, config.resolution, 0, usual_words(config))
     if project.sections.conditional:
         manifest = data / "manifest.json"
         known = json.loads(manifest.read_text(encoding="utf-8"))["classes"] if manifest.is_file() else 0
@@ -131,7 +133,9 @@ class Costs:
             size = (self.shape.channels, self.shape.resolution, self.shape.resolution)
             denoiser = self._denoiser(net)
             with jvp_precision(run.train.jvp_precision):
-                self._known[key] = pass_cost(denoiser, kind, size, labelled=self.shape.classes > 0, dtype=dtype)
+                self._known[key] = pass_cost(
+                    denoiser, kind, size, labels_of=functools.partial(some_labels, self.shape), dtype=dtype
+                )
         return self._known[key]
 
 

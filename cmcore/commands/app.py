@@ -317,6 +317,10 @@ def sample(
     labels: Annotated[
         str, typer.Option(metavar="K1,K2,..", help="Classes, in turn; by default each is drawn at random.")
     ] = "",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="A caption, of a network that reads them; several in turn, by default those of the data."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise: the same gives the same images.")] = 0,
     ema: Annotated[str, typer.Option(help=EMA)] = "",
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is some.")] = "auto",
@@ -343,8 +347,8 @@ def sample(
         [
             draw(
                 what, Path.cwd(), start, out=out, count=count, steps=steps, levels=levels, solver=solver,
-                guidance=guidance, labels=labels, seed=seed, ema=ema, device=device, batch=batch, columns=columns,
-                method=method,
+                guidance=guidance, labels=labels, prompts=prompt or [], seed=seed, ema=ema, device=device, batch=batch,
+                columns=columns, method=method,
             )
         ]
     )  # fmt: skip

@@ -26,7 +26,7 @@ def export(what: str, root: Path, start: Path, *, to: Kind, out: Path, nfe: int,
             (export_onnx if to == "onnx" else export_program)(run, target, nfe=nfe)
             inputs = "noise" if nfe else "x, sigma"
             loader = "onnxruntime" if to == "onnx" else "torch.export.load"
-            return f"{out}: ({inputs}{', labels' if run.model.shape.classes else ''}) of {run.name} for {loader}"
+            return f"{out}: ({inputs}{', labels' if run.model.shape.labelled else ''}) of {run.name} for {loader}"
         if target.suffix:
             raise CommandError(f"--out: expected a folder without an ending, got {out}")
         if to == "peft":

@@ -30,7 +30,7 @@ def line(setup: Setup, name: str, *, images: int, steps: int, seed: int) -> str:
             f"runs.{name}.method",
             f"expected a method with a denoiser in it, such as edm, rf or ctm, got {model.meta['method']}",
         )
-    data = ImageData.open(setup.folders.data)
+    data = ImageData.open(setup.folders.data).seen("words" if model.shape.words else model.shape.classes > 0)
     chosen = indices(len(data), 0, min(images, len(data)), seed).tolist()
     bits = []
     for at in range(0, len(chosen), BATCH):
@@ -39,7 +39,7 @@ def line(setup: Setup, name: str, *, images: int, steps: int, seed: int) -> str:
         bits.append(
             bits_per_dimension(
                 denoiser, stored, diffusion, steps=steps, seed=seed, indices=rows,
-                labels=labels if model.shape.classes else None,
+                labels=labels if model.shape.labelled else None,
             )
         )  # fmt: skip
     value, spread, _ = measured(torch.cat(bits))

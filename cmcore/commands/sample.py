@@ -17,7 +17,7 @@ from cmcore.edge.autoencoder import image_converter
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.progress import Done, listener
 
-OPTIONS = ("count", "steps", "levels", "solver", "guidance", "labels", "sigma", "factor", "mask", "image")
+OPTIONS = ("count", "steps", "levels", "solver", "guidance", "labels", "prompt", "sigma", "factor", "mask", "image")
 
 
 def opened(what: str, root: Path, start: Path, *, ema: str, device: str, method: str = "") -> TrainedRun:
@@ -74,6 +74,7 @@ def sample(
     solver: str,
     guidance: float | None,
     labels: str,
+    prompts: Sequence[str],
     seed: int,
     ema: str,
     device: str,
@@ -83,7 +84,9 @@ def sample(
 ) -> str:
     """Draw, write, and say in a line what was drawn and how fast."""
     target = start / out
-    classes: Sequence[int] = numbers(labels, int, "--labels")
+    classes: Sequence[int] | Sequence[str] = prompts or numbers(labels, int, "--labels")
+    if prompts and labels:
+        raise CommandError(f"--prompt: expected classes or captions, got both, --labels {labels} too")
     with option_errors():
         check_target(target)
         run = decoded(opened(what, root, start, ema=ema, device=device, method=method), root, target)

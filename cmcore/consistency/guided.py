@@ -10,7 +10,7 @@ from torch import Tensor
 from cmcore.config import require
 from cmcore.diffusion.inputs import NO_LABEL, InputError
 from cmcore.diffusion.ode import Denoise
-from cmcore.diffusion.precond import Condition, Labels, as_condition
+from cmcore.diffusion.precond import Condition, Labels, as_condition, is_labelled, where_rows
 from cmcore.tensors import expand_like
 
 
@@ -35,7 +35,7 @@ def keep_labels(dropped: Labels, labels: Labels, kept: Tensor) -> Condition:
     condition, own = as_condition(dropped), as_condition(labels).labels
     if own is None or condition.labels is None:
         return condition
-    return condition._replace(labels=torch.where(kept, own, condition.labels))
+    return condition._replace(labels=where_rows(kept, own, condition.labels))
 
 
 def guided_image(
@@ -61,4 +61,4 @@ def where_labelled(labels: Labels, guided: Tensor, plain: Tensor) -> Tensor:
     """`guided` (B, ...) in rows that have a label, `plain` in those whose label was dropped."""
     known = as_condition(labels).labels
     assert known is not None
-    return torch.where((known != NO_LABEL).reshape(-1, *[1] * (guided.ndim - 1)), guided, plain)
+    return torch.where(is_labelled(known).reshape(-1, *[1] * (guided.ndim - 1)), guided, plain)

@@ -69,5 +69,5 @@ class DecodedData:
 
     def __init__(self, data: LatentData, decoder: Decoder) -> None:
         self.data, self.decoder, self.images = data, decoder, DecodedImages(data, decoder)
-        self.labels, self.classes = data.labels, data.classes
+        self.labels, self.classes, self.captions, self.words = data.labels, data.classes, data.captions, data.words
         self.digest = digest([data.digest, decoder.digest])

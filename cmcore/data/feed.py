@@ -10,7 +10,7 @@ from cmcore.data.images import Prepared
 
 RESIDENT = 0.2  # share of a device's free memory that a resident data set may take
 Feed = Callable[[np.ndarray], tuple[Tensor, Tensor]]
-"""Rows (B,) of the data set -> uint8 images (B, C, H, W) and int64 labels (B,), on the device."""
+"""Rows (B,) of the data set -> uint8 images (B, C, H, W) and int64 labels (B,) or (B, L), on the device."""
 
 
 def feed(data: Prepared, device: torch.device | str) -> Feed:

@@ -1,7 +1,7 @@
 """A prepared data set: a memory-mapped array of images or latents, the labels and the manifest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from cmcore.bounded import parse_json
 from cmcore.data.latent_space import sample_posterior
 from cmcore.data.rows import take
-from cmcore.diffusion.words import Words
+from cmcore.diffusion.words import Conditional, Words
 from cmcore.errors import DataError, reason
 from cmcore.rng import Draws
 from cmcore.tensors import to_float
@@ -28,7 +28,7 @@ class Prepared:
     """The output of the prepare stage. Rows are read from disk on access."""
 
     images: np.ndarray  # (N, ...), memory-mapped, in the stored form
-    labels: np.ndarray  # int64 (N,)
+    labels: np.ndarray  # int64 (N,); of `seen` perhaps (N, L)
     manifest: dict[str, Any]
     captions: np.ndarray | None = None  # int64 (N, L), rows of words (diffusion/words.py); None: there are none
 
@@ -56,8 +56,19 @@ class Prepared:
         """sha256 of array, labels and captions at the time of preparation."""
         return self.manifest["sha256"]
 
+    def seen(self, conditional: Conditional) -> Self:
+        """The data set whose labels are what networks see: captions (N, L) where they read them.
+
+        A DataError where there are no captions.
+        """
+        if conditional != "words":
+            return self
+        if self.captions is None:
+            raise DataError("conditional: expected images with captions, got a data set without; see `data`")
+        return replace(self, labels=self.captions)
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Stored rows (B, ...) and their labels int64 (B,), copied into memory."""
+        """Stored rows (B, ...) and their labels int64 (B,) or (B, L), copied into memory."""
         index = np.asarray(indices, np.int64)
         return torch.from_numpy(take(self.images, index)), torch.from_numpy(self.labels[index])
 
@@ -95,6 +106,11 @@ class LatentData(Prepared):
         return sample_posterior(stored, draws, self.manifest)
 
 
+def read_captions(folder: Path) -> np.ndarray | None:
+    """The captions of a prepared folder, int64 (N, L); None where there are none."""
+    return np.load(folder / WORDS, allow_pickle=False) if (folder / WORDS).exists() else None
+
+
 def open_data(folder: str | Path) -> ImageData | LatentData:
     """Open a prepared folder of images or latents.
 
@@ -110,7 +126,7 @@ def open_data(folder: str | Path) -> ImageData | LatentData:
         )
         count, channels, *size = manifest["count"], *manifest["shape"]
         described = manifest.get("words")
-        captions = None if described is None else np.load(folder / WORDS, allow_pickle=False)
+        captions = None if described is None else read_captions(folder)
         rows = (count, described["length"]) if described is not None else ()
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: is not a prepared data set ({reason(error)}); run the prepare stage") from error
@@ -120,6 +136,7 @@ def open_data(folder: str | Path) -> ImageData | LatentData:
         raise DataError(f"{folder}/{ARRAYS[kind]}: expected {wanted} {expected}, got {images.dtype} {images.shape}")
     if labels.shape != expected[:1] or labels.dtype != np.int64:
         raise DataError(f"{folder}/labels.npy: expected int64 {expected[:1]}, got {labels.dtype} {labels.shape}")
-    if captions is not None and (captions.shape != rows or captions.dtype != np.int64):
-        raise DataError(f"{folder}/{WORDS}: expected int64 {rows}, got {captions.dtype} {captions.shape}")
+    if described is not None and (captions is None or captions.shape != rows or captions.dtype != np.int64):
+        got = "nothing" if captions is None else f"{captions.dtype} {captions.shape}"
+        raise DataError(f"{folder}/{WORDS}: expected int64 {rows}, got {got}")
     return (ImageData if kind == "images" else LatentData)(images, np.array(labels), manifest, captions)

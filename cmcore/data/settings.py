@@ -11,6 +11,7 @@ AUGMENT_DIM = 9  # numbers that describe a distortion of EDM's augmentation pipe
 LATENT_CHANNELS = 4  # of the autoencoder whose latents EDM2 trains on
 DOWNLOADS = ".work/downloads"
 FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
+CAPTIONED = ("shapes", "folder", "archive", "latents")  # the sources that may have captions
 OWN = "own"  # the value of `data.test` that asks for the source's own test images
 
 

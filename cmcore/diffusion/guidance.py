@@ -2,7 +2,7 @@
 
 D_s = D(no label) + s (D(label) - D(no label)), with the scale s of sCM (arXiv 2410.11081) and EDM2, where 1 is none.
 The same holds of F and of the velocity, which are affine in D. The network has to have learned what has no label, by
-training on labels of which some were dropped.
+training on labels of which some were dropped. A label is a class or a caption; without one is the empty caption.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmcore.config import require
 from cmcore.diffusion.inputs import GUIDANCE, NO_LABEL, Input, InputError
-from cmcore.diffusion.precond import Condition, Labels, as_condition, with_inputs
+from cmcore.diffusion.precond import Condition, Labels, as_condition, where_rows, with_inputs
 from cmcore.dual import Value, each
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
@@ -30,7 +30,7 @@ def drop_labels(labels: Labels, probability: float, draws: Draws) -> Labels:
     if not probability or condition.labels is None:
         return labels
     dropped = draws.uniform(stream="label_dropout") < probability
-    return condition._replace(labels=torch.where(dropped, NO_LABEL, condition.labels))
+    return condition._replace(labels=where_rows(dropped, NO_LABEL, condition.labels))
 
 
 def check_scales(scales: Scales | None) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.inputs import Input, declared
+from cmcore.diffusion.inputs import NO_LABEL, Input, declared
 from cmcore.diffusion.path import TrigFlow
 from cmcore.dual import Dual, Value, add, each, entrywise, mul
 from cmcore.tensors import expand_like
@@ -25,8 +26,9 @@ LEAST_LEVEL = 1e-6  # of a second noise level in a logarithmic coordinate, where
 class Condition(NamedTuple):
     """Inputs of a network beside the image and its noise level; passed wherever plain labels are.
 
-    `labels` are class indices (B,) int64, of which NO_LABEL is none; `augment` is how each image was augmented,
-    (B, augment_dim), and None is zeros; `inputs` are values (B,) of further inputs by name (see diffusion/inputs.py).
+    `labels` are class indices (B,) int64, of which NO_LABEL is none, or rows of words (B, L) (diffusion/words.py);
+    `augment` is how each image was augmented, (B, augment_dim), and None is zeros; `inputs` are values (B,) of further
+    inputs by name (see diffusion/inputs.py).
     """
 
     labels: Tensor | None
@@ -55,6 +57,17 @@ def rows_of(labels: Labels, rows: slice) -> Condition:
     return Condition(
         labels, augment, {name: each(lambda v: v[rows], value) for name, value in condition.inputs.items()}
     )
+
+
+def where_rows(chosen: Tensor, labels: Tensor | int, others: Tensor) -> Tensor:
+    """`labels` in the rows chosen (B,) bool, in the rest `others`, which are classes (B,) or rows of words (B, L)."""
+    return torch.where(chosen.reshape(-1, *[1] * (others.ndim - 1)), labels, others)
+
+
+def is_labelled(labels: Tensor) -> Tensor:
+    """Which rows of classes (B,) or of words (B, L) have a label, bool (B,)."""
+    known = labels != NO_LABEL
+    return known if known.ndim == 1 else known.any(1)
 
 
 class Scalings(NamedTuple):

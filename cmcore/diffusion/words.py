@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from cmcore.config import require
 from cmcore.diffusion.inputs import NO_LABEL
 
+Conditional = bool | Literal["words"]
+"""Whether networks see labels: none, class indices, or rows of words."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 

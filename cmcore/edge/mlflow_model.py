@@ -15,6 +15,7 @@ from cmcore.assemble.project import Project
 from cmcore.assemble.results import TrainedRun, open_run
 from cmcore.assemble.training import WEIGHTS
 from cmcore.config import PARAMS
+from cmcore.data.images import WORDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,8 +64,8 @@ def collect(project: Project, name: str, root: Path, out: Path) -> None:
     folder = place / "runs" / name
     method, sampling = run.objective, run.sampling(project.sections.eval.teacher_steps)
     files = [weights_at(run, root / folder, row).relative_to(root) for row in method.samplers(sampling)]
-    manifest = place / "data" / "manifest.json"
-    for file in {Path(PARAMS), folder / WEIGHTS, *files, *([manifest] if (root / manifest).is_file() else [])}:
+    data = [place / "data" / name for name in ("manifest.json", WORDS)]
+    for file in {Path(PARAMS), folder / WEIGHTS, *files, *(file for file in data if (root / file).is_file())}:
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / file, out / file)
     (out / RUN).write_text(name, encoding="utf-8")

@@ -18,6 +18,7 @@ from cmcore.rng import Draws, generator
 from cmcore.tensors import to_float
 
 Accuracy = dict[str, float | int]
+CNN, READER = "cnn", "reader"
 _JUDGED = 10_000  # most images in a measurement of accuracy
 
 
@@ -32,18 +33,20 @@ def train_classifier(
 ) -> tuple[NetworkExtractor, Accuracy]:
     """Train on images (N, C, H, W) uint8 with labels (N,), some of them held out to measure accuracy.
 
-    The same data and config (which fixes the threads) give the same bits, hence the same name:
-    {workload}_cnn_{8 hex digits}.
+    Labels (N, L), one in each of L places, make a reader of captions (see `as_read`), which is right where it reads all
+    places right. The same data and config (which fixes the threads) give the same bits, hence the same name:
+    {workload}_cnn_{8 hex digits}, or {workload}_reader_{8 hex digits}.
 
     Raises:
         ValueError: images and labels do not match, or too few training images remain.
     """
     train, _ = _split(images, labels, classes, config)
-    shape = Shape(images.shape[1], images.shape[2], classes, config.width, config.features)
+    places = labels.shape[1] if labels.ndim == 2 else 1
+    shape = Shape(images.shape[1], images.shape[2], places * classes, config.width, config.features)
     net = build_classifier(shape, config.seed).to(device)
     with threads(config.threads):
         _fit(net, images, labels, train, config, torch.device(device))
-    extractor = NetworkExtractor(net, f"{workload}_cnn")
+    extractor = NetworkExtractor(net, f"{workload}_{READER if labels.ndim == 2 else CNN}")
     return extractor, judge(extractor, images, labels, config, classes=classes)
 
 
@@ -55,6 +58,22 @@ def judge(
     held_out = held_out[:_JUDGED]
     accuracy: Accuracy = {"held_out": _accuracy(extractor, images, labels, held_out), "held_out_images": len(held_out)}
     return accuracy | {"train": _accuracy(extractor, images, labels, train[:_JUDGED]), "train_images": len(train)}
+
+
+def as_read(captions: np.ndarray) -> np.ndarray:
+    """Rows of words (N, L) as labels of a reader: 0 is no word, as the words of all places count from 1."""
+    return captions + 1
+
+
+def right_rows(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which images are recognised, bool (B,): their class (B,), or in each of L places the label (B, L)."""
+    right = _by_place(logits, labels).argmax(1) == labels
+    return right if right.ndim == 1 else right.all(1)
+
+
+def _by_place(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B, K) as they are for labels (B,), and (B, K, L) for labels (B, L)."""
+    return logits if labels.ndim == 1 else logits.unflatten(1, (labels.shape[1], -1)).mT
 
 
 @contextmanager
@@ -106,7 +125,7 @@ def _fit(
         rows = train[_rows(step * batch, batch, len(train), config.seed)]
         x = _shift(torch.from_numpy(images[rows]), round(config.shift * images.shape[-1]), draws)
         y = sent(torch.from_numpy(labels[rows]).long(), device)
-        loss = nn.functional.cross_entropy(net(to_float(sent(x, device))), y)
+        loss = nn.functional.cross_entropy(_by_place(net(to_float(sent(x, device))), y), y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -147,5 +166,5 @@ def _accuracy(extractor: NetworkExtractor, images: ImageArray, labels: np.ndarra
     for part in np.array_split(rows, max(1, math.ceil(len(rows) / 1000))):
         logits = extractor.logits(extractor(torch.from_numpy(images[part])))
         assert logits is not None
-        right += int((logits.argmax(1).numpy() == labels[part]).sum())
+        right += int(right_rows(logits, torch.from_numpy(labels[part])).sum())
     return right / len(rows)

@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cmcore.diffusion.words import Words
+
 
 class ImageArray(Protocol):
     """An array or array-like, (N, C, R, R) uint8."""
@@ -22,7 +24,7 @@ class ImageArray(Protocol):
 
 
 class ImageSet(Protocol):
-    """Reference images with labels (N,) and a digest."""
+    """Reference images with labels (N,), captions (N, L) where there are some, and a digest."""
 
     @property
     def images(self) -> ImageArray: ...
@@ -32,6 +34,12 @@ class ImageSet(Protocol):
 
     @property
     def classes(self) -> int: ...
+
+    @property
+    def captions(self) -> np.ndarray | None: ...
+
+    @property
+    def words(self) -> Words | None: ...
 
     @property
     def digest(self) -> str: ...

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from cmcore.config import read
+from cmcore.diffusion.words import Conditional
 
 # torch-fidelity's port of the Inception network of 2015-12-05: its file name ends in the first 8 digits of its sha256.
 INCEPTION_DIGEST = "6726825d"
@@ -176,7 +177,7 @@ class RunFacts:
     images: int  # training images seen by this run, without those of `init`
     ema: str
     seed: int  # of the training run
-    conditional: bool = False
+    conditional: Conditional = False
     fid_absent: str = ""  # why there is no Inception FID; empty where there is one
     left_out: str = ""  # which other metrics are missing, and why
     decoder: str = ""  # digest of what decoded the samples; empty where they were images
@@ -264,7 +265,7 @@ class ExtractorFacts:
     name: str
     digest: str
     dim: int
-    kind: Literal["classifier", "random"]
+    kind: Literal["classifier", "random", "reader"]  # of classes, untrained, or of captions
     accuracy: dict[str, float] | None
     config: dict[str, Any]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmcore.config import ConfigError, digest
 from cmcore.evaluate.baseline import gaussian_pixels
-from cmcore.evaluate.classifier import judge, train_classifier
+from cmcore.evaluate.classifier import READER, as_read, judge, train_classifier
 from cmcore.evaluate.collect import Collector, Part
 from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor, random_extractor
 from cmcore.evaluate.frechet import frechet_distance
@@ -29,6 +29,7 @@ from cmcore.rng import generator
 
 REFERENCE = "reference.json"
 TEST = "test"  # folder of the test images' features
+READ = 2**12  # most outputs of a reader: the words of all places
 _SAMPLES, _FITTED = 5000, 10_000  # most samples of the baseline, and most images of its fit
 _NUMBERS = 2**28  # most numbers in all of the samples
 
@@ -42,6 +43,8 @@ def reference(
     test: ImageSet | None = None,
 ) -> Reference:
     """Take, train or, for unlabelled images, draw the workload's extractor and store the reference in its features.
+
+    Of images with captions it is a reader of them.
 
     Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, the distance between
     two halves of the images, and the records of the baselines) into the folder `out`, and the features of the test
@@ -64,7 +67,7 @@ def reference(
             name=extractor.name,
             digest=extractor.digest,
             dim=extractor.dim,
-            kind="classifier" if accuracy else "random",
+            kind=_kind(extractor, accuracy is not None),
             accuracy=accuracy,
             config=asdict(config.reference),
         ),
@@ -144,11 +147,12 @@ def load_reference(
     Raises:
         ValueError: the files are damaged, or of different references.
     """
-    moments = Moments.load(folder / "moments.npz")
+    moments, reads = Moments.load(folder / "moments.npz"), False
     if extractor is None:
         extractor = NetworkExtractor.load(folder / "extractor.safetensors").to(device)
         described = facts_of(folder)
         named, digest = described.extractor.name, described.data.digest
+        reads = described.extractor.kind == READER
         if extractor.name != named:
             raise ValueError(f"{folder}: reference.json is about {named}, extractor.safetensors holds {extractor.name}")
     elif (folder / "published.json").exists():
@@ -158,10 +162,16 @@ def load_reference(
     features = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False))
     test = folder / TEST
     if not test.is_dir():
-        return Reference(extractor, moments, features, digest)
+        return Reference(extractor, moments, features, digest, reads=reads)
     test_digest = json.loads((test / "digest.json").read_text(encoding="utf-8"))["digest"]
     return Reference(
-        extractor, moments, features, digest, test=Moments.load(test / "moments.npz"), test_digest=test_digest
+        extractor,
+        moments,
+        features,
+        digest,
+        test=Moments.load(test / "moments.npz"),
+        test_digest=test_digest,
+        reads=reads,
     )
 
 
@@ -242,6 +252,12 @@ def _extractor(
         if made != (images.images.shape[1], images.images.shape[2], images.classes):
             raise ConfigError("eval.extractor", f"{SHIPPED!r} is for (channels, resolution, classes) {made}")
         return extractor, judge(extractor, images.images, images.labels, config.reference, classes=images.classes)
+    targets = _read_labels(images)
+    if targets is not None:
+        words = 1 + len(images.words.vocabulary) if images.words else 0
+        return train_classifier(
+            images.images, targets, config.reference, classes=words, workload=workload, device=device
+        )
     if images.classes < 2:
         _, channels, resolution, _ = images.images.shape
         fallback = config.reference
@@ -249,6 +265,19 @@ def _extractor(
     return train_classifier(
         images.images, images.labels, config.reference, classes=images.classes, workload=workload, device=device
     )
+
+
+def _read_labels(images: ImageSet) -> np.ndarray | None:
+    """The labels of a reader of the captions; None where there are none, or they are too many words for it."""
+    if images.captions is None or images.words is None:
+        return None
+    outputs = images.words.length * (1 + len(images.words.vocabulary))
+    return as_read(images.captions) if outputs <= READ else None
+
+
+def _kind(extractor: NetworkExtractor, trained: bool) -> Literal["classifier", "random", "reader"]:
+    reads = extractor.kind.endswith(f"_{READER}")
+    return "reader" if reads else "classifier" if trained else "random"
 
 
 def _baseline(

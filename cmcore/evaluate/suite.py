@@ -1,11 +1,13 @@
 """Records of every metric of a set of samples, from one pass over the images."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from cmcore.evaluate.classifier import as_read, right_rows
 from cmcore.evaluate.collect import Part, collect
 from cmcore.evaluate.features import FeatureExtractor
 from cmcore.evaluate.frechet import frechet, frechet_infinity
@@ -39,6 +41,7 @@ class Reference:
     absent: str = ""  # for a caption: the metrics that lack their features, and the reason
     test: Moments | None = None  # of the test images, which no run is trained on; None: there are none
     test_digest: str = ""  # of the test images
+    reads: bool = False  # whether the extractor reads captions, instead of naming classes
     _distances: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def distances(self, k: int, device: torch.device | str = "cpu") -> Tensor:
@@ -73,6 +76,7 @@ def measure(
     device: torch.device | str = "cpu",
     *,
     every: bool = False,
+    told: Callable[[Sequence[int]], Tensor] | None = None,
 ) -> list[MetricRecord]:
     """Metrics of one or several ranges of samples.
 
@@ -85,6 +89,7 @@ def measure(
         device: device of the distances between many features.
         every: measure also the distance of infinitely many samples and that from the test images, density, coverage and
             authenticity.
+        told: the captions of samples by their numbers, rows of words (B, L); None: they have none.
 
     Returns:
         A record for every metric; over several ranges it holds the value of each.
@@ -93,7 +98,11 @@ def measure(
     config = config if len(ranges) == 1 else replace(config, bootstrap=0)
     records: list[MetricRecord] = []
     for index, reference in enumerate(references):
-        each = [_measure_range(parts[index], reference, source, config, device, every) for parts in ranges]
+        each = [
+            _measure_range(parts[index], reference, source, config, device, every)
+            + _read(parts[index], reference, source, told, first)
+            for parts, first in zip(ranges, firsts, strict=True)
+        ]
         records += each[0] if len(each) == 1 else [over_ranges(same, firsts) for same in zip(*each, strict=True)]
     return records
 
@@ -117,7 +126,7 @@ def _measure_range(
         values |= {name: found[name] for name in ("precision", "recall")}
         added = {name: found[name] for name in MORE}
     logits = extractor.logits(features)
-    if logits is not None:
+    if logits is not None and not reference.reads:
         values["score"] = split_score(logits, splits=config.score_splits, seed=config.seed, fidelity=extractor.fidelity)
     known = 0 if reference.features is None else len(reference.features)
     provenance = Provenance(
@@ -140,6 +149,33 @@ def _measure_range(
         against = {"reference_digest": reference.test_digest, "reference_count": reference.test.count}
         made.append(record(f"{fd}_test", value, replace(provenance, **against)))
     return made
+
+
+def _read(
+    part: Part, reference: Reference, source: Source, told: Callable[[Sequence[int]], Tensor] | None, first: int
+) -> list[MetricRecord]:
+    """The share of a range of samples from number `first` on whose whole caption the reader finds in the picture.
+
+    Its spread is the standard error of a share.
+    """
+    if told is None or not reference.reads:
+        return []
+    count = len(part.features)
+    logits = reference.extractor.logits(part.features)
+    assert logits is not None, "a reader has a class layer"
+    captions = told(range(first, first + count)).cpu().numpy()
+    share = float(right_rows(logits, torch.from_numpy(as_read(captions))).double().mean())
+    spread = math.sqrt(share * (1 - share) / count)
+    extractor = reference.extractor
+    provenance = Provenance(
+        **vars(source),
+        extractor=extractor.name,
+        extractor_digest=extractor.digest,
+        reference_digest=reference.digest,
+        reference_count=reference.moments.count,
+        samples=count,
+    )
+    return [record("captions", Measured(share, spread, "images"), provenance)]
 
 
 def copies(squared: Tensor, pixels: int, digest: str, count: int, source: Source) -> list[MetricRecord]:

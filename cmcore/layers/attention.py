@@ -11,11 +11,15 @@ from cmcore.tensors import full_precision
 
 
 def attend(q: Value, k: Value, v: Value) -> Any:
-    """softmax(q k^T / sqrt(C)) v, for q, k, v (B, heads, positions, C): all tensors or all Duals.
+    """softmax(q k^T / sqrt(C)) v, for q, k, v (B, heads, positions, C), where k and v may have positions of their own.
+
+    All are tensors, or q is a Dual; the tangent of plain k and v is zero.
 
     The tangent, with S = q k^T / sqrt(C) and P = softmax(S), is dP v + P dv, where dP = P (dS - <P, dS>) with the inner
     product over the positions that are attended to. P and dP are in float32 at least.
     """
+    if isinstance(q, Dual):
+        k, v = (x if isinstance(x, Dual) else Dual(x, torch.zeros_like(x)) for x in (k, v))
     if not (isinstance(q, Dual) and isinstance(k, Dual) and isinstance(v, Dual)):
         return nn.functional.scaled_dot_product_attention(q, k, v)  # pyright: ignore[reportArgumentType]
     value = nn.functional.scaled_dot_product_attention(q.value, k.value, v.value)

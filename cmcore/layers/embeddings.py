@@ -122,7 +122,10 @@ class InputEmbedding(nn.ModuleDict):
 
 
 class NoiseEmbedding(nn.Module):
-    """(c_noise (B,), labels (B,), a Condition or None) -> modulation vector e (B, width)."""
+    """(c_noise (B,), labels (B,), a Condition or None, encoded words (B, L, D)) -> modulation vector e (B, width).
+
+    Words, of the width `words`, add their mean.
+    """
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class NoiseEmbedding(nn.Module):
         classes: int,
         augment_dim: int = 0,
         inputs: Sequence[Input] = (),
+        words: int = 0,
     ) -> None:
         super().__init__()
         self.classes, self.augment_dim = classes, augment_dim
@@ -143,8 +147,9 @@ class NoiseEmbedding(nn.Module):
         self.augment = linear(augment_dim, features, bias=False) if augment_dim else None
         self.layer0, self.layer1 = linear(features, width), linear(width, width)
         self.inputs = InputEmbedding(inputs, lambda: ZeroEmbedding(features, features))
+        self.words = linear(words, features, bias=False) if words else None
 
-    def forward(self, c_noise: Value, labels: Labels) -> Value:
+    def forward(self, c_noise: Value, labels: Labels, words: Tensor | None = None) -> Value:
         hot, augment = condition_vectors(c_noise, labels, classes=self.classes, augment_dim=self.augment_dim)
         e = self.features(c_noise)
         if self.label is not None and hot is not None:
@@ -152,5 +157,7 @@ class NoiseEmbedding(nn.Module):
             e = add(e, self.label(hot * math.sqrt(self.classes)))
         if self.augment is not None and augment is not None:
             e = add(e, self.augment(augment))
+        if self.words is not None and words is not None:
+            e = add(e, self.words(words.mean(1)))
         e = self.inputs(e, c_noise, labels)
         return silu(self.layer1(silu(self.layer0(e))))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cmcore.dual import Value, add, each, mul
 from cmcore.layers.attention import attend
 from cmcore.layers.functions import cat, dropout, silu
-from cmcore.layers.linear import InitKind, conv
+from cmcore.layers.linear import InitKind, conv, linear
 from cmcore.layers.norms import GroupNorm, ModulatedNorm, NormKind, group_count
 from cmcore.layers.resample import Resample
 
@@ -35,6 +35,7 @@ class Style:
     init: InitKind = "xavier"
     residual_gain: float = 0.0  # initial gain of the convolution that closes a residual branch
     attention_gain: float = 1.0
+    words: int = 0  # width of encoded words, which blocks with attention read; 0: none
 
     def groups(self, channels: int) -> int:
         """Normalisation groups for so many channels."""
@@ -58,13 +59,34 @@ class Attention(nn.Module):
         return mul(add(x, self.out(attend(q, k, v).mT.reshape(x.shape))), self.skip_scale)
 
 
+class CrossAttention(nn.Module):
+    """Residual attention from the positions of (B, C, H, W) to encoded words (B, L, D) (arXiv 2112.10752, sec. 3.3)."""
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+        self.heads, self.skip_scale = style.heads or channels // style.head_channels, style.skip_scale
+        self.norm = GroupNorm(channels, groups=style.groups(channels), eps=style.norm_eps)
+        self.q = conv(channels, channels, 1, gain=style.attention_gain, init=style.init)
+        self.kv = linear(style.words, 2 * channels, gain=style.attention_gain, init=style.init)
+        self.out = conv(channels, channels, 1, gain=style.residual_gain, init=style.init)
+
+    def forward(self, x: Value, words: Tensor) -> Value:
+        batch, channels, height, width = x.shape
+        q = self.q(self.norm(x)).reshape(batch, self.heads, channels // self.heads, height * width).mT
+        k, v = self.kv(words).reshape(batch, -1, 2, self.heads, channels // self.heads).transpose(1, 3).unbind(2)
+        return mul(add(x, self.out(attend(each(_side_by_side, q), k, v).mT.reshape(x.shape))), self.skip_scale)
+
+
 def _side_by_side(part: Tensor) -> Tensor:
     """With the channels of a position side by side, as they are in channels_last: fused kernels want it."""
     return part if part.stride(-1) == 1 else part.contiguous()
 
 
 class Block(nn.Module):
-    """Residual block: norm, SiLU, (resample,) conv, modulated norm, SiLU, dropout, conv; then attention where asked."""
+    """Residual block: norm, SiLU, (resample,) conv, modulated norm, SiLU, dropout, conv; then attention where asked.
+
+    Attention is among the positions, then from them to encoded words (B, L, D) where there are some.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, size: int, style: Style, *, attention: bool = False, resample: str = ""
@@ -81,8 +103,9 @@ class Block(nn.Module):
         project = inputs != outputs or (resample and s.project)
         self.skip = conv(inputs, outputs, 1, init=s.init) if project else None
         self.attention = Attention(outputs, style) if attention else None
+        self.reading = CrossAttention(outputs, style) if attention and style.words else None
 
-    def forward(self, x: Value, e: Value) -> Value:
+    def forward(self, x: Value, e: Value, words: Tensor | None = None) -> Value:
         h = silu(self.norm0(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -90,7 +113,8 @@ class Block(nn.Module):
         if self.training and self.dropout:
             h = dropout(h, self.dropout)
         x = mul(add(x if self.skip is None else self.skip(x), self.conv1(h)), self.skip_scale)
-        return x if self.attention is None else self.attention(x)
+        x = x if self.attention is None else self.attention(x)
+        return x if self.reading is None or words is None else self.reading(x, words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +168,10 @@ def way_up(plan: Plan, block: MakeBlock, skips: list[int]) -> tuple[nn.ModuleDic
     return layers, now
 
 
-def climb(layers: nn.ModuleDict, h: Value, skips: list[Value], e: Value) -> Value:
-    """Walk the way up with what the way down has left."""
+def climb(layers: nn.ModuleDict, h: Value, skips: list[Value], *seen: Value) -> Value:
+    """Walk the way up with what the way down has left; `seen` is what every block is given beside."""
     for name, layer in layers.items():
-        h = layer(cat([h, skips.pop()]) if "_block" in name else h, e)
+        h = layer(cat([h, skips.pop()]) if "_block" in name else h, *seen)
     return h
 
 

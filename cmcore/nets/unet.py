@@ -15,13 +15,15 @@ from torch import nn
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.dual import Value, add, mul
+from cmcore.diffusion.words import Words
+from cmcore.dual import Value, add, each, mul
 from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
 from cmcore.layers.functions import silu
 from cmcore.layers.linear import conv
 from cmcore.layers.norms import GroupNorm, NormKind
 from cmcore.layers.resample import Resample
 from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
+from cmcore.layers.words import WordEncoder
 
 Encoder = Literal["standard", "residual"]
 
@@ -50,10 +52,11 @@ class Config:
     resample_proj: bool = True  # a 1x1 convolution on the skip of resampling blocks
     residual_gain: float = 1e-5  # initial gain of the convolution that closes a residual branch
     attention_gain: float = math.sqrt(0.2)
+    patch: int = 1  # side of the square of pixels that is one position of the network
     augment_dim: int = 0  # entries of the vector that says how an image was augmented; EDM has 9
 
     def __post_init__(self) -> None:
-        for key in ("model_channels", "blocks", "heads", "noise_mult", "embedding_mult"):
+        for key in ("patch", "model_channels", "blocks", "heads", "noise_mult", "embedding_mult"):
             require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("augment_dim", "dropout_resolution"):
             require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
@@ -84,14 +87,20 @@ class FilteredDown(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W)."""
+    """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W).
+
+    With `words`, labels are rows of words, encoded as wide as the modulation vector: where there is attention, every
+    position also attends to them.
+    """
 
     def __init__(
-        self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()
-    ) -> None:
+        self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
+        words: Words | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         c, base = config, config.model_channels
-        self.channels, self.resolution = channels, resolution
+        self.channels, self.resolution, self.patch = channels, resolution, c.patch
+        channels, resolution = channels * c.patch**2, resolution // c.patch
         self.embedding = NoiseEmbedding(
             base * c.noise_mult,
             base * c.embedding_mult,
@@ -100,6 +109,7 @@ class UNet(nn.Module):
             classes=classes,
             augment_dim=c.augment_dim,
             inputs=inputs,
+            words=base * c.embedding_mult if words else 0,
         )
         plan = Plan(
             resolution=resolution,
@@ -109,28 +119,35 @@ class UNet(nn.Module):
             attention_resolutions=c.attention_resolutions,
             attend_up=False,
         )
-        block = partial(Block, style=_style(config))
+        block = partial(Block, style=_style(config, words))
         self.input = conv(channels, base, 3)
         self.encoder, skips = way_down(plan, block)
         self.residual = _residual(plan, channels, c.resample_filter) if c.encoder == "residual" else nn.ModuleDict()
         self.decoder, wide = way_up(plan, block, skips)
         self.norm = GroupNorm(wide, eps=c.norm_eps)
         self.output = conv(wide, channels, 3, gain=0.0)
+        self.words = WordEncoder(words, base * c.embedding_mult) if words else None
 
     def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
         check_images(x, self.channels, self.resolution)
-        e = self.embedding(c_noise, labels)
+        words = None
+        if self.words is not None:
+            words, labels = self.words(labels)
+        e = self.embedding(c_noise, labels, words)
+        given = (e,) if words is None else (e, words)
+        x = x if self.patch == 1 else each(lambda x: nn.functional.pixel_unshuffle(x, self.patch), x)
         h, seen = self.input(x), x
         skips = [h]
         for name, layer in self.encoder.items():
-            h = layer(h, e)
+            h = layer(h, *given)
             if name in self.residual:
                 h = seen = mul(add(h, self.residual[name](seen)), math.sqrt(0.5))
             skips.append(h)
-        return self.output(silu(self.norm(climb(self.decoder, h, skips, e))))
+        x = self.output(silu(self.norm(climb(self.decoder, h, skips, *given))))
+        return x if self.patch == 1 else each(lambda x: nn.functional.pixel_shuffle(x, self.patch), x)
 
 
-def _style(c: Config) -> Style:
+def _style(c: Config, words: Words | None) -> Style:
     return Style(
         width=c.model_channels * c.embedding_mult,
         norm=c.norm,
@@ -143,6 +160,7 @@ def _style(c: Config) -> Style:
         project=c.resample_proj,
         residual_gain=c.residual_gain,
         attention_gain=c.attention_gain,
+        words=c.model_channels * c.embedding_mult if words else 0,
     )
 
 
@@ -156,13 +174,18 @@ def _residual(plan: Plan, channels: int, taps: tuple[int, ...]) -> nn.ModuleDict
     return layers
 
 
-def build(config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()) -> UNet:
-    """The network for images (channels, resolution, resolution); classes=0 means unconditional.
+def build(
+    config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
+    words: Words | None = None,
+) -> UNet:  # fmt: skip
+    """The network for images (channels, resolution, resolution); without classes and words it is unconditional.
 
     `inputs` are those that the method declares beside images, noise levels and labels.
 
     Raises:
-        ValueError: the resolution cannot be halved as often as channel_mult asks.
+        ValueError: the resolution is no multiple of the patch, or cannot be halved as often as channel_mult asks.
     """
-    check_halvings(resolution, len(config.channel_mult))
-    return UNet(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs)
+    if resolution % config.patch:
+        raise ValueError(f"patch: expected a divisor of the resolution {resolution}, got {config.patch}")
+    check_halvings(resolution // config.patch, len(config.channel_mult))
+    return UNet(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs, words=words)

@@ -99,11 +99,12 @@ def count_parameters(project: Project) -> dict[str, int]:
     """
     import torch
 
-    from cmcore.assemble.models import ModelShape, build_denoiser
+    from cmcore.assemble.models import ModelShape, build_denoiser, usual_words
 
     data, known, counts = project.sections.data, dict[str, int](), dict[str, int]()
-    classes = (data.classes or 10) if project.sections.conditional else 0
-    shape = ModelShape(data.channels, data.resolution, classes)
+    classes = (data.classes or 10) if project.sections.conditional is True else 0
+    words = usual_words(data) if project.sections.conditional == "words" else None
+    shape = ModelShape(data.channels, data.resolution, classes, words)
     for name, run in project.runs.items():
         key = repr((run.net, run.diffusion, run.objective.traits.boundary))
         if key not in known:
@@ -160,7 +161,9 @@ def check_data(project: Project, manifest: Mapping[str, Any]) -> None:
     """
     sections, count, classes = project.sections, manifest["count"], manifest["classes"]
     images = f"the {count} images of data"
-    if sections.conditional and classes < 2:
+    if sections.conditional == "words" and "words" not in manifest:
+        raise ConfigError("conditional", "expected images with captions, got none; set it to false")
+    if sections.conditional is True and classes < 2:
         raise ConfigError("conditional", f"expected images with at least 2 classes, got {classes}; set it to false")
     if count < 2:
         raise ConfigError("data", f"expected at least 2 images, got {count}: nothing could be compared")

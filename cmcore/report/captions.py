@@ -12,6 +12,7 @@ NAMES = {
     "kid": "KID",
     "fid": "FID",
     "score": "classifier score",
+    "captions": "captions read",
     "endpoint_rmse": "end-point error",
     "fd_infinity": "fd, infinitely many samples",
     "fid_infinity": "FID, infinitely many samples",
@@ -87,7 +88,7 @@ def metric_title(key: str) -> str:
 
 def is_high(key: str) -> bool:
     """Whether more is better."""
-    return key.split("_")[0] in ("precision", "recall", "score", "density", "coverage", "authenticity")
+    return key.split("_")[0] in ("precision", "recall", "score", "captions", "density", "coverage", "authenticity")
 
 
 def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: str) -> str:
@@ -140,7 +141,9 @@ def _extractor(reference: ReferenceFacts | None) -> str:
     if reference is None:
         return ""
     held = (reference.extractor.accuracy or {}).get("held_out")
-    facts = [f"held-out accuracy {held:.1%}"] if held is not None else []
+    reads = reference.extractor.kind == "reader"
+    what = "share of held-out images whose whole caption it reads" if reads else "held-out accuracy"
+    facts = [f"{what} {held:.1%}"] if held is not None else []
     facts += ["a network that was not trained"] if reference.extractor.kind == "random" else []
     if reference.halves:
         facts.append(f"two halves of the reference are {rounded(reference.halves)[0]} apart")

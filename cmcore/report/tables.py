@@ -40,7 +40,7 @@ from cmcore.train.timing import TrainingTime
 
 FEATURE_METRICS = ("kid", "precision", "recall", "score")
 METRICS = (
-    *("fd", *FEATURE_METRICS, "endpoint_rmse", "fid"),
+    *("fd", *FEATURE_METRICS, "captions", "endpoint_rmse", "fid"),
     *(f"{m}_{space}" for space in SPACES for m in ("fd", *FEATURE_METRICS)),
 )
 SECOND = (*MEASURES, *(f"{m}_{space}" for space in SPACES for m in MEASURES))

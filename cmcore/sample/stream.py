@@ -29,9 +29,10 @@ def generate(
 
     The random numbers of an image depend on (seed, its number) alone, not on the batch or on other images.
 
-    `labels` maps image numbers to labels (B,). Without it a conditional model (classes > 0) gets uniform labels, from a
-    source of their own: the noise is that of the unconditional model. A denoiser in training mode, whose dropout is on,
-    is refused. `to_images` converts samples to uint8 images; for latents it decodes them.
+    `labels` maps image numbers to labels (B,) or rows of words (B, L). Without it a conditional model (classes > 0)
+    gets uniform labels, from a source of their own: the noise is that of the unconditional model. A denoiser in
+    training mode, whose dropout is on, is refused. `to_images` converts samples to uint8 images; for latents it decodes
+    them.
     """
     if batch < 1:
         raise ValueError(f"generate: expected batch >= 1, got {batch}")
@@ -59,3 +60,8 @@ def drawn_labels(indices: Sequence[int], seed: int, counts: Sequence[int]) -> Te
     ends = torch.tensor(counts).cumsum(0) // math.gcd(*counts)
     drawn = NoiseSource(derive_seed(seed, "labels"), indices).integers(int(ends[-1]))
     return torch.searchsorted(ends, drawn, right=True)
+
+
+def drawn_captions(indices: Sequence[int], seed: int, captions: Tensor) -> Tensor:
+    """One of the captions (N, L) per image number, all alike: rows of words int64 (B, L)."""
+    return captions[NoiseSource(derive_seed(seed, "labels"), indices).integers(len(captions))]

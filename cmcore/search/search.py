@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cmcore.assemble.evaluation import classes_drawn
-from cmcore.assemble.models import ModelShape
+from cmcore.assemble.evaluation import captions_drawn, classes_drawn
+from cmcore.assemble.models import ModelShape, drawn
 from cmcore.assemble.project import Project, overridden
 from cmcore.assemble.run import Run
 from cmcore.assemble.training import Inputs, fingerprint, train_run
@@ -19,7 +19,7 @@ from cmcore.diffusion.precond import Denoiser
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.reference import facts_of, load_reference
-from cmcore.sample.stream import drawn_labels, generate
+from cmcore.sample.stream import generate
 from cmcore.search.space import POSTHOC_STD, TuneConfig, nested
 from cmcore.tracking.base import Null
 from cmcore.train.settings import EmaConfig
@@ -101,6 +101,7 @@ def score(job: Job, run: Run, denoiser: Denoiser, seed: int, device: str) -> flo
     """The Frechet distance of few-step samples of the denoiser, made from the noise of that seed."""
     data, config = ImageData.open(job.inputs.data), job.project.sections.eval
     shape, counts = ModelShape.of(data, run.conditional), classes_drawn(run, config, data.manifest)
+    captions = captions_drawn(run, config, data.captions)
     sampler = next(s for s in run.objective.samplers(run.sampling(steps=2)) if s.nfe == job.config.nfe)
     reference = load_reference(job.reference)
     batches = generate(
@@ -110,8 +111,7 @@ def score(job: Job, run: Run, denoiser: Denoiser, seed: int, device: str) -> flo
         range(job.config.samples),
         seed=seed,
         batch=config.batch,
-        labels=(lambda rows: drawn_labels(rows, seed, counts)) if counts else None,
-        classes=shape.classes,
+        labels=lambda rows: drawn(shape, rows, seed, counts=counts, captions=captions),
         device=device,
     )
     features = torch.cat([reference.extractor(batch) for batch in batches])

@@ -74,11 +74,11 @@ def conditional(name: str, **options: object) -> Method:
 
 def test_guidance_doubles_the_evaluations_of_a_diffusion_model_and_not_of_a_student():
     teacher, student = conditional("edm", label_dropout=0.1), conditional("cd", guidance=(1.0, 4.0))
-    found = choose(teacher, SAMPLING, steps=5, guidance=2.0, classes=10)
+    found = choose(teacher, SAMPLING, steps=5, guidance=2.0, labelled=True)
     assert isinstance(found, GuidedSampler)
     assert (found.s, found.nfe) == (2.0, 18)
-    assert choose(student, SAMPLING, steps=2, guidance=2.0, classes=10).nfe == 2
-    assert choose(student, SAMPLING, levels=[5.0, 1.0], guidance=2.0, classes=10).noise_levels == (20.0, 5.0, 1.0)
+    assert choose(student, SAMPLING, steps=2, guidance=2.0, labelled=True).nfe == 2
+    assert choose(student, SAMPLING, levels=[5.0, 1.0], guidance=2.0, labelled=True).noise_levels == (20.0, 5.0, 1.0)
 
 
 def test_other_levels_stay_under_the_guidance():
@@ -97,7 +97,7 @@ def test_other_levels_stay_under_the_guidance():
         ("edm", {"solver": "rk4"}, "solver: expected one of euler, .*, got 'rk4'"),
         ("edm", {"steps": 1}, "steps: expected at least 2 for heun, got 1"),
         ("edm", {"guidance": 2.0}, "guidance: expected 1, as the network sees no labels, got 2.0"),
-        ("ect", {"guidance": 2.0, "classes": 10}, "guidance: expected 1, as the model has learned no scales"),
+        ("ect", {"guidance": 2.0, "labelled": True}, "guidance: expected 1, as the model has learned no scales"),
     ],
 )
 def test_impossible_requests_are_refused(name, asked, message):
@@ -107,4 +107,4 @@ def test_impossible_requests_are_refused(name, asked, message):
 
 def test_a_scale_outside_of_the_learned_ones_is_refused():
     with pytest.raises(ValueError, match=r"guidance: expected a scale from 1.0 to 4.0, got 5.0"):
-        choose(conditional("cd", guidance=(1.0, 4.0)), SAMPLING, guidance=5.0, classes=10)
+        choose(conditional("cd", guidance=(1.0, 4.0)), SAMPLING, guidance=5.0, labelled=True)

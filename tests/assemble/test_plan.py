@@ -347,7 +347,7 @@ def unet_pass(kind: PassKind, jvp: str = "fp32", dtype: torch.dtype | None = Non
     config = unet.Config(model_channels=32, channel_mult=(1, 2, 2), blocks=1, attention_resolutions=(16,), dropout=0.1)
     denoiser = Denoiser(on_meta(lambda: unet.build(config, channels=3, resolution=32, classes=0)), sigma_data=0.5)
     with jvp_precision(jvp):
-        return pass_cost(denoiser, kind, (3, 32, 32), labelled=False, dtype=dtype)
+        return pass_cost(denoiser, kind, (3, 32, 32), labels_of=lambda rows: None, dtype=dtype)
 
 
 def test_a_derivative_costs_one_more_pass_and_little_memory():

@@ -104,7 +104,9 @@ def test_an_error_is_one_line_and_comes_before_any_file(project, capsys, words, 
 def test_levels_are_searched_for_and_drawn(project, capsys):
     """With the reference that the stage would write, of an extractor that nobody trained."""
     images = np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8)
-    real = SimpleNamespace(images=images, labels=np.zeros(150, np.int64), classes=0, digest="d")
+    real = SimpleNamespace(
+        images=images, labels=np.zeros(150, np.int64), classes=0, digest="d", captions=None, words=None
+    )
     reference(real, EvalConfig(kid_size=100, samples=200), "tiny", project / "outputs/tiny/reference")
     assert call("levels", "ect", "--steps", "2", "--samples", "100") == 0
     said = capsys.readouterr().out

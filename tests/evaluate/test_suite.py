@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmcore.diffusion.words import Words
 from cmcore.evaluate.frechet import frechet_distance
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.records import INCEPTION_DIGEST, MetricRecord, Source
@@ -45,6 +46,8 @@ class Images:
     labels: np.ndarray
     classes: int
     digest: str = "d" * 64
+    captions: np.ndarray | None = None
+    words: Words | None = None
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import yaml
 from cmcore.assemble.models import ModelShape, build_denoiser, save_model
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.training import WEIGHTS
+from cmcore.diffusion.words import Words
 
 PARAMS: dict[str, Any] = {
     "workload": "tiny",
@@ -24,13 +25,15 @@ PARAMS: dict[str, Any] = {
 }
 
 
-def store(folder: Path, name: str, classes: int = 0, *, seed: int = 0, **changes: object) -> Project:
+def store(
+    folder: Path, name: str, classes: int = 0, *, seed: int = 0, shape: ModelShape | None = None, **changes: object
+) -> Project:
     """The parameter file, and weights of a run that nobody trained, where a trained run has them."""
     folder.mkdir(exist_ok=True)
     params = PARAMS | changes
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     project = parse_project(params)
-    run, shape = project.run(name), ModelShape(1, 8, classes)
+    run, shape = project.run(name), shape or ModelShape(1, 8, classes)
     denoiser = build_denoiser(run.net, shape, run.diffusion, boundary=run.objective.traits.boundary)
     path = folder / "outputs" / project.workload / "runs" / name / WEIGHTS
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,3 +42,24 @@ def store(folder: Path, name: str, classes: int = 0, *, seed: int = 0, **changes
     weights = {key: v + 0.3 * torch.randn(v.shape, generator=noise) for key, v in denoiser.net.state_dict().items()}
     save_model(path, {"ema": weights, "raw": {key: v / 2 for key, v in weights.items()}}, run, shape, {})
     return project
+
+
+WORDS = Words(("a", "blue", "circle", "red", "square"), 3)
+
+
+def store_reader(folder: Path, name: str = "edm") -> Project:
+    """The same of a run whose network reads captions of `WORDS`, without data."""
+    net = {
+        "kind": "unet",
+        "model_channels": 8,
+        "channel_mult": [1],
+        "blocks": 1,
+        "attention_resolutions": [4],
+        "patch": 4,
+    }
+    data = {"source": "shapes", "count": 8, "resolution": 16, "channels": 3}
+    edm = {**PARAMS["runs"]["edm"], "options": {"label_dropout": 0.1}, "sample": {"guidance": 2.0}}
+    return store(
+        folder, name, shape=ModelShape(3, 16, 0, WORDS), net={**net, "patch": 4, "dropout": 0.0}, data=data,
+        conditional="words", runs={**PARAMS["runs"], "edm": edm},
+    )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.source import Block, Source
+from cmcore.diffusion.words import Words
 from cmcore.rng import generator
 
 COLOURS = {
@@ -28,9 +29,14 @@ FINE = 4  # samples across a pixel
 UNITS = 8  # of length in a pixel, so that samples lie on odd numbers
 SOME = 1024  # scenes to a block
 # Lengths as parts of a thousand of the image's side: ranges of the near and the far centre along the relation, of both
-# centres across it, and of the radius. Shapes neither touch one another nor the border.
-NEAR, FAR, ACROSS, RADIUS = (230, 290), (710, 770), (280, 720), (120, 180)
+# centres across it, and of the radius. Shapes neither touch one another nor the border, and are farther apart along the
+# relation than across it, so that a scene has one caption only.
+NEAR, FAR, ACROSS, RADIUS = (230, 290), (710, 770), (350, 650), (130, 190)
 _DRAWN = 11  # numbers that make a scene
+
+
+WORDS = Words.of(f"a {colour} {form} {relation}" for colour in COLOURS for form in FORMS for relation in RELATIONS)
+WORDS = Words(WORDS.vocabulary, 8)  # of whole captions, which name two shapes
 
 
 def shapes(config: DataConfig) -> Source:
