@@ -198,14 +198,11 @@ class Repository:
         from ruamel.yaml.error import YAMLError
 
         logging.getLogger("dvc").setLevel(logging.WARNING)  # the driver says what is done in words of its own
+        places = [self._folders.root]
         with self._lock:
             try:
                 with Repo(str(self._folders.root), config=None if _has_git(self._folders.root) else NO_GIT) as repo:
-                    places = [
-                        Path(place)
-                        for place in (self._folders.root, repo.tmp_dir, repo.site_cache_dir, repo.cache.local.path)
-                        if place
-                    ]
+                    places += map(Path, filter(None, (repo.tmp_dir, repo.site_cache_dir, repo.cache.local.path)))
                     if line := full_disk(places):
                         raise ComputeError(line)
                     with watched(places, lambda line: leave(1, line)):
@@ -213,6 +210,8 @@ class Repository:
             except (DvcException, SCMError, ObjectFormatError, YAMLError) as error:
                 raise ComputeError(f"DVC: {reason(error, 500)}") from error
             except (sqlite3.Error, OSError) as error:
+                if line := full_disk(places):  # of which SQLite may say no more than that there was an error
+                    raise ComputeError(line) from error
                 more = advice(error) or "; `cmlab doctor` looks for causes"
                 raise ComputeError(f"DVC: {reason(error, 500)}{more}") from error
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,19 @@ def test_nothing_is_recorded_after_a_change(folders, monkeypatch, edit, message)
 def test_an_error_of_dvc_is_one_line(folders):
     with pytest.raises(ComputeError, match=r"^DVC: output '.*data' does not exist$"):
         Repository(load()).record("prepare")
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [("the disk of x is full", "^the disk of x is full$"), ("", r"^DVC: disk I/O error; `cmlab doctor`")],
+)
+def test_an_error_on_a_disk_that_has_become_full_names_the_disk(folders, monkeypatch, then: str, said: str):
+    """SQLite, whose files are mapped into memory, calls a full disk an I/O error."""
+    looks, asked = iter(["", then]), list[Path]()
+    monkeypatch.setattr(repository, "full_disk", lambda places: asked.extend(places) or next(looks))
+    with pytest.raises(ComputeError, match=said), Repository(load())._open():
+        raise sqlite3.OperationalError("disk I/O error")
+    assert any("site" in place.parts for place in asked)
 
 
 def recorded_data(folders: Folders) -> Repository:
