@@ -31,13 +31,31 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Value) -> Value:
         if not isinstance(x, Dual):
-            return nn.functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        value = nn.functional.group_norm(x.value, self.groups, self.weight, self.bias, self.eps)
+            return group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        value = group_norm(x.value, self.groups, self.weight, self.bias, self.eps)
         with torch.no_grad(), full_precision(value.device):
             tangent = normalised_tangent(x.value, x.tangent, self.groups, self.eps)
             if self.weight is not None:
                 tangent = tangent * self.weight.reshape(-1, *[1] * (x.ndim - 2))
         return Dual(value, tangent, x.half)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """`torch.nn.functional.group_norm`, with statistics in float32 at least.
+
+    In a compiled network it is written out. PyTorch's operation copies images in channels_last on a GPU, forwards and
+    backwards, compiled or not; what is written out has any layout, and is fused with what comes before and after it.
+    """
+    if not torch.compiler.is_dynamo_compiling():
+        return nn.functional.group_norm(x, groups, weight, bias, eps)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    parts = x.to(wide).reshape(x.shape[0], groups, x.shape[1] // groups, -1)
+    var, mean = torch.var_mean(parts, dim=(2, 3), correction=0, keepdim=True)
+    y = ((parts - mean) * torch.rsqrt(var + eps)).reshape(x.shape)
+    if weight is not None and bias is not None:
+        shape = (-1, *[1] * (x.ndim - 2))
+        y = y * weight.reshape(shape) + bias.reshape(shape)
+    return y if x.is_cuda and torch.is_autocast_enabled("cuda") else y.to(x.dtype)  # autocast of GPUs has it in float32
 
 
 def normalised_tangent(x: Tensor, tangent: Tensor, groups: int, eps: float) -> Tensor:
@@ -47,8 +65,9 @@ def normalised_tangent(x: Tensor, tangent: Tensor, groups: int, eps: float) -> T
     backward pass, which multiplies by its transpose, serves here.
     """
     wide = torch.promote_types(torch.promote_types(x.dtype, tangent.dtype), torch.float32)
-    turned = x.is_cpu and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if turned else torch.contiguous_format  # all that the kernels know
+    known = x.is_cpu or torch.compiler.is_dynamo_compiling()  # kernels for GPUs know contiguous tensors alone
+    turned = known and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if turned else torch.contiguous_format
     x, tangent = (part.to(wide).contiguous(memory_format=layout) for part in (x, tangent))
     shape = (x.shape[0], x.shape[1], math.prod(x.shape[2:]), groups)
     _, mean, rstd = torch.native_group_norm(x, None, None, *shape, eps)

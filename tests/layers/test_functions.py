@@ -8,6 +8,7 @@ import pytest
 import torch
 from duals import difference, jvp
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from cmcore.dual import Dual, add, each, entrywise, mul
 from cmcore.layers import functions as f
@@ -183,3 +184,46 @@ def test_values_under_autocast_and_tangents_in_full_precision():
     assert torch.equal(out.tangent, nn.functional.linear(v, layer.weight))
     assert out.to(torch.bfloat16).tangent.dtype == torch.float32
     assert math.isclose(out.to(torch.float64).tangent.sum(), out.tangent.double().sum(), rel_tol=1e-6)
+
+
+# Compiled networks
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [IMAGE, ROW])
+def test_a_norm_written_out_for_the_compiler_is_that_of_torch(shape: Shape, affine: bool):
+    norm, x = random(GroupNorm(8, groups=2, affine=affine)), normal(*shape)
+    if x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
+    results = []
+    for call in (norm, torch.compile(norm, backend="aot_eager", fullgraph=True)):
+        y = call(x.requires_grad_())
+        results.append([y, *torch.autograd.grad((y * normal(*shape, seed=1)).sum(), [x, *norm.parameters()])])
+        assert y.stride() == x.stride()
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_it_has_statistics_in_float32_and_the_type_of_torch():
+    norm, x = GroupNorm(8, groups=2), 30 + normal(*IMAGE).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        eager, y = norm(x), torch.compile(norm, backend="aot_eager", fullgraph=True)(x)
+    assert y.dtype == eager.dtype
+    torch.testing.assert_close(y.float(), nn.functional.group_norm(x.float(), 2, eps=1e-6), rtol=0.01, atol=0.01)
+
+
+def test_compiled_norms_do_not_copy_channels_last(monkeypatch: pytest.MonkeyPatch):
+    """On the meta device, which has no kernel that knows channels_last, like a GPU. Uncompiled norms copy there."""
+
+    def both(x: Tensor, tangent: Tensor, cotangent: Tensor) -> list[Tensor]:
+        y = norm(Dual(x.requires_grad_(), tangent))
+        return [y.value, y.tangent, *torch.autograd.grad(y.value, [x, *norm.parameters()], cotangent)]
+
+    norm = GroupNorm(8, groups=2).to("meta")
+    where = [torch.empty(*IMAGE, device="meta").to(memory_format=torch.channels_last) for _ in range(3)]
+    copies = {}
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda now=compiling: now)
+        calls = [str(node.target) for node in make_fx(both)(*where).graph.nodes]
+        copies[compiling] = sum("clone" in call or "contiguous" in call for call in calls)
+    assert copies[False] >= 4  # of the image, the tangent, and both gradients
+    assert copies[True] == 0
