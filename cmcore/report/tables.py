@@ -119,7 +119,7 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
                 Cell("baseline"),
                 EMPTY,
                 *_values(record_set, metrics),
-                *[EMPTY] * 6,
+                *[EMPTY] * (6 + mixed),
             )
         )
         groups.append("")

@@ -11,6 +11,7 @@ import pytest
 
 from cmcore.evaluate.records import RunFacts, RunMetrics
 from cmcore.report.captions import FOREIGN
+from cmcore.report.cells import DASH
 from cmcore.report.foreign import SampleSet, comparable, file_of, read_foreign, to_json
 from cmcore.report.headline import headline
 from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
@@ -118,8 +119,12 @@ def test_seeds_of_the_runs_are_counted_without_it(given: Inputs):
     data = json.loads(path.read_text())
     data["replicates"] = [{"seed": 2, "records": data["records"]}]
     path.write_text(json.dumps(data))
-    caption = comparison(rows(given)).caption
-    assert "training seeds (1, 2 per run)" in caption
+    table = comparison(rows(given), read_reference(given.reference))
+    caption = table.caption
+    assert "training seeds (as many as the row says)" in caption
+    place = [column.key for column in table.columns].index("seeds")
+    seeds = {row[0].text: row[place].text for row in table.rows}
+    assert [seeds[name] for name in ("ect", "edm", "my model", "Gaussian fit")] == ["2", "1", DASH, DASH]
     assert "my model" not in caption.partition("Significant")[2]
 
 
