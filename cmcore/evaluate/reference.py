@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def reference(
             name=extractor.name,
             digest=extractor.digest,
             dim=extractor.dim,
-            kind=_kind(extractor, accuracy is not None),
+            kind="reader" if is_reader(extractor) else "classifier" if accuracy else "random",
             accuracy=accuracy,
             config=asdict(config.reference),
         ),
@@ -147,12 +147,11 @@ def load_reference(
     Raises:
         ValueError: the files are damaged, or of different references.
     """
-    moments, reads = Moments.load(folder / "moments.npz"), False
+    moments = Moments.load(folder / "moments.npz")
     if extractor is None:
         extractor = NetworkExtractor.load(folder / "extractor.safetensors").to(device)
         described = facts_of(folder)
         named, digest = described.extractor.name, described.data.digest
-        reads = described.extractor.kind == READER
         if extractor.name != named:
             raise ValueError(f"{folder}: reference.json is about {named}, extractor.safetensors holds {extractor.name}")
     elif (folder / "published.json").exists():
@@ -162,7 +161,7 @@ def load_reference(
     features = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False))
     test = folder / TEST
     if not test.is_dir():
-        return Reference(extractor, moments, features, digest, reads=reads)
+        return Reference(extractor, moments, features, digest, reads=is_reader(extractor))
     test_digest = json.loads((test / "digest.json").read_text(encoding="utf-8"))["digest"]
     return Reference(
         extractor,
@@ -171,7 +170,7 @@ def load_reference(
         digest,
         test=Moments.load(test / "moments.npz"),
         test_digest=test_digest,
-        reads=reads,
+        reads=is_reader(extractor),
     )
 
 
@@ -199,7 +198,7 @@ def _halves(
     if min(len(first), len(second)) < max(2, config.neighbours + 1, config.score_splits):
         return []
     few = replace(config, kid_size=min(config.kid_size, len(second)))
-    half = Reference(built.extractor, Moments.of(known), known, digest([built.digest, "half"]))
+    half = Reference(built.extractor, Moments.of(known), known, digest([built.digest, "half"]), reads=built.reads)
     part = Part(Moments.of(built.features[first]), built.features[first])
     source = _source("half", half.digest, workload, 0, config)
     records = measure([[part]], [half], source, few, device=device, every=True)
@@ -275,9 +274,9 @@ def _read_labels(images: ImageSet) -> np.ndarray | None:
     return as_read(images.captions) if outputs <= READ else None
 
 
-def _kind(extractor: NetworkExtractor, trained: bool) -> Literal["classifier", "random", "reader"]:
-    reads = extractor.kind.endswith(f"_{READER}")
-    return "reader" if reads else "classifier" if trained else "random"
+def is_reader(extractor: FeatureExtractor) -> bool:
+    """Whether the extractor reads captions; else it names classes, or nothing."""
+    return isinstance(extractor, NetworkExtractor) and extractor.kind.endswith(f"_{READER}")
 
 
 def _baseline(

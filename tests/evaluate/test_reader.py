@@ -72,6 +72,10 @@ def test_the_reader_is_the_extractor_and_its_accuracy_is_told(built: tuple[Refer
     assert facts.extractor.accuracy is not None
     assert facts.extractor.accuracy["held_out"] > 0.95
     assert ReferenceFacts.from_json(facts.to_json()) == facts
+    # Of the Gaussian fit and of half of the images, too, a score of classes would mean nothing.
+    assert facts.baseline
+    assert facts.anchors
+    assert "score" not in {record.metric for record in (*facts.baseline, *facts.anchors)}
 
 
 def test_samples_are_read(data: Captioned, built: tuple[Reference, Path]):
