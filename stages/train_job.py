@@ -1,5 +1,6 @@
 """The job of a training run: training itself, in a process of Ray's or in the driver's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from cmcore.assemble.evaluation import captions_drawn
@@ -41,5 +42,5 @@ def job(
     with spoken(emit):
         return train_run(
             run, inputs, folder, tracker=Sender(emit), on_progress=reporter(emit), preview=preview, device=device,
-            worker=worker,
+            worker=replace(worker, rows=compute.rows),
         )  # fmt: skip

@@ -34,6 +34,12 @@ class Need:
         """Bytes with the whole batch at once."""
         return self.memory[max(self.memory)]
 
+    def at_most(self, rows: int) -> "Need":
+        """Under a limit of the rows at once."""
+        within = {n: needed for n, needed in self.memory.items() if n <= rows}
+        least = min(self.memory)
+        return replace(self, memory=within or {least: self.memory[least]})
+
     def most_rows(self, room: float) -> int:
         """The largest number of rows at once for which the bytes suffice, 0 for none."""
         return max((rows for rows, needed in self.memory.items() if needed <= room), default=0)
@@ -45,6 +51,13 @@ def halves(rows: int, group: int = 1) -> list[int]:
     while (half := found[-1] // 2 // group * group) >= group:
         found.append(half)
     return found
+
+
+def fewer_rows(run: Run, rows: int, workers: int = 1) -> int:
+    """Half of the rows that a worker computes at once under a limit, 0 for none; 0 where it is one group already."""
+    group, share = run.objective.traits.group, -(-run.train.batch // workers)
+    now = min(share, *(limit for limit in (run.train.micro_batch, rows) if limit), share)
+    return next(iter(halves(now, group)[1:]), 0)
 
 
 def rows_matter(run: Run) -> str:

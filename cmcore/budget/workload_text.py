@@ -107,6 +107,7 @@ def reasons(choice: Choice) -> dict[str, str]:
         "or the smallest",
         "net.dropout": f"{size(epochs)} epochs" + (", many for so few images" if p["net"]["dropout"] else ""),
         "net.augment_dim": "the network is told how its images were distorted",
+        "net.sigma_data": "as of diffusion; the network has a linear part that is exact for Gaussian images",
         "train": "shared by all runs; `runs.<name>.train` overrides it",
         "train.images": f"of each student: {size(train['images'] / choice.count)} epochs",
         "train.micro_batch": "rows computed at once, as fit the memory; 0 is all of them",

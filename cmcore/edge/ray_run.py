@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cmcore.edge.ray_session import ComputeError, Session, connection, require_folder
+from cmcore.edge.ray_session import ComputeError, Session, WorkerDiedError, connection, require_folder
 from cmcore.edge.settings import ComputeConfig
 
 Emit = Callable[[Any], None]
@@ -94,7 +94,7 @@ def _on_ray(
         if isinstance(error, RayTaskError):
             raise
         reason = str(error).strip().splitlines()[:1]
-        raise ComputeError(
+        raise WorkerDiedError(
             f"the worker that ran {function.__name__} died (killed, or out of memory?): {' '.join(reason)}; "
             "start again, and it continues from its last checkpoint"
         ) from error

@@ -41,6 +41,10 @@ class ComputeError(RuntimeError):
     """The place of the computation failed or does not suffice; the message is one line."""
 
 
+class WorkerDiedError(ComputeError):
+    """A process that computed was killed, most often for want of memory."""
+
+
 @dataclass(frozen=True)
 class Session:
     """A connection."""

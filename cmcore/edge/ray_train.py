@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cmcore.edge.ray_run import Emit, Message, limited, portable
-from cmcore.edge.ray_session import ComputeError, connection, require_folder
+from cmcore.edge.ray_session import ComputeError, WorkerDiedError, connection, require_folder
 from cmcore.edge.settings import ComputeConfig
 
 RESTARTS = 5  # of all workers, after one has died
@@ -160,10 +160,10 @@ def _explained(error: BaseException | None) -> ComputeError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else "no reason given"
     if isinstance(error, WorkerGroupError):
-        what = f"the workers died {RESTARTS + 1} times (killed, or out of memory?)"
+        kind, what = WorkerDiedError, f"the workers died {RESTARTS + 1} times (killed, or out of memory?)"
     else:
-        what = "Ray Train could not run the workers"
-    return ComputeError(f"{what}: {reason}; start again, and the run continues from its last checkpoint")
+        kind, what = ComputeError, "Ray Train could not run the workers"
+    return kind(f"{what}: {reason}; start again, and the run continues from its last checkpoint")
 
 
 def capacity(compute: ComputeConfig, nodes: Sequence[dict[str, Any]], gpus: bool = False) -> int:

@@ -20,12 +20,14 @@ class Fit:
     """What the stages need of this machine.
 
     `memory` are bytes by stage, and `room` those that all stages at work may take together; neither is known of a
-    cluster, and of a GPU, which has one stage at a time. `seconds` are those that the plan expects, by stage.
+    cluster, and of a GPU, which has one stage at a time. `seconds` are those that the plan expects, by stage. `rows`
+    are limits for stages that would not fit with the rows at once that their runs ask for.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)
     room: float = float("inf")
     seconds: Mapping[str, float] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
     lines: tuple[str, ...] = ()  # to be said
 
 
@@ -69,7 +71,21 @@ def fit(setup: Setup, stages: Iterable[str], jobs: int, *, refuse: bool = True) 
         return Fit(lines=(f"memory and time are not known before: the stages could not be planned ({why})",))
     cpu = room.machine.name == "cpu"
     free, processes = max(0.0, room.free - KEPT), compute.workers if cpu else 1
-    taken = {stage: processes * need.most for stage, need in found.items()}
+    if setup.compute.rows:
+        found = {s: need.at_most(setup.compute.rows) if s.startswith("train@") else need for s, need in found.items()}
+    rows = {
+        stage: limit for stage, need in found.items()
+        if processes * need.most > free and (limit := _limit(setup, stage, need, free / processes))
+    }  # fmt: skip
+    reduced = [
+        f"{stage} computes {limit} rows at once in place of {max(found[stage].memory)}, as those take "
+        f"{size(found[stage].most, 'B', ' ')} of memory and {size(free / processes, 'B', ' ')} are free; its result is "
+        "the same to rounding"
+        for stage, limit in rows.items()
+    ]
+    taken = {
+        stage: processes * (need.memory[rows[stage]] if stage in rows else need.most) for stage, need in found.items()
+    }
     errors = [
         _too_large(setup, stage, need, free / processes, "" if cpu else "the GPU's ")
         for stage, need in found.items()
@@ -79,9 +95,16 @@ def fit(setup: Setup, stages: Iterable[str], jobs: int, *, refuse: bool = True) 
         raise errors[0]
     seconds = {stage: need.seconds for stage, need in found.items()} if room.timed else {}
     if not cpu:
-        return Fit(seconds=seconds, lines=tuple(map(str, errors)))
+        return Fit(seconds=seconds, rows=rows, lines=(*reduced, *map(str, errors)))
     beside = [] if errors else _side_by_side(setup, taken, free, jobs)
-    return Fit(taken, free, seconds, (*map(str, errors), *beside))
+    return Fit(taken, free, seconds, rows, (*reduced, *map(str, errors), *beside))
+
+
+def _limit(setup: Setup, stage: str, need: Need, free: float) -> int:
+    """The rows at once with which a stage fits, where they are ours to choose; else 0."""
+    kind, _, name = stage.partition("@")
+    ours = kind == "train" and setup.compute.micro_batch == "auto" and not rows_matter(setup.project.runs[name])
+    return need.most_rows(free) if ours else 0
 
 
 def _too_large(setup: Setup, stage: str, need: Need, free: float, whose: str) -> ConfigError:

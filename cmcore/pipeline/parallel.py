@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cmcore import plugins
 from cmcore.assemble.project import Project
+from cmcore.budget.need import fewer_rows, rows_matter
 from cmcore.budget.schedule import chains, least_time
 from cmcore.config import ConfigError
-from cmcore.edge.ray_session import ComputeError, connection
+from cmcore.edge.ray_session import ComputeError, WorkerDiedError, connection
 from cmcore.pipeline.common import Setup
 from cmcore.pipeline.fit import Fit, fits_beside
 from cmcore.pipeline.process import tell, told
@@ -112,6 +114,53 @@ def is_computed(stage: str) -> bool:
     return stage.partition("@")[0] in COMPUTED
 
 
+def attempt(setup: Setup, job: str, rows: int) -> Any:
+    """What a job computes; training that was killed is tried once more, with half of the rows at once.
+
+    Args:
+        setup: the parameters.
+        job: of a stage.
+        rows: limit of the rows at once, 0 for none.
+
+    Raises:
+        ComputeError: it was killed again, or fewer rows would be another result or none.
+    """
+    stage, replicate = split(job)
+    kind, *names = stage.split("@")
+    module = plugins.load("stages", kind)
+
+    def compute(rows: int) -> Any:
+        return module.compute(replace(setup, compute=setup.compute.with_rows(rows)), *names, replicate)
+
+    try:
+        return compute(rows)
+    except Exception as error:
+        if not _out_of_memory(error) or kind != "train" or setup.compute.micro_batch != "auto":
+            raise
+        run = setup.project.run(names[0])
+        fewer = 0 if rows_matter(run) else fewer_rows(run, rows, setup.compute.workers)
+        if not fewer:
+            raise
+        why = " ".join(str(error).split()).partition("; start again")[0]
+        tell(f"{job.replace('@', ' ')}: {why}; once more from its last checkpoint, {fewer} rows at once")
+        try:
+            return compute(fewer)
+        except WorkerDiedError as again:
+            raise ComputeError(
+                f"it was killed twice, also with {fewer} rows at once; expected more free memory, a smaller "
+                "compute.micro_batch, or JOBS=1; start again, and it continues from its last checkpoint"
+            ) from again
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a job ended because memory did: its process was killed, or PyTorch said so."""
+    if isinstance(error, WorkerDiedError):
+        return True
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
 def compute_stages(
     setup: Setup,
     stages: Iterable[str],
@@ -162,7 +211,7 @@ def compute_stages(
         begun, start = set(folder.glob(folders)), time.monotonic()
         if kind == "train":
             mend_run(setup, names[0], replicate, tell)
-        result = module.compute(setup, *names, replicate)
+        result = attempt(setup, job, fit.rows.get(stage, 0))
         if kind == "evaluate":
             seal(setup, names[0])
         seconds = time.monotonic() - start

@@ -52,6 +52,8 @@ def row_slices(batch: int, micro_batch: int, worker: Worker, group: int = 1) -> 
         raise ValueError(f"train.micro_batch: expected a multiple of the method's groups of {group}, got {micro_batch}")
     share = batch // worker.world
     start, size = worker.rank * share, micro_batch or share
+    if worker.rows:
+        size = min(size, max(group, worker.rows // group * group))
     return [slice(low, min(low + size, start + share)) for low in range(start, start + share, size)]
 
 

@@ -33,6 +33,7 @@ class Worker:
     world: int = 1
     shard: bool = False  # whether networks, gradients, optimisers and averages are spread over the workers
     begin: Begin = begin_sum
+    rows: int = 0  # that it computes at once at most, 0 for no limit; as `train.micro_batch`, but no part of the run
 
     @property
     def lead(self) -> bool:

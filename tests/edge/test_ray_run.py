@@ -15,7 +15,7 @@ from sockets import open_doors
 
 from cmcore.edge import ray_session
 from cmcore.edge.ray_run import execute
-from cmcore.edge.ray_session import SHARED, ComputeError, own_ray
+from cmcore.edge.ray_session import SHARED, ComputeError, WorkerDiedError, own_ray
 from cmcore.edge.settings import ComputeConfig
 
 pytest.importorskip("ray")
@@ -91,7 +91,7 @@ class TestOnRay:
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
     def test_a_worker_that_a_signal_ends_is_reported_at_once_and_in_one_sentence(self, number):
         start = time.perf_counter()
-        with pytest.raises(ComputeError, match="the worker that ran dies died") as caught:
+        with pytest.raises(WorkerDiedError, match="the worker that ran dies died") as caught:
             execute(RAY, ray_jobs.dies, number)
         assert "\n" not in str(caught.value)
         assert time.perf_counter() - start < 120, "it would have slept for ten minutes"

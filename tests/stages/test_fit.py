@@ -14,7 +14,7 @@ from tiny_runs import PARAMS
 from cmcore.assemble.models import ModelShape
 from cmcore.budget import need
 from cmcore.budget.machines import MACHINES, Machine
-from cmcore.budget.need import Need, evaluation_need, halves, needs, training_need
+from cmcore.budget.need import Need, evaluation_need, fewer_rows, halves, needs, training_need
 from cmcore.budget.plan import Costs, Setting, plan_run
 from cmcore.budget.room import Room, free_memory, gpu_room, known_gpu, memory
 from cmcore.commands import before as saying
@@ -226,7 +226,7 @@ def from_seeds(one: Setup, count: int) -> Setup:
 )  # fmt: skip
 def test_one_that_does_not_fit_is_refused_with_the_remedy(tmp_path, monkeypatch, stage, free, path, says):
     planned(monkeypatch, free * GB, {stage: of(15.0), "train@edm": of(0.01)})
-    tiny = setup(tmp_path)
+    tiny = setup(tmp_path, compute={"threads": 1, "device": "cpu", "micro_batch": 0})
     with pytest.raises(ConfigError) as caught:
         fit(tiny, [stage, "train@edm"], 2)
     assert caught.value.path == path
@@ -237,11 +237,47 @@ def test_one_that_does_not_fit_is_refused_with_the_remedy(tmp_path, monkeypatch,
     assert found.memory[stage] > found.room
 
 
+def test_fewer_rows_at_once_are_chosen_where_the_result_is_the_same(tmp_path, monkeypatch):
+    planned(monkeypatch, 4 * GB, {"train@ect": of(15.0), "train@edm": of(1.0)})
+    found = fit(setup(tmp_path), ["train@ect", "train@edm"], 1)
+    assert found.rows == {"train@ect": 16}
+    assert found.memory["train@ect"] == 15 * GB * 16 / 64
+    assert found.lines == (
+        "train@ect computes 16 rows at once in place of 64, as those take 15 GB of memory and 4 GB are free; its "
+        "result is the same to rounding",
+    )
+    planned(monkeypatch, 0.1 * GB, {"train@ect": of(15.0)})
+    with pytest.raises(ConfigError, match="not even one image at a time fits"):
+        fit(setup(tmp_path), ["train@ect"], 1)
+
+
+def test_a_limit_of_rows_is_planned_with(tmp_path, monkeypatch):
+    planned(monkeypatch, 4 * GB, {"train@ect": of(15.0), "evaluate@ect": of(1.0)})
+    limited = setup(tmp_path, compute={"threads": 1, "device": "cpu", "micro_batch": 8})
+    found = fit(limited, ["train@ect", "evaluate@ect"], 1)
+    assert (found.rows, found.lines) == ({}, ())
+    assert found.memory == {"train@ect": 15 * GB * 8 / 64, "evaluate@ect": 1 * GB}
+
+
+@pytest.mark.parametrize(
+    ("of", "rows", "workers", "expected"),
+    [({}, 0, 1, 32), ({}, 8, 1, 4), ({"micro_batch": 16}, 0, 1, 8), ({}, 0, 2, 16), ({}, 1, 1, 0)],
+)
+def test_fewer_rows_are_half_of_those_at_once(tmp_path, of, rows, workers, expected):
+    run = setup(tmp_path).project.run("edm")
+    train = replace(run.train, **{"batch": 64, "micro_batch": 0, **of})
+    assert fewer_rows(replace(run, train=train), rows, workers) == expected
+
+
 def test_the_remedy_says_where_rows_decide_more_than_rounding(tmp_path, monkeypatch):
     planned(monkeypatch, 4 * GB, {"train@ect": of(15.0)})
-    for dropout, says in ((0.0, "the same to rounding"), (0.1, "dropout draws a mask for each micro-batch")):
+    fixed = {"threads": 1, "device": "cpu", "micro_batch": 0}
+    for dropout, says, of_compute in (
+        (0.0, "the same to rounding", {"compute": fixed}),
+        (0.1, "dropout draws a mask for each micro-batch", {}),
+    ):
         with pytest.raises(ConfigError, match=says):
-            fit(setup(tmp_path, net={"dropout": dropout}), ["train@ect"], 2)
+            fit(setup(tmp_path, net={"dropout": dropout}, **of_compute), ["train@ect"], 2)
 
 
 def test_a_cluster_is_not_measured_by_this_machine(tmp_path, monkeypatch):
@@ -255,8 +291,7 @@ def test_workers_of_one_machine_share_its_memory(tmp_path, monkeypatch):
     together = setup(tmp_path, compute={"threads": 1, "device": "cpu", "workers": 2})
     assert fit(together, ["train@ect"], 1).memory == {"train@ect": 16 * GB}
     planned(monkeypatch, 10 * GB, {"train@ect": of(8.0)})
-    with pytest.raises(ConfigError, match="expected at most 32"):
-        fit(together, ["train@ect"], 1)
+    assert fit(together, ["train@ect"], 1).rows == {"train@ect": 32}
 
 
 def test_a_method_that_cannot_be_planned_is_named(tmp_path, monkeypatch):

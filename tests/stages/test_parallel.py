@@ -1,6 +1,9 @@
 """The order of parallel jobs, and that runs trained in parallel are the runs that their stages would have trained."""
 
 import gc
+import multiprocessing
+import os
+import signal
 import sys
 import threading
 import time
@@ -17,11 +20,13 @@ from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.assemble.models import save_empty
 from cmcore.closure import source_digest
-from cmcore.edge.ray_session import ComputeError
+from cmcore.edge.ray_session import ComputeError, WorkerDiedError
 from cmcore.pipeline import parallel
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.files import copy_into_place
+from cmcore.pipeline.fit import Fit
 from cmcore.pipeline.parallel import JobsFailedError, chains, compute_stages, run_graph
+from stages import train_job
 from stages.train import Inputs, train
 
 NEEDS = {"b": ["a"], "c": ["a"], "d": ["c"]}
@@ -160,6 +165,98 @@ def stage(monkeypatch: pytest.MonkeyPatch, run: Callable[..., list[Path]]) -> No
     monkeypatch.setattr(parallel.plugins, "load", lambda *_: fake)
     monkeypatch.setattr(parallel, "connection", lambda _: nullcontext())
     monkeypatch.setattr(parallel, "mend_run", lambda *_: None)  # it looks at the methods of the runs
+
+
+class Killed:
+    """The work of a stage that is killed so many times; it notes the limits of rows that it is given."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.rows = times, list[int]()
+
+    def __call__(self, setup: Setup, name: str, replicate: int) -> list[Path]:
+        self.rows.append(setup.compute.rows)
+        if len(self.rows) <= self.times:
+            raise WorkerDiedError("the worker died (killed, or out of memory?): why; start again, and it continues")
+        return []
+
+
+def test_training_that_was_killed_is_tried_once_more_with_half_of_the_rows(tmp_path, monkeypatch, capsys):
+    setup, once = project(tmp_path / "p"), Killed(1)
+    batch = setup.project.run("edm").train.batch
+    stage(monkeypatch, once)
+    compute_stages(setup, ["train@edm"], 1, nothing)
+    assert once.rows == [0, batch // 2]
+    assert capsys.readouterr().err == (
+        "train edm: the worker died (killed, or out of memory?): why; once more from its last checkpoint, "
+        f"{batch // 2} rows at once\n"
+    )
+    limited = Killed(1)
+    stage(monkeypatch, limited)
+    compute_stages(setup, ["train@edm"], 1, nothing, fit=Fit(rows={"train@edm": 8}))
+    assert limited.rows == [8, 4]
+
+
+def test_training_that_was_killed_twice_is_not_tried_again(tmp_path, monkeypatch, capsys):
+    setup, twice = project(tmp_path / "p"), Killed(9)
+    stage(monkeypatch, twice)
+    with pytest.raises(JobsFailedError, match="failed: train@edm"):
+        compute_stages(setup, ["train@edm"], 1, nothing)
+    assert len(twice.rows) == 2
+    assert (
+        "train edm: it was killed twice, also with 32 rows at once; expected more free memory"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        ({"net": {**PARAMS["net"], "dropout": 0.1}}, "train@edm"),  # other masks
+        ({"compute": {"threads": 1, "device": "cpu", "micro_batch": 16}}, "train@edm"),  # not ours to choose
+        ({}, "evaluate@edm"),
+    ],
+)
+def test_what_fewer_rows_would_change_is_not_tried_again(tmp_path, monkeypatch, of, name):
+    setup, killed = project(tmp_path / "p", **of), Killed(9)
+    stage(monkeypatch, killed)
+    with pytest.raises(JobsFailedError, match="failed"):
+        compute_stages(setup, [name], 1, nothing)
+    assert len(killed.rows) == 1
+
+
+def in_a_child(compute, function, *args, progress=None):
+    """`execute` in a process of its own, without the time that Ray takes to start."""
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    child = fork.Process(target=lambda: sender.send(function(*args, lambda event: None)))
+    child.start()
+    child.join()
+    if child.exitcode == -signal.SIGKILL:
+        raise WorkerDiedError("the worker died; start again, and it continues")
+    return receiver.recv()
+
+
+def dies_without_a_limit(compute, *args) -> Path:
+    """The job of a training run, killed by SIGKILL unless the rows at once are limited."""
+    if not compute.rows:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_job.job(compute, *args)
+
+
+def test_a_process_that_is_killed_goes_on_with_fewer_rows(tmp_path, monkeypatch, capsys):
+    """The result has the bits of a run with that limit from its start."""
+    inline = {"backend": "inline", "threads": 1, "device": "cpu"}
+    setup, single = (
+        project(tmp_path / name, compute={**inline, "micro_batch": rows}) for name, rows in (("p", "auto"), ("q", 32))
+    )
+    monkeypatch.setattr("stages.train.execute", in_a_child)
+    monkeypatch.setattr("stages.train.job", dies_without_a_limit)
+    compute_stages(setup, ["train@edm"], 1, nothing)
+    said = capsys.readouterr().err
+    assert "train edm: the worker died; once more from its last checkpoint, 32 rows at once" in said
+    compute_stages(single, ["train@edm"], 1, nothing)
+    weights = [files(one.folders.runs / "edm")["weights.safetensors"] for one in (setup, single)]
+    assert weights[0] == weights[1]
 
 
 def test_estimates_improve_with_every_stage(tmp_path, monkeypatch):

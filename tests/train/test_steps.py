@@ -54,6 +54,22 @@ def test_slices_of_all_workers_cover_the_batch_once(batch: int, micro: int, worl
     assert all(s.stop - s.start <= (micro or batch) for s in slices)
 
 
+@pytest.mark.parametrize(
+    ("micro", "limit", "group", "expected"),
+    [
+        (0, 0, 1, [32]),
+        (0, 8, 1, [8] * 4),
+        (4, 8, 1, [4] * 8),
+        (16, 8, 1, [8] * 4),
+        (0, 9, 4, [8] * 4),
+        (0, 3, 4, [4] * 8),
+    ],
+)
+def test_the_limit_of_a_worker_is_that_of_its_slices(micro, limit, group, expected):
+    """In whole groups, and together with the run's own micro-batch."""
+    assert [s.stop - s.start for s in row_slices(32, micro, Worker(rows=limit), group)] == expected
+
+
 def one_step(name: str, **options: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
     method, config = make_method(name, **entry(name).coarse), make_train(images=32, **options)
     state = make_state(method, config, noise=0.3)
