@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -19,7 +20,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUIET = "#666666"
 WIDTH = 5.0  # inches; narrow, so that the text stays readable on a phone
-LABEL_WIDTH = 0.075  # inches of a character of a label
 STYLE: Any = {  # matplotlib types every key on its own
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 10.0,
@@ -95,7 +95,9 @@ def _edge(group: Sequence[float], gap: float, side: int) -> float:
 
 def margin(labels: Sequence[str]) -> float:
     """The share of the width that labels take at the right."""
-    return (0.2 + LABEL_WIDTH * max(map(len, labels), default=0)) / WIDTH
+    size = STYLE["font.size"]
+    inches = [TextPath((0, 0), text, size=size).get_extents().width / 72 for text in labels if text]
+    return (0.2 + max(inches, default=0)) / WIDTH
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
