@@ -191,6 +191,7 @@ class Repository:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
+        from dvc.dirs import site_cache_dir
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
         from dvc.scm import SCMError
@@ -198,7 +199,7 @@ class Repository:
         from ruamel.yaml.error import YAMLError
 
         logging.getLogger("dvc").setLevel(logging.WARNING)  # the driver says what is done in words of its own
-        places = [self._folders.root]
+        places = [self._folders.root, Path(site_cache_dir())]
         with self._lock:
             try:
                 with Repo(str(self._folders.root), config=None if _has_git(self._folders.root) else NO_GIT) as repo:

@@ -113,10 +113,16 @@ def test_an_error_of_dvc_is_one_line(folders):
 )
 def test_an_error_on_a_disk_that_has_become_full_names_the_disk(folders, monkeypatch, then: str, said: str):
     """SQLite, whose files are mapped into memory, calls a full disk an I/O error."""
-    looks, asked = iter(["", then]), list[Path]()
-    monkeypatch.setattr(repository, "full_disk", lambda places: asked.extend(places) or next(looks))
-    with pytest.raises(ComputeError, match=said), Repository(load())._open():
+    asked = list[Path]()
+
+    def fails(*_, **__):
         raise sqlite3.OperationalError("disk I/O error")
+
+    found = Repository(load())
+    monkeypatch.setattr(dvc, "Repo", fails)  # it opens a database of its own
+    monkeypatch.setattr(repository, "full_disk", lambda places: asked.extend(places) or then)
+    with pytest.raises(ComputeError, match=said), found._open():
+        pass
     assert any("site" in place.parts for place in asked)
 
 
