@@ -60,7 +60,7 @@ class Operations:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Places of the files of a workload. `order` lists runs as the parameter file does; others follow by name."""
+    """Places of the files of a workload. `order` names the runs of the parameter file; without it all count, by name."""
 
     workload: str
     metrics: Path  # folder of <run>.json
@@ -78,18 +78,18 @@ class Inputs:
 
 
 def read_runs(inputs: Inputs) -> tuple[RunReport, ...]:
-    """All runs of a workload, in the order of the parameter file.
+    """The runs of a workload that the parameter file has, in its order: others may have been measured in other ways.
 
     Raises:
         ReportError: there is none, or a file is malformed; the message names it.
     """
-    files = sorted(inputs.metrics.glob("*.json"))
+    rank = {name: place for place, name in enumerate(inputs.order)}
+    files = sorted(file for file in inputs.metrics.glob("*.json") if not rank or file.stem in rank)
     if not files:
         raise ReportError(
             f"{inputs.metrics}: expected metrics files <run>.json, got none; run the evaluate stage first"
         )
-    rank = {name: place for place, name in enumerate(inputs.order)}
-    files.sort(key=lambda file: (rank.get(file.stem, len(rank)), file.stem))
+    files.sort(key=lambda file: rank.get(file.stem, 0))
     return tuple(_run(file, inputs) for file in files)
 
 

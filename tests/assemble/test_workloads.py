@@ -289,12 +289,11 @@ def test_networks_have_the_published_size(workload, name, projects):
     assert sum(p.numel() for p in denoiser.parameters()) == pytest.approx(PARAMETERS[workload, name], rel=5e-3)
 
 
-def test_the_small_run_fits_a_quarter_of_an_hour_a_run(projects):
-    """The costliest one, on one core at 40 GFLOP/s, which a modest one has."""
-    runs = projects["cifar10-jpeg"].runs
-    assert len({run.train.images for run in runs.values()}) == 1
-    plan = plan_run(runs["scd"], Costs(ModelShape(3, 32, 0)), Setting(MACHINES["t4"]))
-    assert plan.operations * plan.images / 40e9 < 15 * 60
+def test_the_small_workload_takes_little_more_than_an_hour(projects):
+    """All of its runs, on one core at 40 GFLOP/s, which a modest one has."""
+    costs = Costs(ModelShape(3, 32, 0))
+    plans = [plan_run(run, costs, Setting(MACHINES["t4"])) for run in projects["cifar10-jpeg"].runs.values()]
+    assert sum(plan.operations * plan.images for plan in plans) / 40e9 < 75 * 60
 
 
 # Runs whose like was published without a number that we know of.
