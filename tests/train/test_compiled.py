@@ -157,7 +157,8 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path):
         "from cmcore.edge.compile_cache import keep_compiled\n"
         "from cmcore.edge.settings import ComputeConfig\n"
         "import sys; keep_compiled(ComputeConfig(compile_cache=sys.argv[1]))\n"
-        "net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.SiLU()); net.compile()\n"
+        "from cmcore.layers.linear import Linear\n"  # PyTorch compiles no module of its own
+        "net = Linear(4, 4); net.compile()\n"
         "net(torch.ones(2, 4)).sum().backward()\n"
         "found = counters['inductor']['fxgraph_cache_hit'] + counters['aot_autograd']['autograd_cache_hit']\n"
         "print(found > 0)\n"
