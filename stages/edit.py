@@ -21,8 +21,7 @@ from cmcore.report.editing import ERRORS, IMAGES, KNOWN, TRUTH, Editing, result_
 from cmcore.report.gallery import Restored
 
 COUNT, SHOWN = 16, 8  # images
-STEPS = (10, 40)  # evaluations, at most
-SEED = 0
+STEPS, SEED = (10, 40), 0  # evaluations, at most, and of the noise
 
 
 def job(compute: ComputeConfig, folders: Folders, names: Sequence[str], emit: Emit) -> None:

@@ -146,7 +146,7 @@ def shape_of(public: PublicNet) -> ModelShape:
 def mismatches(public: PublicNet, net: NetChoice) -> list[str]:
     """One line for every tensor that the network has and the file has not, the other way round, or of another shape."""
     with torch.device("meta"):
-        module = plugins.load("cmcore.nets", net.kind).build(net.config, **plain(shape_of(public)))
+        module = plugins.load("cmcore.nets", net.kind).build(net.config, **shape_of(public).given)
     wanted, given = module.state_dict(), public.tensors
     return [
         *(f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in given),

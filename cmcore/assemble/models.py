@@ -42,9 +42,14 @@ class ModelShape:
         return self.classes > 0 or self.words is not None
 
     @property
+    def given(self) -> dict[str, Any]:
+        """What a network is built with: words only where there are some."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+    @property
     def described(self) -> dict[str, Any]:
-        """The properties as plain data, words only where there are some."""
-        return {key: value for key, value in plain(self).items() if value is not None}
+        """The same as plain data."""
+        return plain(self.given)
 
     @classmethod
     def from_plain(cls, described: dict[str, Any]) -> "ModelShape":
@@ -101,8 +106,7 @@ def build_denoiser(
 ) -> Denoiser:
     """A denoiser with random weights, the same for the same seed."""
     with seeded(seed, "init"):
-        given = {key: value for key, value in vars(shape).items() if value is not None}
-        module = plugins.load("cmcore.nets", net.kind).build(net.config, **given, inputs=net.inputs)
+        module = plugins.load("cmcore.nets", net.kind).build(net.config, **shape.given, inputs=net.inputs)
     return Denoiser(
         module,
         sigma_data=diffusion.sigma_data,

@@ -43,10 +43,10 @@ class GroupNorm(nn.Module):
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """`torch.nn.functional.group_norm`, with statistics in float32 at least.
 
-    In a compiled network it is written out. PyTorch's operation copies images in channels_last on a GPU, forwards and
-    backwards, compiled or not; what is written out has any layout, and is fused with what comes before and after it.
+    In a compiled network on a GPU it is written out. PyTorch's operation copies images in channels_last there, forwards
+    and backwards, compiled or not; what is written out has any layout, and is fused with what is around it.
     """
-    if not torch.compiler.is_dynamo_compiling():
+    if x.is_cpu or not torch.compiler.is_dynamo_compiling():
         return nn.functional.group_norm(x, groups, weight, bias, eps)
     wide = torch.promote_types(x.dtype, torch.float32)
     parts = x.to(wide).reshape(x.shape[0], groups, x.shape[1] // groups, -1)

@@ -60,7 +60,7 @@ class Operations:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Places of the files of a workload. `order` names the runs of the parameter file; without it all count, by name."""
+    """Places of the files of a workload. `order` names the runs of the parameter file; without it all count."""
 
     workload: str
     metrics: Path  # folder of <run>.json

@@ -79,7 +79,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "runs.edm.teacher",
         "expected none, as the weights come from a file, got 'ict'",
     ),
-    ({"runs": {"edm": {"weights": {"sha256": ""}}}}, "runs.edm.weights.file", "is missing"),
+    ({"runs": {"edm": {"weights": {"sha256": ""}}}}, "runs.edm.weights.file", "the name of a file"),
     ({"runs": {"edm": {"weights": {"file": "x", "sha256": "12"}}}}, "runs.edm.weights.sha256", "64 hexadecimal digits"),
     ({"runs": {"edm": {"weights": "x.pkl"}}}, "runs.edm.weights", "expected a mapping or null, got 'x.pkl'"),
     ({"train": {"players": {"critic": {"lr": 1e-4}}}}, "runs.edm.train.players.critic", "edm trains the student alone"),

@@ -108,7 +108,8 @@ def test_one_more_seed_keeps_those_that_are_there(two, monkeypatch):
         new = json.loads(after[f"reports/tiny/metrics/{run}.json"])
         assert [one["seed"] for one in new["replicates"]] == [2, 3]
         assert new["replicates"][:1] == old["replicates"]
-        assert new | {"replicates": None} == old | {"replicates": None}
+        over_seeds = dict.fromkeys(("replicates", "scores", "score_spreads"))
+        assert new | over_seeds == old | over_seeds
         # Of the first seed, whose samples are shown, and of the third: not of the second.
         assert len({path for path in done if path.parent.name == "shards" and path.name.startswith(f"{run}-")}) == 2
     assert not list((root / ".work/tiny/shards").rglob("*.safetensors"))

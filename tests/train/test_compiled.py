@@ -152,11 +152,12 @@ def test_compiling_is_part_of_the_time_and_adds_up(tmp_path: Path, monkeypatch: 
 @pytest.mark.timeout(600)
 def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path):
     code = (
-        "import torch\n"
-        "from torch._dynamo.utils import counters\n"
+        "import sys\n"
         "from cmcore.edge.compile_cache import keep_compiled\n"
         "from cmcore.edge.settings import ComputeConfig\n"
-        "import sys; keep_compiled(ComputeConfig(compile_cache=sys.argv[1]))\n"
+        "keep_compiled(ComputeConfig(compile_cache=sys.argv[1]))\n"
+        "import torch\n"
+        "from torch._dynamo.utils import counters\n"  # from here on PyTorch's choice of the folder stands
         "from cmcore.layers.linear import Linear\n"  # PyTorch compiles no module of its own
         "net = Linear(4, 4); net.compile()\n"
         "net(torch.ones(2, 4)).sum().backward()\n"
