@@ -57,9 +57,7 @@ class Config:
     mu: float = 0.95  # decay of the EMA target; 0 takes the online network itself, as LCM-LoRA does
     scalings: Literal["lcm", "cm"] = "lcm"  # LCM's in the number of the grid point, or CM's eps-shifted ones
     timestep_scaling: float = 10.0  # of LCM's scalings
-    guidance: Scales | None = (
-        None  # range of the teacher's scale, which the student is told; of a single scale it is not
-    )
+    guidance: Scales | None = None  # range of the teacher's scale, told to the student unless it is a single one
 
     def __post_init__(self) -> None:
         require(self.N >= 2, "N", "at least 2", self.N)

@@ -52,9 +52,7 @@ class Config:
     mu: float = 0.95  # decay of the EMA target; 0 takes the online network itself
     sees_end: bool = True  # the network sees s, the paper's TCF(S+); without, TCF(1), of the public weights
     gamma: float = 0.3  # of the samplers: the share of the time of a step that is new noise
-    guidance: Scales | None = (
-        None  # range of the teacher's scale, which the student is told; of a single scale it is not
-    )
+    guidance: Scales | None = None  # range of the teacher's scale, told to the student unless it is a single one
 
     def __post_init__(self) -> None:
         require(self.N >= 2, "N", "at least 2", self.N)

@@ -224,7 +224,7 @@ def test_evaluation_is_what_the_evaluation_lists(seen, method, tmp_path):
         ),
         (("methods", "ect", "options"), {"q": {"levels": 1}}, r"methods\.ect\.options\.q: .* got \{'levels': 1\}"),
         (("methods", "ect", "train"), {"lr": {}}, r"methods\.ect\.train\.lr: expected a value"),
-        (("methods", "ect", "abuot"), "", r"methods\.ect\.abuot: unknown key; did you mean 'about'\?"),
+        (("methods", "ect", "aboot"), "", r"methods\.ect\.aboot: unknown key; did you mean 'about'\?"),
         (("methods", "ect", "two_step"), 1, r"methods\.ect\.two_step: expected true or false, got 1"),
         (("networks", 0, "widths"), [1], r"networks\[0\]\.widths: expected two factors, or none"),
         (("networks", 0, "devices"), ["tpu"], r"networks\[0\]\.devices\[0\]: expected one of cpu, cuda"),
