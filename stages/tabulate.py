@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project
-from cmcore.budget.plan import Costs, operations
+from cmcore.budget.plan import Costs, data_shape, operations
 from cmcore.config import plain
 from cmcore.edge.ray_run import execute
 from cmcore.pipeline.common import load
@@ -24,11 +23,10 @@ def job(inputs: Inputs, entries: Mapping[str, Any], out: Path) -> None:
     tabulate(inputs, out, search_sections(read_searches(out / "tune"), entries))
 
 
-def operations_of(project: Project, reference: Path) -> dict[str, Operations]:
+def operations_of(project: Project, data: Path, reference: Path) -> dict[str, Operations]:
     """Operations of the runs; a line names each whose loss cannot be counted."""
-    data, facts, found = project.sections.data, read_reference(reference), dict[str, Operations]()
-    classes = facts.data.classes if facts and project.sections.conditional else 0
-    costs = Costs(ModelShape(data.channels, data.resolution, classes))
+    facts, found = read_reference(reference), dict[str, Operations]()
+    costs = Costs(data_shape(project, data, classes=facts.data.classes if facts else 0))
     for name, run in project.runs.items():
         try:
             found[name] = operations(run, costs)
@@ -63,7 +61,7 @@ def main() -> None:
         edits=folders.edits,
         order=tuple(setup.project.runs),
         data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
-        operations=operations_of(setup.project, reference),
+        operations=operations_of(setup.project, folders.data, reference),
         ablations=ablations,
     )
     with listener("tabulate", "file"):

@@ -5,17 +5,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cmcore.assemble.models import ModelShape, usual_words
 from cmcore.assemble.project import Project
 from cmcore.assemble.run import Run
 from cmcore.atomic import write_atomic
 from cmcore.budget.machines import Machine
-from cmcore.budget.plan import FLOAT, Costs, Setting, plan_run
+from cmcore.budget.plan import FLOAT, Costs, Setting, data_shape, plan_run
 from cmcore.closure import source_digest
 from cmcore.config import digest
 
 PROCESS = 0.4e9  # bytes of a process with torch and Ray, before any network
-CLASSES = 10  # where neither parameters nor data say how many
+CLASSES = 10  # where neither parameters nor data say how many; the number is of no weight
 EFFICIENCY = 0.4  # share of the nominal rate that a training step reaches
 
 
@@ -65,18 +64,6 @@ def rows_matter(run: Run) -> str:
     return "dropout draws a mask for each micro-batch" if getattr(run.net.config, "dropout", 0.0) else ""
 
 
-def image_shape(project: Project, data: Path) -> ModelShape:
-    """The shape of the images; the number of classes is of no weight, and taken to be ten where nothing says it."""
-    config, classes = project.sections.data, 0
-    if project.sections.conditional == "words":
-        return ModelShape(config.channels, config.resolution, 0, usual_words(config))
-    if project.sections.conditional:
-        manifest = data / "manifest.json"
-        known = json.loads(manifest.read_text(encoding="utf-8"))["classes"] if manifest.is_file() else 0
-        classes = config.classes or known or CLASSES
-    return ModelShape(config.channels, config.resolution, classes)
-
-
 def training_need(run: Run, costs: Costs, setting: Setting) -> Need:
     """Of a training run, on each of the machines that share its batch."""
     share = -(-run.train.batch // setting.count)
@@ -118,7 +105,7 @@ def needs(
     if not wanted:
         return {}
     setting = Setting(machine, workers, EFFICIENCY, shard=shard)
-    shape = image_shape(project, data)
+    shape = data_shape(project, data, classes=CLASSES)
     costs = Costs(shape)
     runs = {stage: project.runs[stage.partition("@")[2]] for stage in wanted}
     plugins = {f"cmcore.methods.{run.method}" for run in runs.values()} | {

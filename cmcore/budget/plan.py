@@ -85,22 +85,27 @@ class RunPlan:
         return float(sum(self.training.values()))
 
 
-def data_shape(project: Project, data: Path) -> ModelShape:
+def data_shape(project: Project, data: Path, *, classes: int = 0) -> ModelShape:
     """The shape of the images, from the parameter file and from prepared data where there are any.
+
+    Args:
+        project: the parameters.
+        data: the folder of the prepared data, which need not be there.
+        classes: of conditional networks where neither says how many there are.
 
     Raises:
         ConfigError: the networks are conditional, and nothing says how many classes there are.
     """
-    config, classes = project.sections.data, 0
+    config = project.sections.data
     if project.sections.conditional == "words":
         return ModelShape(config.channels, config.resolution, 0, usual_words(config))
-    if project.sections.conditional:
-        manifest = data / "manifest.json"
-        known = json.loads(manifest.read_text(encoding="utf-8"))["classes"] if manifest.is_file() else 0
-        classes = config.classes or known
-        if not classes:
-            raise ConfigError("data.classes", "expected the number of classes, as the networks are conditional")
-    return ModelShape(config.channels, config.resolution, classes)
+    if not project.sections.conditional:
+        return ModelShape(config.channels, config.resolution, 0)
+    manifest = data / "manifest.json"
+    known = json.loads(manifest.read_text(encoding="utf-8"))["classes"] if manifest.is_file() else 0
+    if not (number := config.classes or known or classes):
+        raise ConfigError("data.classes", "expected the number of classes, as the networks are conditional")
+    return ModelShape(config.channels, config.resolution, number)
 
 
 class Costs:
