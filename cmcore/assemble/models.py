@@ -94,6 +94,13 @@ def some_labels(shape: ModelShape, rows: int, device: torch.device | str | None 
     return torch.zeros(rows, *places, dtype=torch.int64, device=device) if shape.labelled else None
 
 
+def declared_shape(config: DataConfig, conditional: Conditional, classes: int) -> ModelShape:
+    """The shape that parameters declare, with so many classes where they do not say how many: before there are data."""
+    if conditional == "words":
+        return ModelShape(config.channels, config.resolution, 0, usual_words(config))
+    return ModelShape(config.channels, config.resolution, (config.classes or classes) if conditional else 0)
+
+
 def usual_words(config: DataConfig) -> Words:
     """The words of drawn scenes; of other captions, which `prepare` reads, as many words as are usual."""
     if config.source == "shapes":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cmcore.assemble.models import ModelShape, build_denoiser, some_labels, usual_words
+from cmcore.assemble.models import ModelShape, build_denoiser, declared_shape, some_labels
 from cmcore.assemble.project import Project
 from cmcore.assemble.run import NetChoice, Run
 from cmcore.budget.cost import PassCost, PassKind, lpips_cost, on_meta, parameter_count, pass_cost
@@ -96,16 +96,13 @@ def data_shape(project: Project, data: Path, *, classes: int = 0) -> ModelShape:
     Raises:
         ConfigError: the networks are conditional, and nothing says how many classes there are.
     """
-    config = project.sections.data
-    if project.sections.conditional == "words":
-        return ModelShape(config.channels, config.resolution, 0, usual_words(config))
-    if not project.sections.conditional:
-        return ModelShape(config.channels, config.resolution, 0)
-    manifest = data / "manifest.json"
-    known = json.loads(manifest.read_text(encoding="utf-8"))["classes"] if manifest.is_file() else 0
-    if not (number := config.classes or known or classes):
+    sections, manifest = project.sections, data / "manifest.json"
+    if sections.conditional is True and manifest.is_file():
+        classes = json.loads(manifest.read_text(encoding="utf-8"))["classes"] or classes
+    shape = declared_shape(sections.data, sections.conditional, classes)
+    if sections.conditional is True and not shape.classes:
         raise ConfigError("data.classes", "expected the number of classes, as the networks are conditional")
-    return ModelShape(config.channels, config.resolution, number)
+    return shape
 
 
 class Costs:

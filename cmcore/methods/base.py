@@ -146,6 +146,16 @@ class Restart(NamedTuple):
 Action = Blend | Copy | Restart
 
 
+def moved_target(mu: float) -> dict[str, Network]:
+    """An EMA target of the student; none with mu = 0, where the student itself is the target."""
+    return {TARGET: Network(start="student", role="moved")} if mu > 0 else {}
+
+
+def following(mu: float) -> Sequence[Action]:
+    """The target of `moved_target`, where there is one, follows the student with constant decay mu."""
+    return (Blend(TARGET, mu),) if mu > 0 else ()
+
+
 class Method(ABC):
     """One training objective. It holds its configuration only: no optimiser, no logging, no state."""
 

@@ -13,17 +13,17 @@ from cmcore.consistency.pairs import uniform_pair
 from cmcore.diffusion.guidance import Scales, check_scales, guidance_inputs
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import (
-    TARGET,
     TEACHER,
     Action,
     Batch,
-    Blend,
     LossOut,
     Method,
     Nets,
     Network,
     Progress,
     Traits,
+    following,
+    moved_target,
 )
 from cmcore.rng import Draws
 
@@ -67,8 +67,7 @@ class CD(Method):
     @property
     def networks(self) -> Mapping[str, Network]:
         """A teacher, and an EMA target unless mu = 0."""
-        target = {TARGET: Network(start="student", role="moved")} if self.config.mu > 0 else {}
-        return {TEACHER: Network(start="teacher"), **target}
+        return {TEACHER: Network(start="teacher"), **moved_target(self.config.mu)}
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """lambda = 1, as in the paper."""
@@ -87,7 +86,7 @@ class CD(Method):
     def after(self, progress: Progress) -> Sequence[Action]:
         """The target, where there is one, follows the student with constant decay mu."""
         del progress
-        return (Blend(TARGET, self.config.mu),) if self.config.mu > 0 else ()
+        return following(self.config.mu)
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> CD:

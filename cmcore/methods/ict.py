@@ -13,7 +13,7 @@ from cmcore.consistency.curriculum import ict_points
 from cmcore.consistency.distances import huber_constant, pseudo_huber
 from cmcore.consistency.pairs import lognormal_pair, uniform_pair
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.methods.base import TARGET, Action, Batch, Blend, LossOut, Method, Nets, Network, Progress, Traits
+from cmcore.methods.base import Action, Batch, LossOut, Method, Nets, Network, Progress, Traits, following, moved_target
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 
@@ -60,7 +60,7 @@ class ICT(Method):
     @property
     def networks(self) -> Mapping[str, Network]:
         """An EMA target unless mu = 0."""
-        return {TARGET: Network(start="student", role="moved")} if self.config.mu > 0 else {}
+        return moved_target(self.config.mu)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, draws: Draws) -> LossOut:
         """Same noise, same dropout mask, same weights on both sides."""
@@ -84,7 +84,7 @@ class ICT(Method):
     def after(self, progress: Progress) -> Sequence[Action]:
         """The target, where there is one, follows the student with constant decay mu."""
         del progress
-        return (Blend(TARGET, self.config.mu),) if self.config.mu > 0 else ()
+        return following(self.config.mu)
 
 
 def build(config: Config, diffusion: DiffusionConfig) -> ICT:

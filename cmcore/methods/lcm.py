@@ -21,17 +21,17 @@ from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser, Labels
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import (
-    TARGET,
     TEACHER,
     Action,
     Batch,
-    Blend,
     LossOut,
     Method,
     Nets,
     Network,
     Progress,
     Traits,
+    following,
+    moved_target,
 )
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
@@ -117,8 +117,7 @@ class LCM(Method):
     @property
     def networks(self) -> Mapping[str, Network]:
         """A teacher, and an EMA target unless mu = 0."""
-        target = {TARGET: Network(start="student", role="moved")} if self.config.mu > 0 else {}
-        return {TEACHER: Network(start="teacher"), **target}
+        return {TEACHER: Network(start="teacher"), **moved_target(self.config.mu)}
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The number of the grid point, from 0 at sigma_min on, and between them those between."""
@@ -150,7 +149,7 @@ class LCM(Method):
     def after(self, progress: Progress) -> Sequence[Action]:
         """The target, where there is one, follows the student with constant decay mu."""
         del progress
-        return (Blend(TARGET, self.config.mu),) if self.config.mu > 0 else ()
+        return following(self.config.mu)
 
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """1, 2 and 4 steps, the latter from levels that are evenly spaced on the grid."""

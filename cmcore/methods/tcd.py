@@ -22,17 +22,17 @@ from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser, Labels, as_condition, with_inputs
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import (
-    TARGET,
     TEACHER,
     Action,
     Batch,
-    Blend,
     LossOut,
     Method,
     Nets,
     Network,
     Progress,
     Traits,
+    following,
+    moved_target,
 )
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
@@ -100,8 +100,7 @@ class TCD(Method):
     @property
     def networks(self) -> Mapping[str, Network]:
         """A teacher, and an EMA target unless mu = 0."""
-        target = {TARGET: Network(start="student", role="moved")} if self.config.mu > 0 else {}
-        return {TEACHER: Network(start="teacher"), **target}
+        return {TEACHER: Network(start="teacher"), **moved_target(self.config.mu)}
 
     def model(self, denoiser: Denoiser) -> Denoise:
         """Jumps, to sigma_min unless a sampler names another level."""
@@ -132,7 +131,7 @@ class TCD(Method):
     def after(self, progress: Progress) -> Sequence[Action]:
         """The target, where there is one, follows the student with constant decay mu."""
         del progress
-        return (Blend(TARGET, self.config.mu),) if self.config.mu > 0 else ()
+        return following(self.config.mu)
 
     def samplers(self, sampling: Sampling) -> list[Sampler]:
         """1, 2 and 4 jumps, the latter evenly spaced on the grid."""

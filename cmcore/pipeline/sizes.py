@@ -99,12 +99,10 @@ def count_parameters(project: Project) -> dict[str, int]:
     """
     import torch
 
-    from cmcore.assemble.models import ModelShape, build_denoiser, usual_words
+    from cmcore.assemble.models import build_denoiser, declared_shape
 
-    data, known, counts = project.sections.data, dict[str, int](), dict[str, int]()
-    classes = (data.classes or 10) if project.sections.conditional is True else 0
-    words = usual_words(data) if project.sections.conditional == "words" else None
-    shape = ModelShape(data.channels, data.resolution, classes, words)
+    known, counts = dict[str, int](), dict[str, int]()
+    shape = declared_shape(project.sections.data, project.sections.conditional, classes=10)
     for name, run in project.runs.items():
         key = repr((run.net, run.diffusion, run.objective.traits.boundary))
         if key not in known:

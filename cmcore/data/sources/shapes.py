@@ -33,10 +33,9 @@ SOME = 1024  # scenes to a block
 # relation than across it, so that a scene has one caption only.
 NEAR, FAR, ACROSS, RADIUS = (230, 290), (710, 770), (350, 650), (130, 190)
 _DRAWN = 11  # numbers that make a scene
-
-
-WORDS = Words.of(f"a {colour} {form} {relation}" for colour in COLOURS for form in FORMS for relation in RELATIONS)
-WORDS = Words(WORDS.vocabulary, 8)  # of whole captions, which name two shapes
+WORDS = Words.of(
+    f"a {colour} {form} {relation} a {colour} {form}" for colour in COLOURS for form in FORMS for relation in RELATIONS
+)
 
 
 def shapes(config: DataConfig) -> Source:
