@@ -70,7 +70,7 @@ doctor: $(VENV)/.pipeline ## is everything in order: machine, packages, DVC, Ray
 
 .PHONY: test
 test: lint ## lint, types, import contracts and tests, in minutes
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m 'not slow'
 
 .PHONY: test-slow
 test-slow: $(VENV)/.dev ## the tests that start clusters, kill processes and run searches

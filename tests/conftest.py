@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,23 @@ def _full_mantissa() -> None:
     from cmcore.train.precision import choose_matrix_units
 
     choose_matrix_units("fp32")
+
+
+@pytest.fixture(autouse=True)
+def _own_end() -> Iterator[None]:
+    """The signals and watchers of this process as they were: a command called in it sets them for the rest of its life.
+
+    Left in place, they end the process of all later tests as soon as one of those kills a Ray.
+    """
+    from cmcore.edge import ray_family
+    from cmcore.pipeline import signals
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    for calls in (ray_family.on_loss, ray_family.on_leave, signals.received):
+        calls.clear()
 
 
 @pytest.fixture
