@@ -1,16 +1,18 @@
 """The arithmetic of a training step, where there is no GPU to time it on.
 
-    python -m benchmarks.counts [--net teacher] [--batch 4] [--methods edm,ect,sct,scd,cd] [--compile]
+    python -m benchmarks.counts [--net teacher] [--batch 4] [--methods edm,ect,sct,scd,cd,meanflow] [--compile]
 
-Counts for every method the operations of its matrix products, the calls of PyTorch operations and the most bytes that
-tensors made in a step occupy at one time, saved ones included; for the optimisers the calls of a step on all tensors of
-the network; and with `--compile` the kernels that torch.compile makes of a step's networks, on this device. Prints
-Markdown. Calls are those of PyTorch's dispatcher: on a GPU each is one launch or a few.
+Counts for every method the operations of its matrix products, the calls of PyTorch operations, the bytes that are saved
+for the backward pass, and the most bytes that tensors made in a step occupy at one time, saved ones included; for the
+optimisers the calls of a step on all tensors of the network; and with `--compile` the kernels that torch.compile makes
+of a step's networks, on this device. Prints Markdown. Calls are those of PyTorch's dispatcher: on a GPU each is one
+launch or a few.
 """
 
 import argparse
+import gc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +31,26 @@ VIEWS = (
     "aten::select", "aten::unsqueeze", "aten::expand", "aten::as_strided", "aten::transpose", "aten::split",
 )  # fmt: skip
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8}
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes of what is saved for backward passes, without parameters."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(self._keep, lambda tensor: tensor)
+        self._known = {parameter.data_ptr() for parameter in parameters}
+        self._held: dict[int, Any] = {}  # memory that is held is given to nothing else
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._held[storage.data_ptr()] = storage
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        """Until now."""
+        return sum(storage.nbytes() for storage in self._held.values())
 
 
 class Calls(TorchDispatchMode):
@@ -53,11 +75,12 @@ def steps(case: Case, names: Sequence[str]) -> Rows:
         job()  # makes the optimiser's state
         with Calls() as calls:
             job()
-        with Meter() as meter:
+        saved = Saved(found for found in gc.get_objects() if type(found) is nn.Parameter)
+        with Meter() as meter, saved:
             job()
         flops = sum(meter.flops.values())
         rows.append({"method": name, "GFLOP an image": flops / case.batch / 1e9, "calls": sum(calls.counts.values()),
-                     "peak MiB": meter.peak / 2**20})  # fmt: skip
+                     "saved MiB": saved.bytes / 2**20, "peak MiB": meter.peak / 2**20})  # fmt: skip
         first = rows[0]
         rows[-1] |= {
             "operations over EDM": rows[-1]["GFLOP an image"] / first["GFLOP an image"],
@@ -114,7 +137,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=NETS, default="teacher")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--methods", default="edm,ect,sct,scd,cd", help=f"some of {','.join(METHODS)}")
+    parser.add_argument("--methods", default="edm,ect,sct,scd,cd,meanflow", help=f"some of {','.join(METHODS)}")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args(words)
     case = Case(options.net, options.batch, torch.device("cpu"), {"optimiser": "adam"})

@@ -9,7 +9,7 @@ before was cut off. Both need a checkout and PyTorch with numpy, PyYAML, safeten
 no Ray, MLflow, DVC or network. What is finished when the time is up is in FOLDER: rows.jsonl, targets.md, and the
 stages' own reports. Each part is a process of its own, so that one that fails or hangs costs its own time alone.
 Compiling takes most of the nine minutes and one core: parts compile side by side, as many as `--together` says, and
-then measure one after the other, alone on the GPU.
+then measure one after the other, alone on the GPU. A part that compiles for more than half of the time is left out.
 
 `--smoke` does the same with tiny networks on any device, within a minute: a test that all of it runs to its end.
 """
@@ -23,8 +23,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +73,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # of a step of the teacher'
 # Parts of a group measure in this order. A group begins when the one before has ended.
 GROUPS = (
     ("prepare", *(f"step {net} {name}" for net, (_, names) in STEPS.items() for name in names), "samples"),
-    ("reference",), ("train",), tuple(f"variant {said}" for said in VARIANTS),
+    ("train",), ("reference",), tuple(f"variant {said}" for said in VARIANTS),
 )  # fmt: skip
 PARTS = tuple(part for group in GROUPS for part in group)
 # what, the most or the least it may be
@@ -94,6 +94,7 @@ NETS["teacher"] = {
 TINY = {"kind": "unet", "shape": (3, 16), "model_channels": 8, "channel_mult": (1, 2), "blocks": 1,
         "attention_resolutions": (8,), "dropout": 0.0}  # fmt: skip
 READY = "ready to measure: waiting for a line"
+PATIENCE = 0.55  # share of the time that parts may take until they are ready: the rest is for what they measure
 NAMES = {"edm": "EDM", "ect": "ECT", "sct": "sCT", "scd": "sCD", "cd": "CD", "meanflow": "MeanFlow"}
 
 
@@ -135,6 +136,7 @@ class Place:
         """Of every process: what one compiles the next one finds."""
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         mine = {VARIABLE: str(self.out / "compiled"), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        mine["TORCHINDUCTOR_COMPILE_THREADS"] = "4"  # of each part; by default as many as there are cores
         return {**os.environ, **mine}
 
     def stage(self, *words: str, left: float | None = None) -> float:
@@ -150,6 +152,8 @@ class Place:
 
 def ready() -> None:
     """Say that everything is compiled, and wait until the device is free for what is measured."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of the passes so far: the parts that wait have to fit beside the one that measures
     print(READY, flush=True)
     sys.stdin.readline()
 
@@ -157,6 +161,7 @@ def ready() -> None:
 def step(place: Place, net: str, name: str, **train: Any) -> dict[str, Any]:
     """The training step of a method: its time, its memory, and its share of the matrix peak."""
     CLOCK.watch()
+    torch.set_num_threads(1)  # other parts count, too
     case = place.case(net, **train)
     small = replace(case, batch=4, device=torch.device("cpu"), train={"precision": "fp32"})
     with Meter() as meter:  # a compiled step cannot be counted; operations are in proportion to the batch
@@ -286,11 +291,11 @@ def reference(place: Place) -> None:
 
 
 def train(place: Place) -> None:
-    """The stage train, with checkpoints, snapshots and previews, for about a minute, against the bare step."""
+    """The stage train, with checkpoints, snapshots and previews, for about 45 seconds, against the bare step."""
     params = parameters(place)
     rate = next(row["images/s"] for row in place.rows.of("steps teacher") if row["method"] == "edm")
     if not place.smoke:
-        images = max(100_000, int(60 * rate)) // 1000 * 1000
+        images = max(100_000, int(45 * rate)) // 1000 * 1000
         params["runs"] = {"edm": params["runs"]["edm"]}
         params["runs"]["edm"]["train"] |= {
             "images": images,
@@ -378,15 +383,21 @@ def measure(place: Place, seconds: float, together: int) -> None:
     end = time.monotonic() + seconds
     for group in GROUPS:
         for first in range(0, len(group), together):
-            for part, why in side_by_side(place, group[first : first + together], end):
+            for part, why in side_by_side(place, group[first : first + together], end, PATIENCE * seconds):
                 if why:
                     place.rows.add("left out", left=part, why=why)
                 (place.out / "targets.md").write_text(report(place), encoding="utf-8")
                 print(f"{part}: {why or 'done'}, {end - time.monotonic():.0f} s left", flush=True)
 
 
-def side_by_side(place: Place, parts: Sequence[str], end: float) -> Iterator[tuple[str, str]]:
+def side_by_side(place: Place, parts: Sequence[str], end: float, patience: float) -> Iterator[tuple[str, str]]:
     """Start parts at once; let each measure when all are ready and those before it have ended.
+
+    Args:
+        place: where.
+        parts: what.
+        end: of all of it, by the monotonic clock.
+        patience: seconds after which parts are stopped that are not ready. Stages are ready when they have ended.
 
     Yields:
         Every part as it ends, and why it did not succeed, or nothing.
@@ -407,21 +418,26 @@ def side_by_side(place: Place, parts: Sequence[str], end: float) -> Iterator[tup
             for part in parts
         ]  # fmt: skip
 
-        def stop() -> None:
-            for process in running:
+        def stop(processes: Iterable[subprocess.Popen[str]]) -> None:
+            for process in processes:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)  # with what compiles for it, and the stages
 
-        stack.callback(stop)
-        clock = threading.Timer(left, stop)
+        stack.callback(stop, running)
+        clock = threading.Timer(left, stop, [running])
         clock.start()
         stack.callback(clock.cancel)
         pool = stack.enter_context(ThreadPoolExecutor(len(parts)))
-        list(pool.map(_until_ready, running))
-        for part, process in zip(parts, running, strict=True):
+        getting = [pool.submit(_until_ready, process) for process in running]
+        late = wait(getting, min(left, patience)).not_done if len(parts) > 1 else set()
+        stop(process for process, ready in zip(running, getting, strict=True) if ready in late)
+        for part, process, ready in zip(parts, running, getting, strict=True):
             process.communicate("\n")
-            late = process.returncode == -signal.SIGKILL and time.monotonic() >= end - 1
-            why = "the time was up" if late else f"ended with {process.returncode}, see log.txt"
+            why = f"ended with {process.returncode}, see log.txt"
+            if ready in late:
+                why = f"was not ready to measure after {patience:.0f} s"
+            elif process.returncode == -signal.SIGKILL and time.monotonic() >= end - 1:
+                why = "the time was up"
             yield part, why if process.returncode else ""
 
 

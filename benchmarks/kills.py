@@ -1,6 +1,6 @@
 """kill -9 at random moments, of the stage, a worker, Ray's own processes or DVC; nothing may be lost.
 
-    python -m benchmarks.kills [--kills 50] [--seed 1] [--ways repro jobs workers]
+    python -m benchmarks.kills [--kills 50] [--seed 1] [--ways repro jobs workers sharded]
 
 A tiny workload is trained without disturbance first. Then the same again and again, and whenever it is on its way, one
 of its processes is killed and the whole is started anew. After every kill each tensor file must be readable, and
@@ -58,6 +58,7 @@ WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "repro": (("dvc", "repro", *TARGETS), {}),
     "jobs": (("cmcore.commands", "repro", "--jobs", "2"), {}),
     "workers": (("dvc", "repro", "train@ict"), {"workers": 2}),
+    "sharded": (("dvc", "repro", "train@ict"), {"workers": 2, "shard": True}),
     "inline": (("cmcore.commands", "repro", "--jobs", "1"), {"backend": "inline"}),
 }
 PATIENCE = 900.0  # seconds that one attempt may take, on a machine that has much else to do
@@ -290,7 +291,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["repro", "jobs", "workers"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["repro", "jobs", "workers", "sharded"])
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kills"))
     try:

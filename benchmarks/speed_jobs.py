@@ -28,7 +28,7 @@ from cmcore.train.state import new_state
 from cmcore.train.steps import steps
 
 DIFFUSION = DiffusionConfig()
-METHODS = ("edm", "ect", "ict", "ct", "cd", "sct", "scd", "meanflow")
+METHODS = ("edm", "ect", "ict", "ct", "tcm", "cd", "ctm", "sct", "scd", "meanflow", "imf", "soflow")
 NETS: dict[str, dict[str, Any]] = {  # name -> kind, channels and resolution, and the fields of its Config
     "small": {"kind": "unet", "shape": (3, 32), "model_channels": 32, "channel_mult": (1, 2, 2), "blocks": 1,
               "attention_resolutions": (), "dropout": 0.0, "norm": "adaptive"},

@@ -179,8 +179,7 @@ class Candidate:
         }  # fmt: skip
         if device == "cuda":
             half = "bf16" if request.host.bf16 else "fp16"
-            train |= {"precision": half, "channels_last": True}
-            train |= {"jvp_precision": "bf16"} if half == "bf16" else {}
+            train |= {"precision": half, **({"jvp_precision": "bf16"} if half == "bf16" else {})}
         test = request.survey.count - self.count
         steps = 18 if self.resolution <= 16 or device == "cuda" else 10
         many = 1000 if not self.net.widths or device == "cuda" else 250

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.counts import main, optimisers, steps
+from benchmarks.counts import Saved, main, optimisers, steps
 from benchmarks.speed_jobs import NETS, Case
 
 
@@ -18,7 +18,15 @@ def test_operations_of_the_methods(case: Case):
     # Forward, backward twice that, and each further pass without a gradient.
     assert rows["ect"]["operations over EDM"] == pytest.approx(4 / 3, abs=0.08)
     assert rows["cd"]["operations over EDM"] == pytest.approx(2, abs=0.2)
-    assert all(row["calls"] > 0 and row["peak MiB"] > 0 for row in rows.values())
+    assert all(row["calls"] > 0 and row["peak MiB"] > row["saved MiB"] > 0 for row in rows.values())
+
+
+def test_what_a_linear_layer_saves_is_its_input():
+    layer, x = torch.nn.Linear(64, 8), torch.randn(32, 64)
+    saved = Saved(layer.parameters())
+    with saved:
+        layer(layer(x) @ layer.weight.detach()).sum()
+    assert saved.bytes == 4 * (32 * 64 + 32 * 64)
 
 
 def test_the_optimiser_has_few_calls(case: Case):
