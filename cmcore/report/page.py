@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ class Picture:
     caption: str
     alt: str
     wide: bool = False
+
+    @cached_property
+    def source(self) -> str:
+        """The figure as a data URI."""
+        return inline(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +71,6 @@ def page(title: str, intro: Sequence[str], sections: Sequence[Section], data: Ma
         intro=intro,
         sections=sections,
         footer=FOOTER,
-        inline=inline,
         html_table=lambda table: Markup(html_table(table)),  # html_table escapes its cells
         data=Markup(json.dumps(data or {}, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")),
     )

@@ -11,8 +11,8 @@ from PIL import Image
 from cmcore.report.captions import run_title
 from cmcore.report.readers import Images, RunReport
 
-BUDGET = 330_000  # bytes of all strips before base64, so that a page of two dozen runs stays below 1 MB
 COUNTS = (64, 32, 16, 8)  # images of a strip
+MARKUP = 450  # bytes of a strip on the page beside its picture, at most, where titles are not much longer than ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,11 @@ class Strip:
         return f"{self.count} samples, {self.title}, {self.label}"
 
 
-def strips(runs: Sequence[RunReport]) -> tuple[Strip, ...]:
-    """A strip for every row of samples: as many images as the budget allows, as PNG if it can be."""
+def strips(runs: Sequence[RunReport], room: int) -> tuple[Strip, ...]:
+    """A strip for every row of samples: as many images as `room` bytes of a page hold, as PNG if it can be.
+
+    Where not even the fewest images fit, those.
+    """
     rows = [
         (run.facts.run, run_title(run), int(label.split()[0]), label, images)
         for run in runs
@@ -46,7 +49,7 @@ def strips(runs: Sequence[RunReport]) -> tuple[Strip, ...]:
     found: list[tuple[bytes, int]] = []
     for count, kind in (*((count, "png") for count in COUNTS), (COUNTS[-1], "jpeg")):
         found = [(encoded(images[:count], kind), min(count, len(images))) for *_, images in rows]
-        if sum(len(data) for data, _ in found) <= BUDGET:
+        if sum(len(uri(data)) + MARKUP for data, _ in found) <= room:
             break
     return tuple(
         Strip(run=run, title=title, nfe=nfe, label=label, source=uri(data), count=count, shown=min(8, count))

@@ -21,7 +21,7 @@ from cmcore.report.plots import save
 from cmcore.report.published import DATASETS, Number, published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, RunReport, read_reference, read_runs
-from cmcore.report.strips import strips
+from cmcore.report.strips import Strip, strips
 from cmcore.report.tables import beside, by_training_seed, comparison, differences, measures
 
 # name of the file: caption, description for those who cannot see it, whether it takes the whole width
@@ -74,6 +74,7 @@ FIGURES = {
     ),
 }
 INTERACTIVE = ("samples", "quality_by_nfe", "level_scan", "quality_by_images", "training_curves")  # files of their own
+PAGE = 1_000_000  # bytes that the page keeps below: what tables and figures leave of them is for the strips of samples
 SAMPLES = "A row per run and number of function evaluations; each column starts from one noise image. A row enlarges."
 
 
@@ -123,24 +124,29 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
         path for picture in (*pictures, *variants, *edited) for path in (picture.path, picture.path.with_suffix(".svg"))
     ]
     kept = tuple(picture for picture in pictures if picture.path.stem not in INTERACTIVE)
-    sections = (
-        Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *scales, *decisions)),
-        Section(title="Quality", charts=True),
-        Section(title="Samples from the same noise", text=(SAMPLES,), strips=strips(runs)),
-        *((Section(title="More figures", figures=kept),) if kept else ()),
-        *((Section(title="Ablations", figures=variants),) if variants else ()),
-        *editing,
-        Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
-        *extra,
-        Section(title="Published numbers", folded=quoted, published=True),
-        Section(title="Provenance", tables=given, folded=(provenance(rows),), text=("Where every number comes from.",)),
-    )
-    text = page(
-        f"Consistency models on {inputs.workload}",
-        _intro(inputs, runs),
-        sections,
-        page_data(rows, reference, inputs.operations, named),
-    )
+    data = page_data(rows, reference, inputs.operations, named)
+
+    def with_strips(shown: tuple[Strip, ...]) -> str:
+        sections = (
+            Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *scales, *decisions)),
+            Section(title="Quality", charts=True),
+            Section(title="Samples from the same noise", text=(SAMPLES,), strips=shown),
+            *((Section(title="More figures", figures=kept),) if kept else ()),
+            *((Section(title="Ablations", figures=variants),) if variants else ()),
+            *editing,
+            Section(title="Beside the published numbers", tables=(both,), text=_beside_text(numbers)),
+            *extra,
+            Section(title="Published numbers", folded=quoted, published=True),
+            Section(
+                title="Provenance",
+                tables=given,
+                folded=(provenance(rows),),
+                text=("Where every number comes from.",),
+            ),
+        )
+        return page(f"Consistency models on {inputs.workload}", _intro(inputs, runs), sections, data)
+
+    text = with_strips(strips(runs, PAGE - len(with_strips(()).encode())))
     index = out / "index.html"
     index.write_text(text, encoding="utf-8")
     glance = f"{markdown(top)}\n{markdown(first)}"

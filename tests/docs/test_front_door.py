@@ -56,6 +56,12 @@ def test_every_extra_is_pinned():
     assert names <= pinned
 
 
+def test_the_environment_of_the_tests_has_every_extra():
+    """So that no test is left out for a package that is missing."""
+    (extras,) = re.findall(r"^\$\(VENV\)/\.dev: EXTRAS := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(extras.split(",")) == PROJECT["optional-dependencies"].keys()
+
+
 def lines(path: Path) -> list[str]:
     """The lines of a file that are no comment."""
     stripped = map(str.strip, path.read_text(encoding="utf-8").splitlines())

@@ -15,9 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from cmcore.report import curves, figures
+from cmcore.report import tabulate as tabulation
 from cmcore.report.cells import Cell, Column, Table
 from cmcore.report.gallery import Edit, Edited, gallery
-from cmcore.report.page import Section, page
+from cmcore.report.page import Picture, Section, page
 from cmcore.report.plots import apart, canvas
 from cmcore.report.readers import Inputs, ReportError, read_reference, read_runs
 from cmcore.report.tabulate import Written, tabulate
@@ -110,6 +111,29 @@ def test_extra_sections_stand_before_the_published_numbers(workload: Callable[..
     tabulate(workload(), tmp_path / "out", extra=(Section(title="Search of the schedule", text=("found",)),))
     text = (tmp_path / "out" / "index.html").read_text()
     assert text.index("<h2>Our runs") < text.index("<h2>Search of the schedule") < text.index("<h2>Published numbers")
+
+
+def test_strips_take_what_tables_and_figures_leave_of_the_page(
+    synthetic: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shorter strips beside another figure, and where none fit the fewest images."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    extra = Section(title="Noise", figures=(Picture(path=tmp_path / "noise.png", caption="", alt="noise"),))
+
+    def counts(limit: int, *more: Section) -> tuple[set[int], int]:
+        monkeypatch.setattr(tabulation, "PAGE", limit)
+        tabulate(synthetic, tmp_path / "report", more)
+        text = (tmp_path / "report/index.html").read_bytes()
+        return {int(found) for found in re.findall(rb'data-count="(\d+)"', text)}, len(text)
+
+    every, size = counts(10**6)
+    limit = size + 5_000
+    assert counts(limit) == (every, size)
+    (most,), (fewest,) = every, counts(limit - 10_000)[0]
+    assert fewest < most
+    assert counts(limit, extra)[0] == {fewest}
+    assert counts(size + 200_000, extra)[0] == every
 
 
 def test_figures_without_data_are_left_out_and_old_ones_removed(
