@@ -15,7 +15,8 @@ from cmcore.assemble.evaluation import (
 )
 from cmcore.assemble.project import Run
 from cmcore.config import digest
-from cmcore.data.images import ImageData, open_data
+from cmcore.data.codec import decoding_of
+from cmcore.data.images import open_data, open_images
 from cmcore.edge.autoencoder import load_decoding
 from cmcore.edge.compile_cache import keep_compiled
 from cmcore.edge.ray_each import execute_each
@@ -54,13 +55,14 @@ def job(
     device = pick_device(compute)
     keep_compiled(compute)
     references, why_not = load_references(files.reference, config, device)
-    decoding = load_decoding(files.reference, config.decoder, device)
-    images = open_data(files.data) if files.data else None
-    training = Training(images.images, images.digest) if isinstance(images, ImageData) else None
+    data, images = (open_data(files.data), open_images(files.data)) if files.data else (None, None)
+    own = decoding_of(files.data, device) if files.data else None
+    decoding = own or load_decoding(files.reference, config.decoder, device)
+    training = Training(images.images, images.digest) if images else None
     whole = Evaluation(
         run, workload, config, references, files.results, files.teacher, files.work, device, decoding, files.final_only,
-        training, classes_drawn(run, config, images.manifest) if images else (),
-        captions_drawn(run, config, images.captions) if images else None,
+        training, classes_drawn(run, config, data.manifest) if data else (),
+        captions_drawn(run, config, data.captions) if data else None,
     )  # fmt: skip
     kept = kept_records(whole, why_not)
     if files.final_only and kept.exists():

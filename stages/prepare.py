@@ -6,16 +6,20 @@ from cmcore.assemble.models import save_empty
 from cmcore.assemble.run import NONE, RANDOM
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.prepare import prepare
-from cmcore.edge.ray_run import execute
+from cmcore.edge.ray_run import execute, pick_device
+from cmcore.edge.settings import ComputeConfig
 from cmcore.pipeline.code import require_unchanged
 from cmcore.pipeline.common import load
 from cmcore.pipeline.files import write_seeds
 from cmcore.pipeline.progress import Emit, listener, reporter
+from cmcore.train.precision import choose_matrix_units
 
 
-def job(config: DataConfig, out: Path, emit: Emit) -> None:
-    """Read, check and convert the images."""
-    prepare(config, out, reporter(emit))
+def job(compute: ComputeConfig, config: DataConfig, out: Path, emit: Emit) -> None:
+    """Read, check, convert and, with a codec that is trained on them, encode the images."""
+    device = pick_device(compute) if config.codec else "cpu"
+    choose_matrix_units("fp32")  # latents are data
+    prepare(config, out, reporter(emit), device)
 
 
 def main() -> None:
@@ -23,7 +27,7 @@ def main() -> None:
     setup = load()
     config = setup.project.sections.data
     with listener("prepare", "img") as listen:
-        execute(setup.compute, job, config, setup.folders.data, progress=listen)
+        execute(setup.compute, job, setup.compute, config, setup.folders.data, progress=listen)
     require_unchanged(setup.project.sections, "prepare", setup.folders.code)
     for name in (RANDOM, NONE):
         save_empty(setup.folders.weights(name), name)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmcore.atomic import replacing
+from cmcore.data.codec import reconstruction
 from cmcore.data.images import TEST
-from cmcore.edge.autoencoder import open_images, save_decoding
+from cmcore.edge.autoencoder import images_of, save_decoding
 from cmcore.edge.dinov2 import load_dinov2
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
@@ -27,12 +28,12 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
     del emit
     device = pick_device(compute)
     choose_matrix_units("fp32")  # features are measurements
-    images = open_images(data, config.decoder, device)
-    test = open_images(data / TEST, config.decoder, device) if (data / TEST).is_dir() else None
+    images = images_of(data, config.decoder, device)
+    test = images_of(data / TEST, config.decoder, device) if (data / TEST).is_dir() else None
     inception = load_inception(config.inception, device).extractor
     dinov2 = load_dinov2(config.dinov2, device)
     with replacing(out) as folder:
-        reference(images, config, workload, folder, device, test)
+        reference(images, config, workload, folder, device, test, reconstruction(data, device))
         save_decoding(images, folder)
         if inception is not None and config.reference_npz:
             store_published(Path(config.reference_npz), inception.dim, folder / INCEPTION)

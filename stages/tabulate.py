@@ -7,6 +7,7 @@ from typing import Any
 from cmcore.assemble.project import Project
 from cmcore.budget.plan import Costs, data_shape, operations
 from cmcore.config import plain
+from cmcore.data.settings import DataConfig
 from cmcore.edge.ray_run import execute
 from cmcore.pipeline.common import load
 from cmcore.pipeline.process import told
@@ -35,6 +36,12 @@ def operations_of(project: Project, data: Path, reference: Path) -> dict[str, Op
     return found
 
 
+def _data(config: DataConfig) -> str:
+    """Source and size of the images, and the size of their latents where networks see those."""
+    text = f"{config.source}, {config.resolution}x{config.resolution}"
+    return text if config.codec is None else f"{text}, as latents of {'x'.join(map(str, config.seen_shape))}"
+
+
 def main() -> None:
     """Write the report of the workload."""
     setup = load()
@@ -60,7 +67,7 @@ def main() -> None:
         scored=folders.reports / SCORED,
         edits=folders.edits,
         order=tuple(setup.project.runs),
-        data=f"{sections.data.source}, {sections.data.resolution}x{sections.data.resolution}",
+        data=_data(sections.data),
         operations=operations_of(setup.project, folders.data, reference),
         ablations=ablations,
     )

@@ -34,7 +34,7 @@ def job(
     if "lpips" in run.services:
         distances.provide("lpips", load_lpips(run.train.lpips_weights, pooling=run.train.lpips_pooling, device=device))
     data = open_data(inputs.data)
-    to_images = image_converter(data, decoder, device)
+    to_images = image_converter(inputs.data, decoder, device)
     preview = to_images and previewer(
         run, ModelShape.of(data, run.conditional), device=device, to_images=to_images,
         captions=captions_drawn(run, EvalConfig(), data.captions),

@@ -67,15 +67,15 @@ def check_rows(run: Run) -> None:
             raise ConfigError(join(path, f"players.{name}"), f"expected one of the other players: {others}")
 
 
-def check_latents(runs: Iterable[Run], searches: Iterable[str]) -> None:
+def check_latents(runs: Iterable[Run], searches: Iterable[str], cause: str) -> None:
     """The latent of a distorted image is not the distorted latent, and searches do not decode."""
     for name in searches:
-        raise ConfigError(join("tune", name), "expected no search for data.source = latents: its trials are images'")
+        raise ConfigError(join("tune", name), f"expected no search for {cause}: its trials are images'")
     for run in runs:
         for key in ("flip", "augment"):
             if value := getattr(run.train, key):
                 path = join(join("runs", run.name), f"train.{key}")
-                raise ConfigError(path, f"expected {type(value)()} for data.source = latents, got {value}")
+                raise ConfigError(path, f"expected {type(value)()} for {cause}, got {value}")
 
 
 def check_links(runs: Mapping[str, Run], run: Run) -> None:

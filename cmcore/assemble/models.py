@@ -96,9 +96,10 @@ def some_labels(shape: ModelShape, rows: int, device: torch.device | str | None 
 
 def declared_shape(config: DataConfig, conditional: Conditional, classes: int) -> ModelShape:
     """The shape that parameters declare, with so many classes where they do not say how many: before there are data."""
+    channels, resolution, _ = config.seen_shape
     if conditional == "words":
-        return ModelShape(config.channels, config.resolution, 0, usual_words(config))
-    return ModelShape(config.channels, config.resolution, (config.classes or classes) if conditional else 0)
+        return ModelShape(channels, resolution, 0, usual_words(config))
+    return ModelShape(channels, resolution, (config.classes or classes) if conditional else 0)
 
 
 def usual_words(config: DataConfig) -> Words:

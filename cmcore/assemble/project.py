@@ -108,10 +108,11 @@ def parse_project(data: Mapping[str, Any]) -> Project:
     for index, level in enumerate(sections.eval.scan):
         check_level(level, sections.diffusion, f"eval.scan[{index}]")
     runs = {name: _resolve(sections, name, entry) for name, entry in sections.runs.items()}
-    if sections.data.source == "latents":
-        check_latents(runs.values(), sections.tune)
-    elif sections.eval.decoder.path:
-        got = sections.eval.decoder.path
+    if sections.data.latent:
+        check_latents(
+            runs.values(), sections.tune, "data.source = latents" if sections.data.codec is None else "data.codec"
+        )
+    if sections.data.source != "latents" and (got := sections.eval.decoder.path):
         raise ConfigError("eval.decoder.path", f"expected nothing, as only latents are decoded, got {got!r}")
     if sections.conditional == "words" and sections.data.source not in CAPTIONED:
         able, got = ", ".join(CAPTIONED), sections.data.source

@@ -20,8 +20,9 @@ from cmcore.assemble.run import Run, SampleConfig
 from cmcore.assemble.training import FINAL, SNAPSHOTS, WEIGHTS
 from cmcore.bounded import parse_json
 from cmcore.config import PARAMS, ConfigError, plain
+from cmcore.data.codec import decoding_of
 from cmcore.data.files import save_images
-from cmcore.data.images import read_captions
+from cmcore.data.images import MANIFEST, read_captions
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.errors import DataError
@@ -146,7 +147,7 @@ class TrainedRun:
             on_images: gets the size of every batch that is done.
 
         Returns:
-            uint8 (count, C, H, W) on the CPU; of a run on latents, the latents in float64.
+            uint8 (count, C, H, W) on the CPU; of a run on latents without a codec, the latents in float64.
 
         Raises:
             ValueError: there is no such sampler, no image is asked for, or the labels do not suit.
@@ -233,8 +234,10 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
         if share < 1 and at.exists():
             earlier[share] = load_model(at, device=device)
     there = tuple(row for row in rows if method.moment(row) in (1, *earlier))
-    latent = project.sections.data.source == "latents"
-    made, file = torch.clone if latent else to_uint8, root / "outputs" / project.workload / "data" / "manifest.json"
+    file = root / "outputs" / project.workload / "data" / MANIFEST
+    made = torch.clone if project.sections.data.latent else to_uint8
+    if project.sections.data.codec is not None and file.exists():
+        made = decoding_of(file.parent, device) or made
     counts = (
         classes_drawn(run, project.sections.eval, parse_json(file.read_bytes(), str(file))) if file.exists() else ()
     )

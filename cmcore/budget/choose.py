@@ -43,7 +43,7 @@ from cmcore.budget.schedule import makespan
 from cmcore.config import ConfigError, plain
 from cmcore.data.settings import AUGMENT_DIM
 from cmcore.data.sources.survey import Survey
-from cmcore.evaluate.classifier import threads
+from cmcore.layers.fitting import threads
 from cmcore.numbers import duration, size
 
 PLANNED = 0.8  # share of the budget: other work on the machine, and what no measurement of seconds sees

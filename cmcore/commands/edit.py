@@ -55,7 +55,7 @@ def edit(
     with option_errors():
         check_target(target)
         run = opened(what, root, start, ema=ema, device=device, method=method)
-        if run.to_images is torch.clone:
+        if run.to_images is not to_uint8:
             raise CommandError(f"{run.name} makes latents; expected a model of images")
         more = {"count": count if count > 1 else None, "factor": factor, "sigma": sigma, "steps": steps}
         _check_inputs(task, image, mask=mask, **more)

@@ -12,7 +12,6 @@ from cmcore.assemble.results import TrainedRun, open_run
 from cmcore.commands.place import CommandError
 from cmcore.config import ConfigError, load_yaml, read
 from cmcore.data.files import check_target, save_images
-from cmcore.data.images import open_data
 from cmcore.edge.autoencoder import image_converter
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.pipeline.progress import Done, listener
@@ -36,7 +35,7 @@ def decoded(run: TrainedRun, root: Path, out: Path) -> TrainedRun:
         return run
     params = load_yaml(root / "params.yaml")
     config = read(EvalConfig, params.get("eval", {}), "eval").decoder
-    converter = image_converter(open_data(root / "outputs" / params["workload"] / "data"), config, run.device)
+    converter = image_converter(root / "outputs" / params["workload"] / "data", config, run.device)
     if converter is None:
         raise ConfigError("eval.decoder.path", "expected a decoder for the latents, got ''; or name --out NAME.npz")
     return replace(run, to_images=converter)

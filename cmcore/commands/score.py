@@ -11,7 +11,7 @@ from cmcore.assemble.foreign import ARRAYS, Shape, read_samples, score
 from cmcore.assemble.summary import file_digest
 from cmcore.commands.place import CommandError
 from cmcore.config import ConfigError, require
-from cmcore.data.images import ImageData, open_data
+from cmcore.data.images import open_images
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.features import NetworkExtractor
@@ -38,8 +38,8 @@ def job(
     device = pick_device(compute)
     choose_matrix_units("fp32")  # features are measurements
     references, why_not = load_references(folders.reference, config, device)
-    data = open_data(folders.data)
-    training = Training(data.images, data.digest) if isinstance(data, ImageData) else None
+    data = open_images(folders.data)
+    training = Training(data.images, data.digest) if data else None
     samples, done, report = np.load(images, mmap_mode="r", allow_pickle=False), 0, reporter(emit)
 
     def on_images(count: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from cmcore.data.images import open_data
-from cmcore.edge.autoencoder import open_images
+from cmcore.edge.autoencoder import images_of
 from cmcore.evaluate.classifier import train_classifier
 from cmcore.evaluate.features import FeatureExtractor
 from cmcore.evaluate.images import ImageArray
@@ -28,7 +28,7 @@ def ship(root: Path) -> list[str]:
     folders, config = setup.folders, setup.project.sections.eval
     folders.require([folders.manifest])
     data = open_data(folders.data)
-    images = open_images(folders.data, config.decoder, "cpu")
+    images = images_of(folders.data, config.decoder, "cpu")
     extractor, accuracy = train_classifier(
         images.images, images.labels, config.reference, classes=data.classes, workload=folders.workload
     )

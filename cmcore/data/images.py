@@ -18,7 +18,8 @@ from cmcore.rng import Draws
 from cmcore.tensors import to_float
 
 ARRAYS = {"images": "images.npy", "latents": "latents.npy"}
-WORDS = "words.npy"
+ENCODED = "images"  # of the manifest of latents: that of the images beside them, which a codec has encoded
+MANIFEST, WORDS = "manifest.json", "words.npy"
 TEST = "test"  # folder of the test images, beside the training images
 DTYPES = {"images": (np.dtype(np.uint8),), "latents": (np.dtype(np.float32), np.dtype(np.float16))}
 
@@ -111,15 +112,38 @@ def read_captions(folder: Path) -> np.ndarray | None:
     return np.load(folder / WORDS, allow_pickle=False) if (folder / WORDS).exists() else None
 
 
-def open_data(folder: str | Path) -> ImageData | LatentData:
-    """Open a prepared folder of images or latents.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder; a DataError where there is none."""
+    try:
+        return parse_json((folder / MANIFEST).read_bytes(), f"{folder}/{MANIFEST}")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: is not a prepared data set ({reason(error)}); run the prepare stage") from error
+
+
+def open_images(folder: str | Path) -> ImageData | None:
+    """The images of a prepared folder, of latents those that a codec has encoded; None where there are latents alone.
 
     Raises:
         DataError: a file is missing or damaged, or the files do not belong together.
     """
-    folder = Path(folder)
+    manifest = read_manifest(Path(folder))
+    if ENCODED in manifest:
+        manifest = {key: value for key, value in manifest.items() if key != "kind"} | manifest[ENCODED]
+    data = _open(Path(folder), manifest)
+    return data if isinstance(data, ImageData) else None
+
+
+def open_data(folder: str | Path) -> ImageData | LatentData:
+    """Open a prepared folder: what networks see of it, images or latents.
+
+    Raises:
+        DataError: a file is missing or damaged, or the files do not belong together.
+    """
+    return _open(Path(folder), read_manifest(Path(folder)))
+
+
+def _open(folder: Path, manifest: dict[str, Any]) -> ImageData | LatentData:
     try:
-        manifest = parse_json((folder / "manifest.json").read_bytes(), f"{folder}/manifest.json")
         kind = manifest.get("kind", "images")
         images, labels = (
             np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (ARRAYS[kind], "labels.npy")

@@ -5,6 +5,7 @@ posterior and normalises it (arXiv 2312.02696, App. A.3). Samples are normalised
 them.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +19,9 @@ RAW_MEAN, RAW_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
 FINAL_STD = 0.5
 
 
-def normalisation() -> dict[str, Any]:
-    """The constants of the normalisation, for the manifest of a data set."""
-    return {"raw_mean": list(RAW_MEAN), "raw_std": list(RAW_STD), "final_std": FINAL_STD}
+def normalisation(raw_mean: Sequence[float] = RAW_MEAN, raw_std: Sequence[float] = RAW_STD) -> dict[str, Any]:
+    """The constants of the normalisation, for the manifest of a data set; by default of Stability's autoencoder."""
+    return {"raw_mean": list(raw_mean), "raw_std": list(raw_std), "final_std": FINAL_STD}
 
 
 def sample_posterior(stored: Tensor, draws: Draws, manifest: dict[str, Any]) -> Tensor:

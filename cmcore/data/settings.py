@@ -16,6 +16,30 @@ OWN = "own"  # the value of `data.test` that asks for the source's own test imag
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """A small KL autoencoder (cmcore/layers/autoencoder.py), trained on the images: networks see its latents."""
+
+    kind: Literal["kl"] = "kl"
+    channels: int = 4  # of the latents
+    factor: int = 4  # pixels along the side of an image for each along that of its latent
+    width: int = 32  # channels of its first layers; they double at every halving of the resolution but the first
+    kl: float = 1e-4  # weight of the KL term beside the squared error; both are means over numbers
+    images: int = 60_000  # training images seen
+    batch: int = 32
+    lr: float = 2e-3  # peak of a one-cycle schedule
+    seed: int = 0
+    threads: int = 1  # part of the definition: the last bits of the weights depend on it
+
+    def __post_init__(self) -> None:
+        for key in ("channels", "width", "images", "batch", "threads"):
+            require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        power = self.factor >= 1 and self.factor.bit_count() == 1
+        require(power, "factor", "a power of 2, at least 1", self.factor)
+        require(self.kl >= 0, "kl", "0 or more", self.kl)
+        require(self.lr > 0, "lr", "a positive number", self.lr)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A source of images, and their common shape.
 
@@ -44,6 +68,7 @@ class DataConfig:
     classes: int = 0  # expected number, 0 for any; with it `cmlab plan` works without the data
     count: int = 0  # scenes that `shapes` draws
     seed: int = 0  # of the scenes
+    codec: CodecConfig | None = None  # networks see latents of the images; null: the images themselves
 
     def __post_init__(self) -> None:
         require(self.resolution >= 1, "resolution", "at least 1", self.resolution)
@@ -84,8 +109,15 @@ class DataConfig:
         require(resized or self.resize == "lanczos", "resize", f"nothing for source {self.source}", self.resize)
         files = self.source in ("folder", "archive")
         require(files or not self.background, "background", f"nothing for source {self.source}", self.background)
-        stored = self.source == "latents" or self.precision == "float32"
-        require(stored, "precision", f"nothing for source {self.source}, which is uint8", self.precision)
+        require(
+            self.latent or self.precision == "float32",
+            "precision", f"nothing for source {self.source} without data.codec, which is uint8", self.precision,
+        )  # fmt: skip
+        if self.codec is not None:
+            require(self.source != "latents", "codec", "null for source latents, which are encoded", self.codec.kind)
+            factor = self.codec.factor
+            whole = self.resolution % factor == 0
+            require(whole, "codec.factor", f"a divisor of data.resolution = {self.resolution}", factor)
 
     def _check_place(self) -> None:
         if self.source == "digits":
@@ -110,6 +142,19 @@ class DataConfig:
         wanted = "the number of scenes to draw" if drawn else f"0 for source {self.source}, which is not drawn"
         require(self.count >= 1 if drawn else self.count == 0, "count", wanted, self.count)
         require(drawn or self.seed == 0, "seed", f"0 for source {self.source}, which is not drawn", self.seed)
+
+    @property
+    def latent(self) -> bool:
+        """Whether networks see latents."""
+        return self.source == "latents" or self.codec is not None
+
+    @property
+    def seen_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what networks see."""
+        if self.codec is None:
+            return self.channels, self.resolution, self.resolution
+        side = self.resolution // self.codec.factor
+        return self.codec.channels, side, side
 
     @property
     def place(self) -> str:

@@ -1,4 +1,4 @@
-"""Stable Diffusion's autoencoder through diffusers, as the `Decoder` of latents."""
+"""The decoders of latents: of the data's own codec, and Stable Diffusion's autoencoder through diffusers."""
 
 import contextlib
 import hashlib
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cmcore.bounded import check_safetensors, parse_json
 from cmcore.config import ConfigError
+from cmcore.data.codec import decoding_of
 from cmcore.data.decoded import DecodedData, Decoding
-from cmcore.data.images import ImageData, LatentData, open_data
+from cmcore.data.images import ImageData, open_data, open_images
 from cmcore.data.settings import LATENT_CHANNELS
 from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError, reason
@@ -94,17 +95,20 @@ def load_decoder(config: DecoderConfig, device: torch.device | str = "cpu") -> A
 
 
 def image_converter(
-    data: ImageData | LatentData, config: DecoderConfig, device: torch.device | str = "cpu"
+    folder: Path, config: DecoderConfig, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor], Tensor] | None:
-    """The map from samples of networks trained on these data to uint8 images; None for latents without a decoder."""
+    """The map from samples of networks trained on a prepared folder to uint8 images; None where none is known."""
+    data = open_data(folder)
     if isinstance(data, ImageData):
         return to_uint8
+    if (decoding := decoding_of(folder, device)) is not None:
+        return decoding
     return Decoding(load_decoder(config, device), data.manifest) if config.path else None
 
 
-def open_images(folder: Path, config: DecoderConfig, device: torch.device | str = "cpu") -> ImageData | DecodedData:
-    """A prepared data set as images, decoded where it holds latents."""
-    data = open_data(folder)
+def images_of(folder: Path, config: DecoderConfig, device: torch.device | str = "cpu") -> ImageData | DecodedData:
+    """A prepared data set as images, decoded where it holds latents alone."""
+    data = open_images(folder) or open_data(folder)
     return data if isinstance(data, ImageData) else DecodedData(data, load_decoder(config, device))
 
 

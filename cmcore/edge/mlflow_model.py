@@ -15,7 +15,8 @@ from cmcore.assemble.project import Project
 from cmcore.assemble.results import TrainedRun, open_run
 from cmcore.assemble.training import WEIGHTS
 from cmcore.config import PARAMS
-from cmcore.data.images import WORDS
+from cmcore.data.codec import CODEC
+from cmcore.data.images import MANIFEST, WORDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +65,7 @@ def collect(project: Project, name: str, root: Path, out: Path) -> None:
     folder = place / "runs" / name
     method, sampling = run.objective, run.sampling(project.sections.eval.teacher_steps)
     files = [weights_at(run, root / folder, row).relative_to(root) for row in method.samplers(sampling)]
-    data = [place / "data" / name for name in ("manifest.json", WORDS)]
+    data = [place / "data" / name for name in (MANIFEST, WORDS, CODEC)]
     for file in {Path(PARAMS), folder / WEIGHTS, *files, *(file for file in data if (root / file).is_file())}:
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / file, out / file)
@@ -98,10 +99,12 @@ def save(project: Project, name: str, root: Path, folder: Path, facts: Mapping[s
     data = folder.with_name(f"{folder.name}.data")
     collect(project, name, root, data)
     run = open_run(name, root)
-    kind = np.dtype("float64") if project.sections.data.source == "latents" else np.dtype("uint8")
+    seen = project.sections.data
+    kind = np.dtype("float64") if seen.source == "latents" else np.dtype("uint8")
+    shape = run.shape if seen.codec is None else (seen.channels, seen.resolution, seen.resolution)
     signature = ModelSignature(
         Schema([ColSpec("long", "count")]),
-        Schema([TensorSpec(kind, (-1, *run.shape))]),
+        Schema([TensorSpec(kind, (-1, *shape))]),
         ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("steps", "long", 0)]),
     )
     needed = [f"{package}=={importlib.metadata.version(package)}" for package in ("torch", "numpy", "safetensors")]

@@ -1,8 +1,6 @@
 """Training of the offline feature extractor: a few seconds for small images."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +12,7 @@ from cmcore.evaluate.features import NetworkExtractor
 from cmcore.evaluate.images import ImageArray
 from cmcore.evaluate.settings import ClassifierConfig
 from cmcore.layers.classifier import Classifier, Shape, build_classifier
+from cmcore.layers.fitting import one_cycle, threads
 from cmcore.rng import Draws, generator
 from cmcore.tensors import to_float
 
@@ -76,17 +75,6 @@ def _by_place(logits: Tensor, labels: Tensor) -> Tensor:
     return logits if labels.ndim == 1 else logits.unflatten(1, (labels.shape[1], -1)).mT
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads of torch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _split(
     images: ImageArray, labels: np.ndarray, classes: int, config: ClassifierConfig
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +108,7 @@ def _fit(
     net.train()
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = config.lr * _one_cycle(step / steps)
+            group["lr"] = config.lr * one_cycle(step / steps)
         draws = Draws(config.seed, step * batch, batch)
         rows = train[_rows(step * batch, batch, len(train), config.seed)]
         x = _shift(torch.from_numpy(images[rows]), round(config.shift * images.shape[-1]), draws)
@@ -129,12 +117,6 @@ def _fit(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-
-
-def _one_cycle(progress: float) -> float:
-    """Linear warm-up over the first fifth, cosine decay to 0 after it."""
-    warm = 0.2
-    return progress / warm if progress < warm else 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
 
 
 def _rows(position: int, batch: int, count: int, seed: int) -> np.ndarray:

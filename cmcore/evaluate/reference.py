@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cmcore.config import ConfigError, digest
+from cmcore.data.codec import Reconstruction
 from cmcore.evaluate.baseline import gaussian_pixels
 from cmcore.evaluate.classifier import READER, as_read, judge, train_classifier
 from cmcore.evaluate.collect import Collector, Part
@@ -20,12 +21,22 @@ from cmcore.evaluate.images import ImageArray, ImageSet
 from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.nearest import Training
 from cmcore.evaluate.published import read_moments
-from cmcore.evaluate.records import DataFacts, ExtractorFacts, MetricRecord, ReferenceFacts, Source
+from cmcore.evaluate.records import (
+    NO_EXTRACTOR,
+    DataFacts,
+    ExtractorFacts,
+    Measured,
+    MetricRecord,
+    Provenance,
+    ReferenceFacts,
+    Source,
+)
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.shipped import shipped_extractor
-from cmcore.evaluate.suite import Reference, copies, evaluate_samples, measure
+from cmcore.evaluate.suite import Reference, copies, evaluate_samples, measure, record
 from cmcore.layers.classifier import SHIPPED
 from cmcore.rng import generator
+from cmcore.tensors import mean_per_sample, to_float
 
 REFERENCE = "reference.json"
 TEST = "test"  # folder of the test images' features
@@ -41,14 +52,15 @@ def reference(
     out: Path,
     device: torch.device | str = "cpu",
     test: ImageSet | None = None,
+    reconstruction: Reconstruction | None = None,
 ) -> Reference:
     """Take, train or, for unlabelled images, draw the workload's extractor and store the reference in its features.
 
     Of images with captions it is a reader of them.
 
     Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, the distance between
-    two halves of the images, and the records of the baselines) into the folder `out`, and the features of the test
-    images into its folder `test`. The extractor is trained on the device;
+    two halves of the images, and the records of the baselines and of what a codec makes of images) into the folder
+    `out`, and the features of the test images into its folder `test`. The extractor is trained on the device;
     on one kind of CPU the same data give the same bits.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -60,6 +72,8 @@ def reference(
     anchors = _halves(built, training, config, workload, device)
     if test is not None:
         anchors += _test_images(test, built, training, config, workload, device)
+    if reconstruction is not None:
+        anchors += _reconstructed(reconstruction, built, config, workload, device)
     facts = ReferenceFacts(
         workload=workload,
         data=DataFacts(digest=images.digest, count=len(images.images), classes=images.classes),
@@ -228,6 +242,40 @@ def _test_images(
         return records
     samples = torch.from_numpy(np.array(test.images[: config.nearest]))
     return records + _copies(samples, training, source, device)
+
+
+def _reconstructed(
+    reconstruction: Reconstruction, built: Reference, config: EvalConfig, workload: str, device: torch.device | str
+) -> list[MetricRecord]:
+    """Records of decoded images, as if they were samples: no model that a codec decodes can be expected to be nearer.
+
+    The reconstruction error is the root mean square distance of an image from what it was, pixels in [-1, 1].
+    """
+    images, decoded = reconstruction
+    rows = kept_rows(len(images.images), max(config.samples, config.least))
+    if len(rows) < config.least:
+        return []
+    errors = list[Tensor]()
+
+    def batches() -> Iterator[Tensor]:
+        for some in np.array_split(rows, max(1, len(rows) // config.batch)):
+            again = torch.from_numpy(decoded.images[some])
+            errors.append(mean_per_sample((to_float(again) - to_float(torch.from_numpy(images.images[some]))) ** 2))
+            yield again
+
+    source = _source("reconstruction", decoded.digest, workload, 0, config)
+    records = evaluate_samples(batches(), [built], source, config, device, every=True)
+    rmse = torch.cat(errors).double().sqrt()
+    provenance = Provenance(
+        **vars(source),
+        extractor=NO_EXTRACTOR,
+        extractor_digest=NO_EXTRACTOR,
+        reference_digest=images.digest,
+        reference_count=len(images.images),
+        samples=len(rows),
+    )
+    error = Measured(float(rmse.mean()), float(rmse.std() / len(rows) ** 0.5), "images")
+    return [*records, record("reconstruction", error, provenance)]
 
 
 def _copies(samples: Tensor, training: Training, source: Source, device: torch.device | str) -> list[MetricRecord]:

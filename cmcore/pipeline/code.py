@@ -20,7 +20,7 @@ from cmcore.pipeline.contents import Contents, digests, named_files
 
 # Libraries whose upgrade may change the bits of a result.
 LIBRARIES = {
-    "prepare": ("numpy", "pillow"),
+    "prepare": ("numpy", "pillow", "torch"),
     "reference": ("numpy", "torch"),
     "train": ("numpy", "torch"),
     "evaluate": ("numpy", "torch"),

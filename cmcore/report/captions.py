@@ -21,7 +21,12 @@ NAMES = {
     "memorised": "copies",
     "nearest": "nearest training image",
 }
-BASELINES = {"gaussian_pixels": "Gaussian fit", "half": "half of the training images", "test": "test images"}
+BASELINES = {
+    "gaussian_pixels": "Gaussian fit",
+    "half": "half of the training images",
+    "test": "test images",
+    "reconstruction": "images that the codec decodes",
+}
 SPACES = {"inception": "Inception", "dinov2": "DINOv2"}  # features of public networks
 MEASURES = (  # of the second table
     "fd_infinity",
@@ -116,6 +121,7 @@ def caption(runs: Sequence[RunReport], reference: ReferenceFacts | None, data: s
         unranked_text(every),
         _endpoint(ours),
         *(f"Latents are decoded (decoder {digest[:8]})." for digest in sorted({r.facts.decoder for r in runs} - {""})),
+        _reconstruction(reference),
         *(f"No FID: {why}." for why in sorted({r.facts.fid_absent for r in runs} - {""})),
         *(f"{why}." for why in sorted({r.facts.left_out for r in runs} - {""})),
     ]
@@ -148,6 +154,23 @@ def _extractor(reference: ReferenceFacts | None) -> str:
     if reference.halves:
         facts.append(f"two halves of the reference are {rounded(reference.halves)[0]} apart")
     return f"; {', '.join(facts)}" if facts else ""
+
+
+def _reconstruction(reference: ReferenceFacts | None) -> str:
+    """What is lost between images and latents."""
+    found = {r.key: r for r in (reference.anchors if reference else ()) if r.provenance.run == "reconstruction"}
+    if not found:
+        return ""
+    count, parts = (
+        found["reconstruction"].provenance.samples,
+        [f"root mean square error {_value(found['reconstruction'])}"],
+    )
+    parts += [f"{found[key].name} {_value(found[key])}" for key in ("fd", "fd_test") if key in found]
+    return f"{count} images, encoded and decoded: {', '.join(parts)}."
+
+
+def _value(record: MetricRecord) -> str:
+    return rounded(record.value, record.spread)[0]
 
 
 def _endpoint(records: Sequence[MetricRecord]) -> str:

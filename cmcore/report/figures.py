@@ -56,7 +56,8 @@ def nearest(runs: Sequence[RunReport], columns: int = 12, most: int = 6) -> Figu
     ranked = sorted((found for run in runs if (found := _best(run)) is not None), key=lambda found: found[0])
     rows: list[tuple[str, Images]] = []
     for _, run, row in ranked[:most]:
-        ours, theirs = (run.samples or {})[row], (run.nearest or {})[row]
+        theirs = (run.nearest or {})[row]
+        ours = (run.samples or {})[row][: len(theirs)]  # `eval.nearest` may be fewer than are shown
         gaps = np.square(ours.astype(np.float64) - theirs).reshape(len(ours), -1).sum(1)
         order = np.argsort(gaps, kind="stable")[:columns]
         rows += [(f"{run_title(run)}\n{row}", ours[order]), ("nearest", theirs[order])]

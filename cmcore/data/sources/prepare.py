@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,26 @@ import torch
 
 from cmcore.atomic import replacing
 from cmcore.config import plain
-from cmcore.data.images import ARRAYS, TEST, WORDS
+from cmcore.data.codec import CODEC
+from cmcore.data.images import ARRAYS, ENCODED, MANIFEST, TEST, WORDS, read_manifest
 from cmcore.data.latent_space import normalisation
 from cmcore.data.settings import OWN, DataConfig
+from cmcore.data.sources.codec import train_codec
 from cmcore.data.sources.open import open_source
 from cmcore.data.sources.source import Block, Source
-from cmcore.data.sources.statistics import Latents, Pixels, Statistics
+from cmcore.data.sources.statistics import NAMES, Latents, Pixels, Statistics
 from cmcore.diffusion.words import Words
 from cmcore.errors import DataError
 from cmcore.limits import VOCABULARY
 from cmcore.rng import generator
 
+ENCODED_AT_ONCE = 256  # images
 Progress = Callable[[int, int], None]
 
 
-def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+def prepare(
+    config: DataConfig, out: Path, progress: Progress | None = None, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Write the data set into the folder `out` and return its manifest.
 
     images.npy is uint8 (N, C, H, W), latents.npy holds means and standard deviations (N, 2C, H, W), labels.npy is int64
@@ -36,10 +41,16 @@ def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> 
     pixels in [-1, 1], or of normalised latents. Equal sources give equal bytes everywhere. The test images of
     `config.test` are not among them: they stand in the folder `test` in `out`, in the same form.
 
+    With `config.codec` a codec is trained on the training images and written to codec.safetensors, and latents.npy
+    stands beside images.npy. The manifest is then that of the latents, with that of the images under `images`, and
+    with the digest of the codec. On one kind of CPU equal images give equal bytes of all of it.
+
     Args:
         config: the source.
         out: a folder that is replaced as a whole, at the end.
-        progress: called with (images done, images in all), before that with (bytes done, bytes in all) of a download.
+        progress: called with (images done, images in all), before that with (bytes done, bytes in all) of a download,
+            after it with those of the codec's training and of the encoding.
+        device: of the codec.
 
     Raises:
         DataError: an image is wrong; the message names the first. `out` is then unchanged.
@@ -55,14 +66,17 @@ def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> 
     words = _words(source, config)
     try:
         with replacing(out) as folder:
-            parts = [_Part(folder, source, ~held_out, config, words)]
+            known = normalisation() if config.source == "latents" else None
+            parts = [_Part(folder, source, ~held_out, config, words, known)]
             if held_out.any():
-                parts.append(_Part(folder / TEST, source, held_out, config, words))
+                parts.append(_Part(folder / TEST, source, held_out, config, words, known))
             _write(parts, source, progress)
             if own is not None:
                 parts.append(_Part(folder / TEST, own, np.ones(len(own.labels), np.bool_), config))
                 _write(parts[1:], own, progress)
             manifest, *_ = [part.finish() for part in parts]
+            if config.codec is not None:
+                manifest = _encode(parts, config, progress, device)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error})") from error
     return manifest
@@ -100,20 +114,26 @@ class _Part:
     """
 
     def __init__(
-        self, folder: Path, source: Source, chosen: np.ndarray, config: DataConfig, words: Words | None = None
+        self,
+        folder: Path,
+        source: Source,
+        chosen: np.ndarray,
+        config: DataConfig,
+        words: Words | None = None,
+        constants: Mapping[str, Any] | None = None,
     ) -> None:
         folder.mkdir(exist_ok=True)
-        self._folder, self._source, self._labels = folder, source, source.labels[chosen]
-        self._words = words
+        self.folder, self.source, self.chosen, self.words = folder, source, chosen, words
+        self._labels = source.labels[chosen]
         self._captions = [source.captions[row] for row in np.flatnonzero(chosen)] if words else []
         self._place = np.where(chosen, np.cumsum(chosen) - 1, -1)  # of every row of the source
-        self._shape = (config.channels, config.resolution, config.resolution)
         latent = source.kind == "latents"
+        self._shape = config.seen_shape if latent else (config.channels, config.resolution, config.resolution)
         self._stored = (2 * self._shape[0], *self._shape[1:]) if latent else self._shape
-        self._seen: Statistics = Latents(self._shape[0]) if latent else Pixels(self._shape[0])
+        self._seen: Statistics = Latents(self._shape[0], constants) if latent else Pixels(self._shape[0])
         self._dtype = np.dtype(config.precision if latent else np.uint8)
-        self._path = folder / ARRAYS[source.kind]
-        self._file = self._path.open("wb")
+        self.path = folder / ARRAYS[source.kind]
+        self._file = self.path.open("wb")
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
@@ -145,20 +165,52 @@ class _Part:
         os.fsync(self._file.fileno())
         self._file.close()
 
-    def finish(self) -> dict[str, Any]:
-        """Write labels and manifest, and return the latter."""
-        labels = self._folder / "labels.npy"
+    def finish(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Write labels and manifest, `more` in it, and return the latter."""
+        labels = self.folder / "labels.npy"
         np.save(labels, self._labels)
-        files = [self._path, labels]
-        if self._words is not None:
-            files.append(self._folder / WORDS)
-            np.save(files[-1], np.array([self._words.encode(caption) for caption in self._captions], np.int64))
-        sha256 = digest(*files, words=self._words)
-        manifest = _manifest(self._source, self._labels, self._shape, self._seen.result(), sha256)
-        if self._words is not None:
-            manifest["words"] = {**plain(self._words), "sha256": self._words.digest}
-        (self._folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        files = [self.path, labels]
+        if self.words is not None:
+            files.append(self.folder / WORDS)
+            np.save(files[-1], np.array([self.words.encode(caption) for caption in self._captions], np.int64))
+        sha256 = digest(*files, words=self.words)
+        manifest = _manifest(self.source, self._labels, self._shape, self._seen.result(), sha256)
+        if self.words is not None:
+            manifest["words"] = {**plain(self.words), "sha256": self.words.digest}
+        manifest |= more or {}
+        (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         return manifest
+
+
+def _encode(
+    parts: Sequence[_Part], config: DataConfig, progress: Progress, device: torch.device | str
+) -> dict[str, Any]:
+    """Train a codec on the images of the first part, and write the latents of all parts; the result is its manifest.
+
+    The training images' latents are normalised to a mean of 0 and one deviation in every channel, and those of
+    test images by the same constants.
+    """
+    assert config.codec is not None
+    codec = train_codec(np.load(parts[0].path, mmap_mode="r"), config.codec, device, progress)
+    codec.save(parts[0].folder / CODEC)
+    first: dict[str, Any] = {}
+    for part in parts:
+        images, rows = np.load(part.path, mmap_mode="r"), np.flatnonzero(part.chosen)
+        source = part.source._replace(kind="latents")
+        latents = _Part(part.folder, source, part.chosen, config, part.words, first or None)
+        try:
+            for start in range(0, len(rows), ENCODED_AT_ONCE):
+                some = slice(start, start + ENCODED_AT_ONCE)
+                encoded = codec.encode(torch.from_numpy(np.array(images[some])))
+                latents.add(Block(rows[some].tolist(), encoded.numpy().astype(config.precision, copy=False)))
+                progress(min(some.stop, len(rows)), len(rows))
+        finally:
+            latents.close()
+        whole = read_manifest(part.folder)
+        own = {key: whole[key] for key in ("shape", *NAMES, "sha256")}
+        manifest = latents.finish({"codec": {"kind": config.codec.kind, "digest": codec.digest}, ENCODED: own})
+        first = first or manifest
+    return first
 
 
 def _manifest(
@@ -166,7 +218,7 @@ def _manifest(
 ) -> dict[str, Any]:
     classes = len(source.class_names)
     return {
-        **({"kind": source.kind, **normalisation()} if source.kind == "latents" else {}),
+        **({"kind": source.kind} if source.kind == "latents" else {}),
         "count": len(labels),
         "shape": list(shape),
         "classes": classes,

@@ -1,10 +1,13 @@
 """Means and standard deviations of a data set for its manifest, accumulated block by block."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from cmcore.data.latent_space import FINAL_STD, RAW_MEAN, RAW_STD
+from cmcore.data.latent_space import FINAL_STD, normalisation
+
+NAMES = ("mean", "std", "channel_mean", "channel_std")
 
 
 class Statistics(Protocol):
@@ -30,10 +33,13 @@ class Pixels:
 
 
 class Latents:
-    """Means and deviations of normalised latents over images, pixels and the posterior: about 0 and FINAL_STD."""
+    """Means and deviations of normalised latents over images, pixels and the posterior: about 0 and FINAL_STD.
 
-    def __init__(self, channels: int) -> None:
-        self.count = 0
+    Without constants of the normalisation they are those of the latents themselves: exactly 0 and FINAL_STD.
+    """
+
+    def __init__(self, channels: int, constants: Mapping[str, Any] | None) -> None:
+        self.count, self._constants = 0, constants
         self.sum, self.squares = np.zeros((2, channels))
 
     def add(self, block: np.ndarray) -> None:
@@ -45,10 +51,12 @@ class Latents:
     def result(self) -> dict[str, Any]:
         mean = self.sum / self.count
         variance = self.squares / self.count - mean**2
-        scale = FINAL_STD / np.array(RAW_STD)
-        mean, variance = (mean - np.array(RAW_MEAN)) * scale, variance * scale**2
+        used = self._constants or normalisation(mean.tolist(), np.sqrt(variance).tolist())
+        scale = FINAL_STD / np.array(used["raw_std"])
+        mean, variance = (mean - np.array(used["raw_mean"])) * scale, variance * scale**2
         total = float(np.sqrt((variance + mean**2).mean() - mean.mean() ** 2))
-        return _named(float(mean.mean()), total, mean.tolist(), np.sqrt(variance).tolist())
+        found = _named(float(mean.mean()), total, mean.tolist(), np.sqrt(variance).tolist())
+        return {key: used[key] for key in normalisation()} | found
 
 
 def statistics(histogram: np.ndarray) -> dict[str, Any]:
@@ -64,5 +72,5 @@ def statistics(histogram: np.ndarray) -> dict[str, Any]:
     return _named(*moments(histogram.sum(0)), [mean for mean, _ in channels], [std for _, std in channels])
 
 
-def _named(mean: float, std: float, channel_mean: list[float], channel_std: list[float]) -> dict[str, Any]:
-    return {"mean": mean, "std": std, "channel_mean": channel_mean, "channel_std": channel_std}
+def _named(*values: Any) -> dict[str, Any]:
+    return dict(zip(NAMES, values, strict=True))

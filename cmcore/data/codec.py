@@ -1,0 +1,95 @@
+"""Codecs: what makes latents of images, and images of latents."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cmcore.bounded import check_safetensors, parse_json
+from cmcore.data.decoded import DecodedData, Decoding
+from cmcore.data.images import TEST, ImageData, LatentData, open_data, open_images, read_manifest
+from cmcore.errors import DataError, reason
+from cmcore.layers.autoencoder import KLAutoencoder, Shape
+from cmcore.layers.classifier import weights_digest
+from cmcore.tensors import to_float, to_uint8
+
+CODEC = "codec.safetensors"  # beside the latents
+_BATCH = 64  # images at once
+
+
+class Codec:
+    """A trained autoencoder. Its latents are on a scale of their own; `latent_space` normalises them."""
+
+    def __init__(self, net: KLAutoencoder, device: torch.device | str = "cpu") -> None:
+        self.net, self._device = net.eval().requires_grad_(False).to(device), device
+        self.digest = weights_digest(net)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) -> means and standard deviations (B, 2c, h, w) float32 on the CPU."""
+        mean, log_variance = self.net.encode(to_float(images.to(self._device)))
+        return torch.cat([mean, (0.5 * log_variance).exp()], dim=1).cpu()
+
+    @torch.no_grad()
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Latents (B, c, h, w) -> uint8 images (B, C, H, W) on the device."""
+        parts = raw.to(self._device, torch.float32).split(_BATCH)
+        return torch.cat([to_uint8(self.net.decode(part)) for part in parts])
+
+    def save(self, path: Path) -> None:
+        """Write a self-describing safetensors file, with one metadata key: several would be in random order."""
+        metadata = {"codec": json.dumps(self.net.shape._asdict(), sort_keys=True)}
+        save_file({key: value.cpu().contiguous() for key, value in self.net.state_dict().items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> "Codec":
+        """Read a file that `save` wrote.
+
+        Raises:
+            DataError: it is missing, or no codec.
+        """
+        check_safetensors(path)
+        try:
+            with safe_open(path, "pt") as file:
+                described = parse_json((file.metadata() or {})["codec"], f"{path}: codec")
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            with torch.device("meta"):  # its size is that of the weights, whatever the file says
+                net = KLAutoencoder(Shape(**described))
+            net.load_state_dict(state, assign=True)
+        except DataError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
+            raise DataError(f"{path}: expected a codec written by the prepare stage ({reason(error)})") from error
+        return cls(net, device)
+
+
+class Reconstruction(NamedTuple):
+    """Images, and what a codec makes of their latents, row by row."""
+
+    images: ImageData
+    decoded: DecodedData
+
+
+def reconstruction(folder: Path, device: torch.device | str = "cpu") -> Reconstruction | None:
+    """That of the test images of a prepared folder, of the training images where there are no others.
+
+    None where no codec belongs to them.
+    """
+    found = decoding_of(folder, device)
+    if found is None:
+        return None
+    part = folder / TEST if (folder / TEST).is_dir() else folder
+    images, latents = open_images(part), open_data(part)
+    assert images is not None
+    assert isinstance(latents, LatentData)
+    return Reconstruction(images, DecodedData(latents, found.decoder))
+
+
+def decoding_of(folder: Path, device: torch.device | str = "cpu") -> Decoding | None:
+    """The decoding of samples of networks trained on a prepared folder; None where no codec belongs to it."""
+    manifest = read_manifest(folder)
+    return Decoding(Codec.load(folder / CODEC, device), manifest) if "codec" in manifest else None
