@@ -13,13 +13,13 @@ from cmcore.config import ConfigError, join
 from cmcore.consistency.distances import l2, provided
 from cmcore.diffusion.precond import Denoiser, Labels, as_condition
 from cmcore.dual import Dual, Value, each
-from cmcore.methods.base import STUDENT, Batch, Nets, Progress
+from cmcore.methods.base import STUDENT, Batch, Nets, Network, Progress
 from cmcore.rng import Draws
 from cmcore.tensors import expand_like
 from cmcore.train.steps import turns_of
 
 Passes = Counter[tuple[str, PassKind]]  # ("student", "forward+backward") -> times
-ROWS = 2  # of the batch that a step is tried on
+ROWS, IMAGES = 2, (1, 2, 2)  # of the batch that a step is tried on
 
 
 class Probe(nn.Module):
@@ -27,6 +27,7 @@ class Probe(nn.Module):
 
     def __init__(self, name: str, rows: int, seen: list[tuple[str, PassKind]]) -> None:
         super().__init__()
+        self.channels, self.resolution = IMAGES[0], IMAGES[1]
         self.gain, self.name, self.rows, self.seen = nn.Parameter(torch.ones(())), name, rows, seen
 
     def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
@@ -60,9 +61,13 @@ def passes(run: Run) -> Passes:
         net, sigma_data = run.net, run.diffusion.sigma_data
         return Denoiser(probe, sigma_data=sigma_data, coordinate=net.config.c_noise, inputs=net.inputs)
 
-    others = {name: network.make() if network.make else stand_in(name) for name, network in method.networks.items()}
+    others = {
+        name: _made(network, stand_in(name)) if network.make else stand_in(name)
+        for name, network in method.networks.items()
+    }
+    seen.clear()  # what looked at a network to be built for it is no part of a step
     nets = Nets({STUDENT: stand_in(STUDENT), **others})
-    batch = Batch(torch.zeros(rows, 1, 2, 2), torch.zeros(rows, dtype=torch.int64) if run.conditional else None)
+    batch = Batch(torch.zeros(rows, *IMAGES), torch.zeros(rows, dtype=torch.int64) if run.conditional else None)
     progress = Progress(total // 2, total, run.train.batch)
     with provided(dict.fromkeys(run.services, l2)):  # counted apart: their networks are no part of the method
         for turn in turns_of(method, progress):
@@ -81,6 +86,13 @@ def check_labels(runs: Iterable[Run]) -> None:
             passes(run)
 
 
-def head_count(run: Run) -> int:
-    """Parameters of what is trained beside the network."""
-    return sum(p.numel() for n in run.objective.networks.values() if n.make for p in n.make().parameters())
+def head_count(run: Run, denoiser: Denoiser) -> int:
+    """Parameters of what is trained beside the network, which is that of `denoiser`."""
+    made = [_made(network, denoiser) for network in run.objective.networks.values() if network.make]
+    return sum(parameter.numel() for module in made for parameter in module.parameters())
+
+
+def _made(network: Network, source: Denoiser) -> nn.Module:
+    """A new network, from the source where it starts from another one."""
+    assert network.make is not None
+    return network.make() if network.start == "new" else network.make(source)

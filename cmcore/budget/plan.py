@@ -19,9 +19,9 @@ from cmcore.config import ConfigError, digest
 from cmcore.consistency.tangents import jvp_precision
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.layers.blocks import blocks
 from cmcore.report.readers import Operations
 from cmcore.train.precision import HALF
-from cmcore.train.shard import blocks
 
 FLOAT = 4  # bytes: weights, gradients, moments and averages are float32 under every precision
 RESERVE = 1.5e9  # bytes that the driver, the libraries and their work spaces take
@@ -117,13 +117,17 @@ class Costs:
     def _build(self, net: "Net") -> Denoiser:
         return on_meta(lambda: build_denoiser(net.choice, self.shape, net.diffusion, boundary=False))
 
+    def denoiser(self, run: Run) -> Denoiser:
+        """The run's network, without memory."""
+        return self._denoiser(Net(run.net, run.diffusion))
+
     def parameters(self, run: Run) -> int:
         """Of the run's network."""
-        return parameter_count(self._denoiser(Net(run.net, run.diffusion)))
+        return parameter_count(self.denoiser(run))
 
     def largest_block(self, run: Run) -> int:
         """Parameters of the largest part of the run's network that is gathered at once."""
-        net = self._denoiser(Net(run.net, run.diffusion)).net
+        net = self.denoiser(run).net
         sizes = [parameter_count(block) for block in blocks(net)]
         return max([parameter_count(net) - sum(sizes), *sizes])
 
@@ -165,7 +169,7 @@ def plan_run(run: Run, costs: Costs, setting: Setting, seeds: int = 1) -> RunPla
     share = -(-run.train.batch // setting.count)
     rows = min(run.train.micro_batch or share, share)
     parameters = costs.parameters(run)
-    trained = parameters + head_count(run)
+    trained = parameters + head_count(run, costs.denoiser(run))
     training = step_flops(run, count, costs)
     lpips = costs.lpips() if "lpips" in run.services else None
     copies = sum(network.make is None for network in run.objective.networks.values())

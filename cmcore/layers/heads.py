@@ -1,11 +1,16 @@
 """Discriminator heads on the feature maps of a frozen network, and their hinge loss (Lim and Ye, arXiv 1705.02894)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cmcore.diffusion.inputs import NO_LABEL
+from cmcore.diffusion.precond import Denoiser
+from cmcore.layers.blocks import block_maps
 from cmcore.layers.classifier import Classifier
+from cmcore.layers.words import WordEncoder
 
 
 class Heads(nn.Module):
@@ -32,6 +37,20 @@ class Heads(nn.Module):
 def build_heads(extractor: Classifier) -> Heads:
     """Heads for `maps_of`."""
     return Heads([*extractor.widths, extractor.widths[-1]])
+
+
+def build_block_heads(denoiser: Denoiser) -> Heads:
+    """Heads for `block_maps`, whose channels a pass of the network in evaluation mode shows."""
+    net: Any = denoiser.eval().net
+    device = next(net.parameters()).device
+    places = [(1, part.words.length) for part in net.modules() if isinstance(part, WordEncoder)]
+    places += [(1,) for part in net.modules() if getattr(part, "classes", 0)]
+    labels = torch.full(places[0], NO_LABEL, device=device) if places else None
+    sigma = torch.full((1,), denoiser.sigma_data, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        x = torch.zeros(1, net.channels, net.resolution, net.resolution, device=device)
+        maps = block_maps(denoiser, x, sigma, labels)
+    return Heads([values.shape[1] for values in maps])
 
 
 def maps_of(extractor: Classifier, x: Tensor) -> list[Tensor]:

@@ -1,12 +1,14 @@
-"""ADD: adversarial diffusion distillation (Sauer et al., arXiv 2311.17042), in pixel space and EDM's levels.
+"""ADD: adversarial diffusion distillation (Sauer et al., arXiv 2311.17042), in EDM's levels.
 
 The authors discriminate by features of DINOv2; here it is a classifier of the project. Where that classifier measures
-too, the discriminator sees what the metrics see.
+too, the discriminator sees what the metrics see. LADD, their distillation of latent models (arXiv 2403.12015),
+discriminates by what the teacher's own blocks make of noisy images: `features: teacher`, and `distillation: 0`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +17,16 @@ from cmcore.config import require
 from cmcore.diffusion.grids import karras_grid
 from cmcore.diffusion.levels import KarrasUniform
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.layers.blocks import block_maps
 from cmcore.layers.classifier import shipped_classifier, shipped_workload
-from cmcore.layers.heads import build_heads, gradient_penalty, hinge_fake, hinge_real, maps_of
+from cmcore.layers.heads import (
+    build_block_heads,
+    build_heads,
+    gradient_penalty,
+    hinge_fake,
+    hinge_real,
+    maps_of,
+)
 from cmcore.methods.base import STUDENT, TEACHER, Batch, LossOut, Method, Nets, Network, Progress, Traits
 from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
@@ -35,17 +45,25 @@ class Config:
     steps: int = 4  # levels of the student, from sigma_max on
     distillation: float = 2.5  # lambda, the weight of the squared distance, summed over the pixels
     r1: float = 1e-5  # gamma of the gradient penalty
+    features: Literal["classifier", "teacher"] = "classifier"  # that the heads see
+    m: float = 1.0  # of LADD's levels sigma_data exp(m + s z), which are logit-normal times of rectified flow
+    s: float = 1.0
 
     def __post_init__(self) -> None:
-        shipped_workload(self.extractor)
+        if self.features == "classifier":
+            shipped_workload(self.extractor)
         require(self.steps >= 1, "steps", "at least 1", self.steps)
         require(self.distillation >= 0, "distillation", "at least 0", self.distillation)
         require(self.r1 >= 0, "r1", "at least 0", self.r1)
+        require(self.s > 0, "s", "a positive number", self.s)
 
 
 @dataclass(frozen=True)
 class ADD(Method):
     """Hinge loss on frozen features, and the teacher's denoising of the student's images with new noise.
+
+    The teacher's own features are of images with noise: in the discriminator's turn real and generated ones have the
+    same.
 
     The student denoises images at one of a few levels, of which sigma_max is pure noise. A step is one turn of the
     discriminator and one of the student.
@@ -61,7 +79,10 @@ class ADD(Method):
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """The teacher, the extractor, and the heads on its maps."""
+        """The teacher, the extractor where it is another network, and the heads on its maps."""
+        if self.config.features == "teacher":
+            heads = Network(start="teacher", role="trained", player=DISCRIMINATOR, make=build_block_heads)
+            return {TEACHER: Network(start="teacher"), DISCRIMINATOR: heads}
         extractor = partial(shipped_classifier, self.config.extractor)
         return {
             TEACHER: Network(start="teacher"),
@@ -94,7 +115,10 @@ class ADD(Method):
         del progress  # no curriculum
         with draws.dropout():
             x_g = self.generated(nets, batch, draws)
-        adversarial = -nets[DISCRIMINATOR](maps_of(nets[EXTRACTOR], x_g)).mean(1)
+        (maps,) = self.maps(nets, batch, draws, x_g)
+        adversarial = -nets[DISCRIMINATOR](maps).mean(1)
+        if self.config.distillation == 0:
+            return LossOut(adversarial, {"adversarial": adversarial.detach().mean()})
         d = self.diffusion
         t = KarrasUniform(d.sigma_min, d.sigma_max, d.rho).sample(draws.uniform(stream="teacher_level"))
         with torch.no_grad():
@@ -111,12 +135,21 @@ class ADD(Method):
         with torch.no_grad():
             with draws.dropout():
                 x_g = self.generated(nets, batch, draws)
-            fake, real = (maps_of(nets[EXTRACTOR], x) for x in (x_g, batch.x))
+            fake, real = self.maps(nets, batch, draws, x_g, batch.x)
         real = [values.requires_grad_() for values in real]
         of_real, of_fake = (nets[DISCRIMINATOR](maps) for maps in (real, fake))
         loss = hinge_real(of_real) + hinge_fake(of_fake) + self.config.r1 * gradient_penalty(of_real, real)
         gap = of_real.detach().mean() - of_fake.detach().mean()
         return LossOut(loss, {"gap": gap})
+
+    def maps(self, nets: Nets, batch: Batch, draws: Draws, *images: Tensor) -> list[list[Tensor]]:
+        """What the heads see of images (B, C, H, W), all with the same noise where it is the teacher's features."""
+        if self.config.features == "classifier":
+            return [maps_of(nets[EXTRACTOR], x) for x in images]
+        d, z = self.diffusion, draws.normal(stream="feature_level", dtype=torch.float64)
+        sigma = (d.sigma_data * (self.config.m + self.config.s * z).exp()).clamp(d.sigma_min, d.sigma_max)
+        n = expand_like(sigma, batch.x) * draws.normal(batch.x.shape[1:], stream="feature_noise")
+        return [block_maps(nets.teacher, x + n, sigma, batch.labels) for x in images]
 
     def generated(self, nets: Nets, batch: Batch, draws: Draws) -> Tensor:
         """The student's images: of pure noise at sigma_max, of noisy images at its other levels."""

@@ -31,7 +31,7 @@ class Network:
     start: Literal["new", "student", "init", "teacher"] = "new"  # whose architecture and weights it begins with
     role: Literal["trained", "moved", "frozen"] = "frozen"  # moved: changed by the actions of `Method.after` alone
     player: str = STUDENT  # whose optimiser trains it
-    make: Callable[[], nn.Module] | None = None  # builds a new one, under a seed of the run
+    make: Callable[..., nn.Module] | None = None  # builds a new one, under a seed of the run, from that of `start`
     dropout: bool = True  # whether a moved network drops units as the student does; a frozen one never does
 
 

@@ -16,6 +16,7 @@ from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
 from cmcore.layers.functions import dropout, silu
 from cmcore.layers.linear import linear
 from cmcore.layers.norms import GroupNorm, ModulatedNorm, NormKind
+from cmcore.layers.unet import check_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class MLP(nn.Module):
         self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = ()
     ) -> None:
         super().__init__()
-        self.shape = (channels, resolution, resolution)
+        self.channels, self.resolution = channels, resolution
         pixels = channels * resolution**2
         self.embedding = NoiseEmbedding(
             config.features,
@@ -89,8 +90,7 @@ class MLP(nn.Module):
         self.output = linear(config.hidden, pixels, gain=0.0)
 
     def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"images: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        check_images(x, self.channels, self.resolution)
         e = self.embedding(c_noise, labels)
         h = self.input(x.flatten(1))
         for block in self.blocks:

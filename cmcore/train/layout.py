@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from cmcore.dual import each
+from cmcore.layers.blocks import blocks
 from cmcore.train.compiled import CLOCK
 from cmcore.train.settings import TrainConfig
-from cmcore.train.shard import blocks
 from cmcore.train.workers import ALONE, Worker
 
 

@@ -14,20 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cmcore.layers.blocks import blocks
 from cmcore.train.workers import Worker
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-
-
-def blocks(net: nn.Module) -> list[nn.Module]:
-    """The blocks of a network: the members of its lists and dictionaries of modules."""
-    return [
-        block
-        for child in net.children()
-        if isinstance(child, nn.ModuleList | nn.ModuleDict)
-        for block in child.children()
-    ]
 
 
 def shard(net: nn.Module) -> "FSDPModule":

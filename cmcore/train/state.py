@@ -128,14 +128,15 @@ def new_state(
     sources = {"student": student, "init": init, "teacher": teacher}
     new: dict[str, nn.Module] = {}
     for name, network in method.networks.items():
-        if network.make is not None:
-            with seeded(config.seed, "init", name):
-                new[name] = network.make().to(device)
-        elif sources[network.start] is None:
+        given = () if network.start == "new" else (sources[network.start],)
+        if None in given:
             raise ValueError(
                 f"{type(method).__name__} needs a {network.start} for its network {name!r}: set the run's "
                 f"`{network.start}` to the name of a run"
             )
+        if network.make is not None:
+            with seeded(config.seed, "init", name):
+                new[name] = network.make(*given).to(device)
     student.train()  # before it is copied: a copy drops what the student drops
     if config.adapter is not None:
         if worker.shard:

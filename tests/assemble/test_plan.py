@@ -26,6 +26,7 @@ from cmcore.commands import plan as cost
 from cmcore.config import ConfigError
 from cmcore.consistency.tangents import jvp_precision
 from cmcore.diffusion.precond import Denoiser
+from cmcore.layers.blocks import blocks
 from cmcore.nets import adm, unet
 from cmcore.tensors import full_precision, meta_dtype, meta_precision
 
@@ -164,6 +165,21 @@ def test_cd_by_euler_with_an_average_as_target():
     }
 
 
+def test_adversaries_on_the_blocks_of_the_teacher(costs):
+    options = {"features": "teacher", "distillation": 0.0}
+    run = project(
+        runs={"edm": TEACHER, "add": {"method": "add", "init": "edm", "teacher": "edm", "options": options}}
+    ).run("add")
+    assert dict(passes(run)) == {
+        ("student", "forward+backward"): 1,
+        ("student", "forward"): 1,
+        ("teacher", "forward+backward"): 1,
+        ("teacher", "forward"): 2,
+    }
+    maps = blocks(costs.denoiser(run).net)
+    assert head_count(run, costs.denoiser(run)) >= 128 * 3 * len(maps) > 0
+
+
 def test_operations_of_the_methods(costs):
     plans = {name: plan_run(run, costs, Setting(MACHINES["h100"])) for name, run in project().runs.items()}
     forward = plans["edm"].forward
@@ -219,7 +235,7 @@ def test_memory_parts(costs):
     assert plan.memory["reserve"] == pytest.approx(RESERVE + 0.05 * 4e9)
     assert plan.bytes == sum(plan.memory.values())
     heads = plan_run(project().run("sct"), costs, Setting(box))
-    assert heads.memory["weights"] == p + 4 * head_count(project().run("sct"))
+    assert heads.memory["weights"] == p + 4 * head_count(project().run("sct"), costs.denoiser(project().run("sct")))
 
 
 def test_sharded_memory_parts(costs):

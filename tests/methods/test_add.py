@@ -1,4 +1,6 @@
-"""Adversarial distillation: closed values of the hinge loss, of the penalty and of the teacher's pull."""
+"""Adversarial distillation: closed values of hinge loss and penalty, and of the teacher, as target and as features."""
+
+import math
 
 import pytest
 import torch
@@ -7,8 +9,9 @@ from tiny import DIFFUSION, batches, make_method, make_state
 from torch import Tensor, nn
 
 from cmcore.diffusion.grids import karras_grid
-from cmcore.diffusion.precond import Labels
+from cmcore.diffusion.precond import Labels, edm_scalings
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.layers.blocks import block_maps, blocks
 from cmcore.layers.heads import Heads, gradient_penalty, hinge_fake, hinge_real
 from cmcore.methods.add import DISCRIMINATOR, EXTRACTOR
 from cmcore.methods.base import STUDENT, Batch, Nets
@@ -144,3 +147,53 @@ def test_the_extractor_never_changes():
     for player in (DISCRIMINATOR, STUDENT):
         make_method("add").loss_of(player, state.nets, batches(draws), START, draws)
     assert all(torch.equal(value, before[key]) for key, value in state.nets[EXTRACTOR].state_dict().items())
+
+
+LADD = {"features": "teacher", "distillation": 0.0, "steps": 1}
+
+
+def teacher_nets(a: float, m: float, w: float, s: float) -> Nets:
+    """A generator of N(m, a^2), a teacher of N(0, s^2), and a discriminator by the mean of the teacher's output F."""
+    known = nets_of(Generator(a, m), exact(Gaussian(0.0, s))).modules
+    return Nets({**known, DISCRIMINATOR: Mean(w)})
+
+
+def test_the_student_is_pulled_through_the_teacher():
+    """dF/dx = (A - c_skip) / c_out with A = s^2/(s^2 + t^2): the slope of the student's mean is -w times it."""
+    s, t, w = 0.8, 0.5, 0.7
+    method, draws = make_method("add", NARROW, **LADD), Draws(1, 0, 64)
+    known, batch = teacher_nets(0.1, 0.3, w, s), data(Gaussian(0.0, s), Draws(1, 0, 64))
+    out = method.loss(known, batch, START, draws)
+    scalings = edm_scalings(torch.tensor([t], dtype=torch.float64), DIFFUSION.sigma_data)
+    slope = (s**2 / (s**2 + t**2) - float(scalings.c_skip)) / float(scalings.c_out)
+    assert abs(slope) > 0.3
+    assert float(torch.autograd.grad(out.loss.mean(), known.student.m)[0]) == pytest.approx(-w * slope, rel=1e-3)
+    assert set(out.scalars) == {"adversarial"}
+    assert all(parameter.grad is None for parameter in known.teacher.parameters())
+
+
+def test_real_and_generated_images_have_the_same_noise():
+    """So equal images give no gap at all; and the levels are sigma_data exp(m + s z), within the range."""
+    method, draws, oracle = make_method("add", DIFFUSION, **LADD), Draws(1, 0, 4000), Gaussian(0.0, 0.8)
+    known, batch = teacher_nets(0.1, 0.3, 0.7, 0.8), data(oracle, draws)
+    real, fake = method.maps(known, batch, draws, batch.x, batch.x)
+    assert torch.equal(real[0], fake[0])
+    (seen,), x = method.maps(known, batch, draws, batch.x), batch.x
+    z = draws.normal(stream="feature_level", dtype=torch.float64)
+    sigma = (0.5 * (1 + z).exp()).clamp(DIFFUSION.sigma_min, DIFFUSION.sigma_max)
+    n = sigma[:, None, None, None] * draws.normal(x.shape[1:], stream="feature_noise")
+    torch.testing.assert_close(seen, block_maps(known.teacher, x + n, sigma))
+    # A logit-normal time of rectified flow, t = sigma / (sigma + sigma_data), has a median of 1 / (1 + 1 / e).
+    assert float((sigma / (sigma + 0.5)).median()) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.02)
+
+
+def test_the_networks_are_a_teacher_and_heads_for_its_blocks():
+    method = make_method("add", DIFFUSION, **LADD)
+    assert set(method.networks) == {"teacher", DISCRIMINATOR}
+    assert EXTRACTOR in make_method("add").networks
+    state = make_state(method, hidden=24)
+    teacher = state.nets.teacher
+    maps = block_maps(teacher, batches(Draws(1, 0, 5)).x, torch.ones(5, dtype=torch.float64))
+    assert [values.shape for values in maps] == [(5, 24, 1, 1)] * len(blocks(teacher.net))
+    assert state.nets[DISCRIMINATOR](maps).shape == (5, len(maps))
+    assert not teacher.training

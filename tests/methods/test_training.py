@@ -1,6 +1,7 @@
 """Every method learns: short runs on images of two values, judged by the energy distance of their samples."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +35,9 @@ def judge(denoiser: Denoise, name: str) -> float:
     return energy_distance(images, batches(Draws(99, 0, 1000)).x)
 
 
-def train(name: str, init: Denoiser | None) -> tuple[Denoiser, float]:
+def train(name: str, init: Denoiser | None, **options: Any) -> tuple[Denoiser, float]:
     known = entry(name)
-    method = make_method(name, **known.short)
+    method = make_method(name, **known.short | options)
     student = make_denoiser(boundary=method.traits.boundary, hidden=64, inputs=method.traits.inputs)
     teacher = make_denoiser(hidden=64)
     if init is not None:
@@ -59,6 +60,11 @@ def trained(name: str) -> tuple[Denoiser, float]:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_short_run_beats_its_threshold(name: str):
     assert trained(name)[1] < entry(name).distance
+
+
+def test_add_learns_by_the_features_of_its_teacher_alone():
+    options = {"features": "teacher", "distillation": 0.0, "r1": 10.0, "m": -1.0}
+    assert train("add", trained("edm")[0], **options)[1] < entry("add").distance
 
 
 def test_the_threshold_is_out_of_reach_without_training():

@@ -261,11 +261,12 @@ ENTRIES: dict[str, Entry] = {
     # arXiv 2311.17042, recalled
     "add": Entry(
         paper={"steps": 4, "distillation": 2.5, "r1": 1e-5},
-        other=("extractor",),
+        other=("extractor", "features", "m", "s"),
         teacher=True, start="edm",
+        variants=({"features": "teacher", "distillation": 0.0},),
         wrong=(
             ({"steps": 0}, "steps"), ({"distillation": -1.0}, "distillation"), ({"r1": -1.0}, "r1"),
-            ({"extractor": "mine"}, "extractor"),
+            ({"extractor": "mine"}, "extractor"), ({"features": "pixels"}, "features"), ({"s": 0.0}, "s"),
         ),
         short={"r1": 1.0}, steps=250, lr=5e-4, distance=0.15,
         passes=WITH_GRADIENT | {("student", "forward"): 1, ("teacher", "forward"): 1},
