@@ -53,10 +53,11 @@ def test_maps_are_of_all_blocks_and_carry_gradients_to_the_images(kind: str):
     maps = block_maps(model, x, sigma, labels)
     assert len(maps) == len(blocks(model.net)) >= 2
     assert all(values.ndim == 4 and len(values) == 3 for values in maps)
-    gradient = torch.autograd.grad(sum(values.square().mean() for values in maps), x)[0]
+    total = torch.stack([values.square().mean() for values in maps]).sum()
+    gradient = torch.autograd.grad(total, x)[0]
     assert (gradient.abs().amax((1, 2, 3)) > 0).all()
     assert not any(block._forward_hooks for block in blocks(model.net))
-    last: list[torch.Tensor] = []
+    last: list[Any] = []
     hook = blocks(model.net)[-1].register_forward_hook(lambda _, inputs, output: last.append(output))
     model(x, sigma, labels)
     hook.remove()
