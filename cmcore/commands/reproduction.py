@@ -1,6 +1,7 @@
 """The newest reproduction in MLflow: a parent of the runs in the tables, the pages to open, and the models to load."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -117,10 +118,17 @@ def arrange(setup: Setup, store: Store, whole: RunState, measured: Measured, sta
     from mlflow import MlflowClient
 
     records = [record for each in measured.values() for one in each for record in one.records]
-    distances = sorted({record.provenance.nfe for record in records if record.key == "fd"})
+    rows = Counter(
+        nfe
+        for each in measured.values()
+        for nfe in {one.provenance.nfe for run in each for one in run.records if one.key == "fd"}
+    )
+    alone = max(rows.values(), default=0) < 2
+    distances = sorted(nfe for nfe, count in rows.items() if count > 1 or alone)  # a bar by itself compares nothing
     others = sorted({score_name(record) for record in records if record.key != "fd"})
     mark = whole.tags["fingerprint"]
-    views = {COMPARISON: comparison(mark, distances, others[:20]), TRAINING: training(mark)}
+    keys = {record.key for record in records}
+    views = {COMPARISON: comparison(mark, distances, others[:20], keys), TRAINING: training(mark)}
     note = f"Runs of the workload **{setup.project.workload}**. `cmlab ui` prints the links to their comparison."
     try:
         client = MlflowClient(tracking_uri=store.uri)

@@ -19,6 +19,8 @@ COMPARISON, TRAINING = "comparison", "training"  # names of views
 VIEW = "mlflow.sharedViewState."  # beginning of the tags
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow takes it for one of a language model's
 MOST = 100  # bars of a chart
+BY_NFE = "eval_by_nfe"  # the group of metrics whose steps are function evaluations
+WIDE = (STEPPED, BY_NFE)  # groups whose charts take the whole width
 
 
 def _id(*words: str) -> str:
@@ -81,8 +83,8 @@ def view(
         "compareRunSections": [
             {
                 "uuid": _id(name), "name": name, "display": bool(cards), "isReordered": True, "deleted": False,
-                "isGenerated": False, "columns": 1 if name == STEPPED else 2,
-                "cardHeight": 600 if name == STEPPED else 320,
+                "isGenerated": False, "columns": 1 if name in WIDE else 2,
+                "cardHeight": 600 if name in WIDE else 320,
             }
             for name, cards in sections.items()
         ],
@@ -99,24 +101,29 @@ def view(
     }  # fmt: skip
 
 
-def comparison(mark: str, fd: Iterable[int], others: Iterable[str]) -> dict[str, Any]:
-    """The table's rows: final values as bars, and quality over function evaluations as lines.
+def comparison(mark: str, fd: Iterable[int], others: Iterable[str], metrics: Iterable[str]) -> dict[str, Any]:
+    """The table's rows: quality over function evaluations as lines, and final values as bars.
 
     Args:
         mark: of the reproduction.
         fd: numbers of function evaluations with a Frechet distance.
         others: names of further final values, without `eval/`.
+        metrics: those over function evaluations, without `eval_by_nfe/`; that of the Frechet distance alone is drawn.
     """
     names = [f"fd_nfe{nfe}" for nfe in fd]
     return view(
         {"reproduction": mark, "compared": "yes"},
         ["tags.method", "tags.init", "tags.seeds", "params.train.images", *(f"metrics.eval/{name}" for name in names)],
         {
+            BY_NFE: [
+                # MLflow adds a chart of every metric of the group that is not said to be deleted.
+                {**lines(BY_NFE, f"{BY_NFE}/{name}", f"{name} over NFE", logarithmic=True), "deleted": name != "fd"}
+                for name in sorted({*metrics, "fd"})
+            ],
             "eval": [
                 *(bars("eval", f"eval/{name}", f"Frechet distance at {name[6:]} NFE") for name in names),
                 *(bars("eval", f"eval/{name}", name) for name in others),
             ],
-            "eval_by_nfe": [lines("eval_by_nfe", "eval_by_nfe/fd", "Frechet distance over NFE", logarithmic=True)],
             **dict.fromkeys(("eval_std", "snapshots", "train"), ()),
         },
         f"metrics.eval/{names[0]}" if names else "",
@@ -132,7 +139,7 @@ def training(mark: str) -> dict[str, Any]:
             STEPPED: [images(STEPPED, STEPPED, "Samples, from the same noise")],
             "snapshots": [lines("snapshots", "snapshots/fd_nfe1", "Frechet distance at 1 NFE over images")],
             "train": [lines("train", "train/loss", "Loss over images")],
-            **dict.fromkeys(("eval", "eval_by_nfe"), ()),
+            **dict.fromkeys(("eval", BY_NFE), ()),
         },
         "metrics.train/loss",  # sorted by the time of creation, MLflow folds runs below their parents
     )

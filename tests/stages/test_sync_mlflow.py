@@ -328,8 +328,16 @@ def test_the_experiment_keeps_the_pages_that_the_links_open(setup, tmp_path):
         view = json.loads(group.tags[f"mlflow.sharedViewState.{name}"])
         shown = client.search_runs([group.experiment_id], view["searchFilter"])
         assert [run.data.tags["fingerprint"] for run in shown] == [fingerprint(setup)]
-        drawn = {card["metricKey"] for card in view["compareRunCharts"] if card["type"] != "IMAGE"}
+        cards = [card for card in view["compareRunCharts"] if card["type"] != "IMAGE"]
+        drawn = {card["metricKey"] for card in cards}
         assert drawn <= {*shown[0].data.metrics}
+        if name == "comparison":  # over function evaluations the Frechet distance alone, first of all
+            over = [card for card in cards if card["metricKey"].startswith("eval_by_nfe/")]
+            assert [card["metricKey"] for card in over if not card["deleted"]] == ["eval_by_nfe/fd"]
+            assert {card["metricKey"] for card in over} == {
+                key for key in shown[0].data.metrics if key.startswith("eval_by_nfe/")
+            }
+            assert view["compareRunSections"][0]["name"] == "eval_by_nfe"
         assert {card["metricSectionId"] for card in view["compareRunCharts"]} <= {
             section["uuid"] for section in view["compareRunSections"]
         }
