@@ -330,28 +330,27 @@ def tested(name: str, *more: str) -> str:
 
 def survive(part: str, count: int, seed: int, folder: Path) -> tuple[int, str]:
     """One part: how many faults were survived, and which. A LostError or a RuntimeError says what was lost."""
-    chosen, alone = random.Random(f"{part} {seed}"), count
+    chosen = random.Random(f"{part} {seed}")
     folder.mkdir(parents=True)
     if part in TESTS:
         os.environ |= {part.upper(): str(count)}
         which = tested(*TESTS[part])
         return int(which.partition(" ")[0]), which
+    if part == "signals":
+        return survive_signals(count, folder)
     if part == "kills":
         found = survive_kills(count, seed, folder)
     elif part == "full":
         found = survive_full_disks(count, chosen, folder)
-    elif part == "flips":
-        found = survive_flips(count, chosen, folder)
     else:
-        found = survive_signals(count, folder)
-        alone = found.total()
-    return alone, ", ".join(f"{kind} {number}" for kind, number in sorted(found.items()) if number)
+        found = survive_flips(count, chosen, folder)
+    return count, ", ".join(f"{kind} {number}" for kind, number in sorted(found.items()) if number)
 
 
 def machine() -> str:
-    """The machine in words."""
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+    """The machine in words, and how much it had to do in the last quarter of an hour."""
+    memory, load = psutil.virtual_memory().total / 2**30, os.getloadavg()[2]
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, load {load:.1f}"
 
 
 def rows_of(page: Path) -> dict[str, str]:

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -72,15 +71,12 @@ def cases(port: int) -> list[Case]:
             Case("cmlab ui", ui, is_module(*ui), number, (0,) if number == signal.SIGINT else own, line=False),
             Case("MLflow's server", ui, is_module("mlflow", "server"), number, (0, 1), line=False),
         ]
+    parts = {"Ray's worker": worker, "raylet": is_program("raylet"), "gcs_server": is_program("gcs_server")}
     # DVC and Ray leave a terminal's SIGINT to the stage and the driver, which get it as well.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        found.append(Case("Ray's worker", REPRO, worker, number, (1,)))
         found.append(Case("dvc repro", DVC, is_module(*DVC), number, (-number,)))
-    found.append(Case("raylet", REPRO, is_program("raylet"), signal.SIGTERM, (1,)))
-    found += [
-        Case(name, REPRO, is_program(name), signal.SIGKILL, (1,), seconds=NOTICED)
-        for name in ("raylet", "gcs_server", "ray::")
-    ]
+        found += [Case(name, REPRO, part, number, (1,)) for name, part in parts.items()]
+    found += [Case(name, REPRO, part, signal.SIGKILL, (1,), seconds=NOTICED) for name, part in parts.items()]
     return found
 
 
@@ -184,9 +180,12 @@ def prepared(folder: Path) -> Workspace:
     return space
 
 
-def survive_signals(count: int, folder: Path) -> Counter[str]:
-    """Send every signal to every part, or `count` of them; a RuntimeError says what did not end as it should."""
-    space, found = prepared(folder), Counter[str]()
+def survive_signals(count: int, folder: Path) -> tuple[int, str]:
+    """Send every signal to every part, or `count` of them; a RuntimeError says what did not end as it should.
+
+    The result is how many there were, and after how many seconds all had ended.
+    """
+    space, found = prepared(folder), dict[str, list[float]]()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -195,5 +194,8 @@ def survive_signals(count: int, folder: Path) -> Counter[str]:
         outcome = ended(case, space)
         if faults := wrong(case, outcome):
             raise RuntimeError(f"{case.number.name} to {case.name}: {'; '.join(faults)}:\n{outcome.said[-1500:]}")
-        found[f"{case.number.name} to {case.name} {outcome.seconds:.1f} s,"] += 1
-    return found
+        lost = case.number == signal.SIGKILL
+        found.setdefault(f"{case.name} killed" if lost else case.name, []).append(outcome.seconds)
+    return sum(map(len, found.values())), "all had ended after " + ", ".join(
+        f"{max(seconds):.1f} s ({name}, {len(seconds)})" for name, seconds in found.items()
+    )

@@ -48,6 +48,15 @@ def free_memory(proc: Path = PROC, groups: Path = CGROUPS) -> float:
     return min([float(psutil.virtual_memory().available), *rest])
 
 
+def oom_kills(proc: Path = PROC) -> int | None:
+    """How many processes the kernel has killed for want of memory since it started; None where it does not say."""
+    try:
+        lines = (proc / "vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
 def _limits(proc: Path, groups: Path) -> Iterator[tuple[float, float]]:
     """The limit in bytes of each control group that this process is in, and what is taken of it."""
     for controller, most, used, caches in VERSIONS:

@@ -718,7 +718,17 @@ def known(error: Exception) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line, by default that of the process, and exit."""
+    """Run a command line and exit.
+
+    Args:
+        arguments: of a command in a process that goes on, as a notebook's does: its signals, its working directory and
+            its end are not the command's, and an interrupt is raised. None: those of this process, which the command
+            ends.
+
+    Raises:
+        SystemExit: with the exit code.
+    """
+    own = arguments is None
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     call = Call(words=list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
 
@@ -726,7 +736,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         more = "; the same command continues from here" if call.command in CONTINUED else ""
         return f"{' '.join([NAME, call.command]).strip()}: stopped{more}"
 
-    stop_on_signals(stopped)
+    if own:
+        stop_on_signals(stopped)
     message, code = "", 0
     try:
         code = app(call.words, prog_name=NAME, standalone_mode=False, obj=call) or 0
@@ -745,7 +756,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             from cmcore.pipeline.process import told
 
             message, code = told(error, Path.cwd()), 1
+    if not own:
+        os.chdir(call.start)
     if (code := status(code)) > SIGNALLED:
+        if not own:
+            raise KeyboardInterrupt
         leave(code, stopped())
     if message:
         print(f"{' '.join([NAME, call.command]).strip()}: {' '.join(message.split())}", file=sys.stderr)

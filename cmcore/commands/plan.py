@@ -10,6 +10,7 @@ from cmcore.commands.place import workload_files
 from cmcore.config import PARAMS, ConfigError, require
 from cmcore.numbers import duration, size
 from cmcore.pipeline.common import Folders
+from cmcore.pipeline.sizes import disk_of
 
 GPU, EFFICIENCY = "h100", 0.4
 HEADS = (
@@ -42,7 +43,8 @@ memory, not results.
 {exchange}\
 {seeds}\
 time: operations over {efficiency:.0%} of the peak matrix rate of their precision. That share is an assumption;
-measure a step, and say --efficiency. Reading data, sampling and evaluation are not in it."""
+measure a step, and say --efficiency. Reading data, sampling and evaluation are not in it, nor their files in the disk
+space, without which `cmlab repro` does not begin."""
 
 
 def row(run: RunPlan) -> tuple[str, ...]:
@@ -96,7 +98,16 @@ def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list
     )
     if setting.price is not None:
         total += f", {sum(run.cost or 0.0 for run in plans):,.2f} at {setting.price:g} a machine and hour"
-    lines += [total, "", "a training step:", *(f"  {run.name}: {passes_of(run)}" for run in plans if run.passes), ""]
+    needed = disk_of(project, {run.name: run.parameters for run in plans})
+    disk = f"disk: {size(needed, 'B', ' ')} for checkpoints, weights and snapshots"
+    lines += [
+        total,
+        disk,
+        "",
+        "a training step:",
+        *(f"  {run.name}: {passes_of(run)}" for run in plans if run.passes),
+        "",
+    ]
     for run in plans:
         if not run.fits:
             way = f"set train.micro_batch to {run.most_rows} or less" if run.most_rows else "not even one image fits"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOOK = 1.0  # seconds between two looks
 HEART = ("gcs_server", "raylet")  # without one of them a Ray does not work, and takes up to a minute to say so
 
-# Called with a line where one of them has died. None: nobody watches.
+# Called with a line where one of them has died, or something else is lost without which nothing here ever ends.
 on_loss: list[Callable[[str], None]] = []
 # Called before the process ends at once: what must not be left half-way on a terminal.
 on_leave: list[Callable[[], None]] = []
@@ -31,7 +31,7 @@ def family(before: "set[psutil.Process]") -> Iterator[None]:
     _members.update(members)
     ended = threading.Event()
     heart = [one for one in members if _is_heart(one)]
-    threading.Thread(target=_watch, args=(heart, before, ended), name="ray-family", daemon=True).start()
+    threading.Thread(target=_watch, args=(heart, ended), name="ray-family", daemon=True).start()
     with mortal([one.pid for one in members]):
         try:
             yield
@@ -59,18 +59,44 @@ def end_family() -> None:
     """Kill those that are left."""
     import psutil
 
-    for process in _members:
+    for process in tuple(_members):
         with contextlib.suppress(psutil.Error):
             process.kill()
     _members.clear()
 
 
+def lost(why: str) -> None:
+    """End this process where it is a command's own; in another one, as a notebook's, it is only said."""
+    for call in on_loss or [lambda line: sys.stderr.write(f"{line}\n")]:
+        call(why)
+
+
 def _new(before: "set[psutil.Process]") -> "set[psutil.Process]":
+    return {*_below()} - before
+
+
+def _below() -> "list[psutil.Process]":
+    """The processes below this one, each after its parent."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
-        return {*psutil.Process().children(recursive=True)} - before
-    return set()
+        return psutil.Process().children(recursive=True)
+    return []
+
+
+def _grow() -> None:
+    """Let what members have started be members: of those whose parent dies nobody would know any more.
+
+    What this process has started beside Ray is none of it.
+    """
+    import psutil
+
+    pids = {one.pid for one in tuple(_members)}
+    for one in _below():
+        with contextlib.suppress(psutil.Error):
+            if one.ppid() in pids:
+                pids.add(one.pid)
+                _members.add(one)
 
 
 def _is_heart(process: "psutil.Process") -> bool:
@@ -81,19 +107,17 @@ def _is_heart(process: "psutil.Process") -> bool:
     return False
 
 
-def _watch(heart: "list[psutil.Process]", before: "set[psutil.Process]", ended: threading.Event) -> None:
+def _watch(heart: "list[psutil.Process]", ended: threading.Event) -> None:
     import psutil
 
     while not ended.wait(LOOK):
-        # Of the helpers whose parent dies nobody would know any more.
-        _members.update(_new(before))
+        _grow()
         for process in heart:
             alive = process.is_running()
             with contextlib.suppress(psutil.Error):
                 alive = alive and process.status() != psutil.STATUS_ZOMBIE
             if not alive and not ended.is_set():
-                for call in on_loss:
-                    call("a process of Ray died (killed, or out of memory?)")
+                lost("a process of Ray died (killed, or out of memory?)")
                 return
 
 

@@ -16,12 +16,13 @@ from typing import Any
 from cmcore import plugins
 from cmcore.assemble.project import Project
 from cmcore.budget.need import fewer_rows, rows_matter
+from cmcore.budget.room import oom_kills
 from cmcore.budget.schedule import chains, least_time
 from cmcore.config import ConfigError
 from cmcore.edge.ray_session import ComputeError, WorkerDiedError, connection
 from cmcore.pipeline.common import Setup
-from cmcore.pipeline.fit import Fit, fits_beside
-from cmcore.pipeline.process import tell, told
+from cmcore.pipeline.fit import Fit, fits_beside, is_remote
+from cmcore.pipeline.process import causes, tell, told
 from cmcore.pipeline.replicates import jobs_of, split
 from cmcore.pipeline.speeds import Speeds
 from cmcore.pipeline.tidy import remove
@@ -115,7 +116,7 @@ def is_computed(stage: str) -> bool:
 
 
 def attempt(setup: Setup, job: str, rows: int) -> Any:
-    """What a job computes; training that was killed is tried once more, with half of the rows at once.
+    """What a job computes; training that was killed for want of memory is tried once more, with half of the rows.
 
     Args:
         setup: the parameters.
@@ -132,10 +133,11 @@ def attempt(setup: Setup, job: str, rows: int) -> Any:
     def compute(rows: int) -> Any:
         return module.compute(replace(setup, compute=setup.compute.with_rows(rows)), *names, replicate)
 
+    before = oom_kills()
     try:
         return compute(rows)
     except Exception as error:
-        if not _out_of_memory(error) or kind != "train" or setup.compute.micro_batch != "auto":
+        if kind != "train" or setup.compute.micro_batch != "auto" or not _out_of_memory(error, setup, before):
             raise
         run = setup.project.run(names[0])
         fewer = 0 if rows_matter(run) else fewer_rows(run, rows, setup.compute.workers)
@@ -152,10 +154,20 @@ def attempt(setup: Setup, job: str, rows: int) -> Any:
             ) from again
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Whether a job ended because memory did: its process was killed, or PyTorch said so."""
+def _out_of_memory(error: Exception, setup: Setup, before: int | None) -> bool:
+    """Whether a job ended because memory did: the kernel or Ray killed its process for it, or PyTorch said so.
+
+    Where the kernel does not say, as that of a cluster's machine, a process that was killed counts as such. One that
+    somebody has killed does not: with fewer rows its result would have other bits.
+
+    Args:
+        error: of the job.
+        setup: the parameters.
+        before: of `oom_kills`, before the job.
+    """
     if isinstance(error, WorkerDiedError):
-        return True
+        by_ray = any(type(one).__name__ == "OutOfMemoryError" for one in causes(error))
+        return by_ray or before is None or is_remote(setup) or oom_kills() != before
     import torch
 
     return isinstance(error, torch.OutOfMemoryError)

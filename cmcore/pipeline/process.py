@@ -73,9 +73,17 @@ def _temporary() -> Path:
 
 
 def advice(error: Exception) -> str:
-    """The end of a line about an error that a full disk has caused; of others nothing."""
-    full = getattr(error, "errno", 0) in FULL or SAYS_FULL.search(str(error))
+    """The end of a line about an error that a full disk has caused, also through others; of others nothing."""
+    full = any(getattr(one, "errno", 0) in FULL or SAYS_FULL.search(str(one)) for one in causes(error))
     return "; free some space, and start again" if full else ""
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error, the one that it was raised from, and so on to the first of all."""
+    found = [error]
+    while (cause := found[-1].__cause__) is not None and cause not in found:
+        found.append(cause)
+    return found
 
 
 def guarded(name: str, main: Callable[[], None]) -> NoReturn:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmcore.config import PARAMS
-from cmcore.edge.ray_family import leave
+from cmcore.edge.ray_family import lost
 from cmcore.edge.ray_session import ComputeError
 from cmcore.errors import reason
 from cmcore.pipeline.code import code_file, code_roots, describe_code
@@ -30,7 +30,7 @@ from cmcore.pipeline.guard import (
     set_aside,
     watched,
 )
-from cmcore.pipeline.process import DRIVER, advice
+from cmcore.pipeline.process import DRIVER, advice, causes
 from cmcore.pipeline.speeds import changed_stages
 
 NO_GIT = {"core": {"no_scm": True}}
@@ -157,10 +157,14 @@ class Repository:
             environment: variables for its process.
         """
         self._check(stage)
-        with self._open() as repo:
-            named = {DRIVER: str(os.getpid()), **environment}
-            repo.reproduce(stage, single_item=True, run_env=named)
-            keep_lock_file(self._folders.root)
+        named = {DRIVER: str(os.getpid()), **environment}
+
+        def reproduce() -> None:
+            with self._open() as repo:
+                repo.reproduce(stage, single_item=True, run_env=named)
+                keep_lock_file(self._folders.root)
+
+        _beside(reproduce)  # or DVC would have this process ignore SIGINT until the stage ends
 
     def record(self, stage: str) -> None:
         """Record the results of a stage, which are in their places, as `dvc commit` does: in dvc.lock and the caches.
@@ -206,15 +210,33 @@ class Repository:
                     places += map(Path, filter(None, (repo.tmp_dir, repo.site_cache_dir, repo.cache.local.path)))
                     if line := full_disk(places):
                         raise ComputeError(line)
-                    with watched(places, lambda line: leave(1, line)):
+                    with watched(places, lost):
                         yield repo
-            except (DvcException, SCMError, ObjectFormatError, YAMLError) as error:
-                raise ComputeError(f"DVC: {reason(error, 500)}") from error
-            except (sqlite3.Error, OSError) as error:
-                if line := full_disk(places):  # of which SQLite may say no more than that there was an error
+            except (DvcException, SCMError, ObjectFormatError, YAMLError, sqlite3.Error, OSError) as error:
+                found = causes(error)  # DVC's own error may name the stage alone
+                of_system = any(isinstance(one, (sqlite3.Error, OSError)) for one in found)
+                if of_system and (line := full_disk(places)):  # SQLite may say no more than that there was an error
                     raise ComputeError(line) from error
-                more = advice(error) or "; `cmlab doctor` looks for causes"
-                raise ComputeError(f"DVC: {reason(error, 500)}{more}") from error
+                said = ": ".join(dict.fromkeys(reason(one, 500) for one in found))
+                more = advice(error) or ("; `cmlab doctor` looks for causes" if of_system else "")
+                raise ComputeError(f"DVC: {said}{more}") from error
+
+
+def _beside(work: Callable[[], None]) -> None:
+    """Do some work in a thread of its own, which ends with this one, and raise its error."""
+    errors = list[BaseException]()
+
+    def call() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised below
+            errors.append(error)
+
+    thread = threading.Thread(target=call, name="dvc", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _has_git(root: Path) -> bool:

@@ -22,7 +22,8 @@ def status(code: int) -> int:
 def stop_on_signals(line: Callable[[], str]) -> None:
     """Let SIGTERM, SIGHUP and SIGINT end this process in good order, at the latest after some seconds.
 
-    Where a part of Ray dies, which itself takes up to a minute to notice, the process ends, too.
+    Where a part of Ray dies, which itself takes up to a minute to notice, or a disk stays full, the process ends, too.
+    All of that holds for the rest of its life, so it is for processes of a command or a stage alone.
 
     Args:
         line: what is said where the good order takes too long.

@@ -129,6 +129,11 @@ def disk_bytes(run: Run, parameters: int) -> int:
     return 4 * parameters * (2 * (profiles + 2) + 3 * results + kept * run.train.snapshots)
 
 
+def disk_of(project: Project, parameters: Mapping[str, int]) -> int:
+    """The same of several runs with all their seeds, by the numbers of parameters of their networks."""
+    return sum(disk_bytes(project.runs[name], count) * project.replicates(name) for name, count in parameters.items())
+
+
 def check_disk(project: Project, root: Path, stages: Iterable[str], parameters: Mapping[str, int]) -> None:
     """A ComputeError where the disk has no room for the stages.
 
@@ -139,9 +144,7 @@ def check_disk(project: Project, root: Path, stages: Iterable[str], parameters: 
         parameters: of `count_parameters`.
     """
     names = [stage.partition("@")[2] for stage in stages if stage.startswith("train@")]
-    wanted = RESERVE + sum(
-        disk_bytes(project.runs[name], parameters[name]) * project.replicates(name) for name in names
-    )
+    wanted = RESERVE + disk_of(project, {name: parameters[name] for name in names})
     free = shutil.disk_usage(root).free
     if free < wanted:
         raise ComputeError(

@@ -28,6 +28,8 @@ from cmcore.consistency.tangents import jvp_precision
 from cmcore.diffusion.precond import Denoiser
 from cmcore.layers.blocks import blocks
 from cmcore.nets import adm, unet
+from cmcore.numbers import size
+from cmcore.pipeline.sizes import disk_of
 from cmcore.tensors import full_precision, meta_dtype, meta_precision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -319,6 +321,10 @@ def test_every_training_seed_takes_its_time(tmp_path):
     assert any(
         line.endswith(f"{total:.3g} operations, {five['edm'].cost:,.2f} at 3 a machine and hour") for line in text
     )
+    parameters = {"edm": five["edm"].parameters, "public": five["public"].parameters}
+    needed = disk_of(project(runs=runs, replicates=5), parameters)
+    assert needed > 5 * 4 * five["edm"].parameters
+    assert f"disk: {size(needed, 'B', ' ')} for checkpoints, weights and snapshots" in text
     assert "seeds" in text[2].split()
     assert "seeds" not in cost.report(project(runs=runs), list(one.values()), setting)[2]
 

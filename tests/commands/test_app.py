@@ -17,6 +17,8 @@ import pytest
 from cmcore.closure import ROOT
 from cmcore.commands.app import app, main
 from cmcore.commands.place import project_root
+from cmcore.edge.ray_family import on_loss
+from cmcore.pipeline.signals import received
 
 COMMANDS = (
     "repro",
@@ -194,6 +196,22 @@ def test_a_signal_ends_a_command_with_128_and_its_number(tmp_path, number, code)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     assert errors == "cmlab import-weights: stopped\n"
+
+
+def test_a_command_called_by_another_program_leaves_its_process_alone(project, monkeypatch):
+    """As a notebook calls it: its kernel outlives the command, an interrupt of it, and later the death of a Ray."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    here = Path.cwd()
+    assert call("plan") == 0
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cmcore.commands.plan.lines", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["plan"])
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == before
+    assert (Path.cwd(), on_loss, received) == (here, [], [])
 
 
 @pytest.mark.parametrize(

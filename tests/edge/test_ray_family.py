@@ -55,3 +55,40 @@ def test_where_a_part_of_ray_or_its_driver_is_killed_all_end(victim: str, code: 
         one.kill()
     assert (process.returncode, told, alive) == (code, said, [])
     assert seconds < 15
+
+
+BESIDE = """
+import subprocess, time
+import psutil
+from cmcore.edge import ray_family
+from cmcore.edge.ray_family import children, end_family, family
+before, said = children(), []
+ray_family.LOOK = 0.05
+starts = "read _; sleep 600 & echo $!; wait"
+ray = subprocess.Popen(["bash", "-c", f"exec -a raylet bash -c '{starts}'"], stdin=-1, stdout=-1, text=True)
+while psutil.Process(ray.pid).cmdline()[0] != "raylet":
+    time.sleep(0.05)
+with family(before):
+    own = subprocess.Popen(["sleep", "600"])
+    ray.stdin.write("now\\n")
+    ray.stdin.flush()
+    helper = int(ray.stdout.readline())
+    while helper not in {one.pid for one in tuple(ray_family._members)}:
+        time.sleep(0.05)
+    ray.kill()
+    ray.wait()
+    time.sleep(1)
+end_family()
+print(own.poll(), helper, flush=True)
+own.kill()
+"""
+
+
+def test_what_a_program_has_started_beside_ray_lives_on_and_what_ray_has_started_does_not():
+    """In a notebook; there the death of Ray is a line and does not end the kernel."""
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE], cwd=ROOT, text=True, capture_output=True, timeout=60, check=True
+    )
+    state, helper = done.stdout.split()
+    assert (state, done.stderr) == ("None", "a process of Ray died (killed, or out of memory?)\n")
+    assert not psutil.pid_exists(int(helper)) or psutil.Process(int(helper)).status() == psutil.STATUS_ZOMBIE

@@ -16,7 +16,7 @@ from cmcore.budget import need
 from cmcore.budget.machines import MACHINES, Machine
 from cmcore.budget.need import Need, evaluation_need, fewer_rows, halves, needs, training_need
 from cmcore.budget.plan import Costs, Setting, plan_run
-from cmcore.budget.room import Room, free_memory, gpu_room, known_gpu, memory
+from cmcore.budget.room import Room, free_memory, gpu_room, known_gpu, memory, oom_kills
 from cmcore.commands import before as saying
 from cmcore.commands.before import before
 from cmcore.config import ConfigError
@@ -401,3 +401,11 @@ def test_the_plan_stands_for_what_was_never_measured(tmp_path):
     speeds.learn("train@edm", project, 3.0)
     assert speeds.work("train@edm", project) == pytest.approx(3.0)
     assert json.loads((tmp_path / "speeds.json").read_text())["tiny/train/edm"] == pytest.approx(3.0 / 4096)
+
+
+def test_the_kernel_says_how_many_processes_it_has_killed_for_want_of_memory(tmp_path: Path):
+    assert oom_kills(tmp_path) is None
+    (tmp_path / "vmstat").write_text("oom_killer 3\noom_kill 12\nnr_free_pages 1\n")
+    assert oom_kills(tmp_path) == 12
+    (tmp_path / "vmstat").write_text("nr_free_pages 1\n")  # of an older kernel
+    assert oom_kills(tmp_path) is None

@@ -41,12 +41,14 @@ def test_the_server_is_given_the_loopback_address(
 
 
 PROGRAM = """
+import sys
 from cmcore.commands import ui
 from cmcore.commands.app import main
 ui.command = lambda *_: ["/bin/sh", "-c", "sleep 600 & sleep 600 & echo $$ > server; wait"]
 ui.prepare_database = lambda path: None
 ui.links = lambda store, address: {}
-main(["ui"])
+sys.argv[1:] = ["ui"]
+main()
 """
 
 

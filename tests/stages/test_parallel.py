@@ -1,6 +1,7 @@
 """The order of parallel jobs, and that runs trained in parallel are the runs that their stages would have trained."""
 
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -167,6 +168,13 @@ def stage(monkeypatch: pytest.MonkeyPatch, run: Callable[..., list[Path]]) -> No
     monkeypatch.setattr(parallel, "mend_run", lambda *_: None)  # it looks at the methods of the runs
 
 
+@pytest.fixture
+def scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that has killed a process for want of memory whenever it is asked."""
+    count = itertools.count()
+    monkeypatch.setattr(parallel, "oom_kills", lambda: next(count))
+
+
 class Killed:
     """The work of a stage that is killed so many times; it notes the limits of rows that it is given."""
 
@@ -180,6 +188,7 @@ class Killed:
         return []
 
 
+@pytest.mark.usefixtures("scarce")
 def test_training_that_was_killed_is_tried_once_more_with_half_of_the_rows(tmp_path, monkeypatch, capsys):
     setup, once = project(tmp_path / "p"), Killed(1)
     batch = setup.project.run("edm").train.batch
@@ -196,6 +205,7 @@ def test_training_that_was_killed_is_tried_once_more_with_half_of_the_rows(tmp_p
     assert limited.rows == [8, 4]
 
 
+@pytest.mark.usefixtures("scarce")
 def test_training_that_was_killed_twice_is_not_tried_again(tmp_path, monkeypatch, capsys):
     setup, twice = project(tmp_path / "p"), Killed(9)
     stage(monkeypatch, twice)
@@ -208,6 +218,19 @@ def test_training_that_was_killed_twice_is_not_tried_again(tmp_path, monkeypatch
     )
 
 
+@pytest.mark.parametrize(("kills", "tries"), [(7, 1), (None, 2)])
+def test_training_that_somebody_has_killed_is_not_tried_with_fewer_rows(tmp_path, monkeypatch, capsys, kills, tries):
+    """Its bits would be others. Where the kernel does not say why, memory may have been it."""
+    setup, once = project(tmp_path / "p"), Killed(1)
+    stage(monkeypatch, once)
+    monkeypatch.setattr(parallel, "oom_kills", lambda: kills)
+    with pytest.raises(JobsFailedError, match="failed: train@edm") if tries == 1 else nullcontext():
+        compute_stages(setup, ["train@edm"], 1, nothing)
+    assert len(once.rows) == tries
+    assert (" why; start again, and it continues\n" in capsys.readouterr().err) == (tries == 1)
+
+
+@pytest.mark.usefixtures("scarce")
 @pytest.mark.parametrize(
     ("of", "name"),
     [
@@ -243,6 +266,7 @@ def dies_without_a_limit(compute, *args) -> Path:
     return train_job.job(compute, *args)
 
 
+@pytest.mark.usefixtures("scarce")
 def test_a_process_that_is_killed_goes_on_with_fewer_rows(tmp_path, monkeypatch, capsys):
     """The result has the bits of a run with that limit from its start."""
     inline = {"backend": "inline", "threads": 1, "device": "cpu"}

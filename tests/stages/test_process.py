@@ -35,7 +35,7 @@ def work(*_, **__):
         raise {error} from error
 """
 STAGE = "from cmcore.pipeline.process import guarded; guarded('train x', work)"
-COMMAND = "from cmcore.commands import app; app.app = work; app.main(['repro'])"
+COMMAND = "import sys; from cmcore.commands import app; app.app = work; sys.argv[1:] = ['repro']; app.main()"
 
 
 @pytest.mark.parametrize("error", ["SystemExit(0)", "SystemExit()", "SystemExit(1)", "RuntimeError('x')", "error"])

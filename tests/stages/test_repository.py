@@ -1,10 +1,16 @@
 """Recording results through real DVC, with the project's own dvc.yaml and files that stand for results."""
 
+import errno
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cmcore.closure import ROOT
@@ -16,6 +22,7 @@ from cmcore.pipeline.repository import Repository
 from stages import code
 
 dvc = pytest.importorskip("dvc.repo")
+dvc_stage = pytest.importorskip("dvc.stage")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from packages that DVC uses
 
 
@@ -105,6 +112,64 @@ def test_nothing_is_recorded_after_a_change(folders, monkeypatch, edit, message)
 def test_an_error_of_dvc_is_one_line(folders):
     with pytest.raises(ComputeError, match=r"^DVC: output '.*data' does not exist$"):
         Repository(load()).record("prepare")
+
+
+def test_the_cause_of_a_stage_that_failed_is_in_the_line(folders, monkeypatch):
+    """DVC's own error names the stage alone, whether its process failed or DVC could not write what it made."""
+    found = Repository(load())
+    with pytest.raises(ComputeError, match=r"^DVC: failed to reproduce 'prepare': failed to run: .*, exited with \d+$"):
+        found.reproduce("prepare", {"PYTHONPATH": str(folders.root)})  # where the stages are no sources
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dvc.lock")
+
+    monkeypatch.setattr(dvc_stage.PipelineStage, "reproduce", full)
+    said = (
+        r"^DVC: failed to reproduce 'prepare': .*No space left on device: 'dvc.lock'; free some space, and start again$"
+    )
+    with pytest.raises(ComputeError, match=said):
+        found.reproduce("prepare", {})
+
+
+DRIVER = """
+import sys
+from cmcore.commands import app
+from cmcore.pipeline.common import load
+from cmcore.pipeline.repository import Repository
+app.app = lambda *_, **__: Repository(load()).reproduce("prepare", {"PATH": sys.argv[2]})
+app.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_to_the_driver_alone_ends_it_and_the_stage_that_dvc_runs(folders, number: int, code: int):
+    """DVC has a process whose main thread runs a stage ignore SIGINT, as a terminal sends it to the stage as well."""
+    programs = folders.root / "programs"
+    programs.mkdir()
+    (programs / "python").write_text("#!/bin/sh\necho $$ > stage\nexec /bin/sleep 600\n")
+    (programs / "python").chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", DRIVER, "repro", str(programs)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heeded) as driver:
+        while driver.poll() is None and not (folders.root / "stage").exists():
+            time.sleep(0.05)
+        time.sleep(0.2)
+        stage = psutil.Process(int((folders.root / "stage").read_text()))
+        driver.send_signal(number)
+        try:
+            _, said = driver.communicate(timeout=10)
+        finally:
+            alive = psutil.wait_procs([stage], timeout=2)[1]
+            for process in (*alive, driver):
+                process.kill()
+    assert (driver.returncode, alive) == (code, [])
+    assert said.splitlines()[-1] == "cmlab: stopped"
+
+
+def heeded() -> None:
+    """Signals as on a terminal."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,21 @@ def test_a_child_works_in_the_turn_of_its_parent(tmp_path: Path):
     assert HOLDER not in os.environ
 
 
+def test_two_checkouts_on_one_storage_work_one_after_the_other(tmp_path: Path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".work").symlink_to(shared)
+    with start(tmp_path / "a", "refuse", 60) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        said = rf"^`cmlab repro` \(process {process.pid} on .+ works in {tmp_path}/b/\.work; wait for it"
+        with pytest.raises(ComputeError, match=said), turn(tmp_path / "b", "cmlab repro", wait=False):
+            pass
+        process.kill()
+
+
 def test_a_damaged_record_of_who_works_is_no_obstacle(tmp_path: Path, other: subprocess.Popen[str]):
     (tmp_path / FILE).write_text("{")
     with pytest.raises(ComputeError, match="another process works in"), turn(tmp_path, "x", wait=False):
