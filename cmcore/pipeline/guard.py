@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ KEPT, DAMAGED = Path(".work/dvc.lock"), Path(".work/damaged")
 CHECKSUM = re.compile(r"[0-9a-f]{32}(\.dir)?")  # of a file or a folder in a lock file
 ROOM = 2**25  # bytes that DVC needs for its own lists
 NO_ROOM = 2**18  # bytes that are left where nothing can be written any more
+YOUNG = 2.0  # seconds, in which the entry of a run has been written
 LOOK, PATIENCE = 1.0, 10  # seconds between two looks at the disks, and looks in a row that find no room
 # What a stage reads of the outputs beside files with checksums of their own, which whoever reads them checks.
 READ = {
@@ -119,6 +121,31 @@ def mend_dvc_folder(root: Path) -> list[str]:
         pass
     path.unlink(missing_ok=True)
     return [f"{path.relative_to(root)} was damaged, and removed: no DVC runs here"]
+
+
+def mend_run_cache(runs: Path) -> list[str]:
+    """Remove what a kill or a full disk left half-way in DVC's cache of runs; a line says so.
+
+    DVC fails wherever it comes upon a folder there without an entry. Checkouts that share the cache may be about to
+    write one: so nothing young goes.
+
+    Args:
+        runs: the folder of the cache, with a folder for each state of a stage's inputs.
+    """
+    lines = list[str]()
+    for folder in runs.glob("*/*"):
+        with contextlib.suppress(OSError):  # another checkout was faster
+            parts = list(folder.glob(".*.tmp"))
+            if not parts and any(folder.iterdir()):
+                continue
+            newest = max(path.stat().st_mtime for path in (folder, *parts))
+            time.sleep(min(YOUNG, max(0.0, newest + YOUNG - time.time())))
+            for part in parts:
+                part.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            lines.append(f"{folder.name[:8]} in DVC's cache of runs was half-written, and removed")
+    return lines
 
 
 def full_disk(places: Iterable[Path], room: int = ROOM) -> str:

@@ -24,6 +24,7 @@ from cmcore.pipeline.guard import (
     keep_lock_file,
     mend_dvc_folder,
     mend_lock_file,
+    mend_run_cache,
     parse_lock,
     recorded,
     remove_damaged,
@@ -58,6 +59,8 @@ class Repository:
         for line in mend_dvc_folder(root):
             say(line)
         with self._open() as repo:
+            for line in mend_run_cache(Path(repo.stage_cache.cache_dir)):
+                say(line)
             self._set_aside_changed(repo, repo.status(targets=["code"]), say)
 
     def plan(self, last: str, say: Callable[[str], None] = print) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ import pytest
 
 from cmcore.closure import ROOT
 from cmcore.edge.ray_session import ComputeError
-from cmcore.pipeline import repository
+from cmcore.pipeline import guard, repository
 from cmcore.pipeline.common import Folders, load
 from cmcore.pipeline.files import write_seeds
 from cmcore.pipeline.repository import Repository
@@ -247,6 +247,32 @@ def test_a_damaged_list_of_a_folder_in_the_cache_is_removed(folders):
     shutil.rmtree(folders.data)
     assert found.plan("prepare") == (["prepare"], [])
     assert not listed.exists()
+
+
+@pytest.mark.parametrize("names", [[], [".a1.tmp"], [".a1.tmp", ".b2.tmp"]])
+def test_what_a_full_disk_left_half_way_in_the_cache_of_runs_stops_nothing(folders, monkeypatch, names: list[str]):
+    """DVC makes a folder, writes the entry beside its place and moves it; where it finds no entry, it fails."""
+    monkeypatch.setattr(guard, "YOUNG", 0.01)
+    found, said = recorded_data(folders), []
+    (entry,) = (
+        path for path in (folders.root / ".dvc/cache/runs").glob("*/*/*") if "stages prepare" in path.read_text()
+    )
+    entry.unlink()
+    for name in names:
+        (entry.parent / name).write_text("cmd: python -m st")
+    shutil.rmtree(folders.outputs)
+    Path("dvc.lock").unlink()
+    code.main()
+    found.record("code")
+    found.mend(said.append)
+    assert said == [f"{entry.parent.name[:8]} in DVC's cache of runs was half-written, and removed"]
+    assert found.plan("prepare") == (["prepare"], [])
+    prepare(folders)
+    found.record("prepare")
+    assert entry.exists()
+    (entry.parent / ".c3.tmp").write_text("cmd: python -m st")  # newer than the entry, and what DVC would read
+    found.mend(said.append)
+    assert [path.name for path in entry.parent.iterdir()] == [entry.name]
 
 
 @pytest.mark.parametrize("content", ["", "schema: '2.0'\nstages:\n  prepare:\n    cmd: pyth", "<<<<<<< HEAD\n"])
