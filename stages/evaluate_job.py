@@ -15,9 +15,8 @@ from cmcore.assemble.evaluation import (
 )
 from cmcore.assemble.project import Run
 from cmcore.config import digest
-from cmcore.data.codec import decoding_of
 from cmcore.data.images import open_data, open_images
-from cmcore.edge.autoencoder import load_decoding
+from cmcore.edge.autoencoder import load_decoding, own_decoding
 from cmcore.edge.compile_cache import keep_compiled
 from cmcore.edge.ray_each import execute_each
 from cmcore.edge.ray_run import execute, pick_device
@@ -56,7 +55,7 @@ def job(
     keep_compiled(compute)
     references, why_not = load_references(files.reference, config, device)
     data, images = (open_data(files.data), open_images(files.data)) if files.data else (None, None)
-    own = decoding_of(files.data, device) if files.data else None
+    own = own_decoding(files.data, device) if files.data else None
     decoding = own or load_decoding(files.reference, config.decoder, device)
     training = Training(images.images, images.digest) if images else None
     whole = Evaluation(

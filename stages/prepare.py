@@ -6,6 +6,7 @@ from cmcore.assemble.models import save_empty
 from cmcore.assemble.run import NONE, RANDOM
 from cmcore.data.settings import DataConfig
 from cmcore.data.sources.prepare import prepare
+from cmcore.edge.encoder import encoder_maker
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
 from cmcore.pipeline.code import require_unchanged
@@ -16,10 +17,9 @@ from cmcore.train.precision import choose_matrix_units
 
 
 def job(compute: ComputeConfig, config: DataConfig, out: Path, emit: Emit) -> None:
-    """Read, check, convert and, with a codec that is trained on them, encode the images."""
-    device = pick_device(compute) if config.codec else "cpu"
+    """Read, check, convert and, with a codec, encode the images."""
     choose_matrix_units("fp32")  # latents are data
-    prepare(config, out, reporter(emit), device)
+    prepare(config, out, reporter(emit), encoder_maker(config.codec, pick_device(compute)) if config.codec else None)
 
 
 def main() -> None:

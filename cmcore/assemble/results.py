@@ -236,7 +236,7 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
     there = tuple(row for row in rows if method.moment(row) in (1, *earlier))
     file = root / "outputs" / project.workload / "data" / MANIFEST
     made = torch.clone if project.sections.data.latent else to_uint8
-    if project.sections.data.codec is not None and file.exists():
+    if project.sections.data.latent and file.exists():
         made = decoding_of(file.parent, device) or made
     counts = (
         classes_drawn(run, project.sections.eval, parse_json(file.read_bytes(), str(file))) if file.exists() else ()

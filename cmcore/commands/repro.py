@@ -14,7 +14,7 @@ from cmcore.budget.passes import check_labels
 from cmcore.commands.before import before
 from cmcore.commands.programs import environment
 from cmcore.config import ConfigError
-from cmcore.edge.autoencoder import check_decoder
+from cmcore.edge.autoencoder import check_decoders
 from cmcore.edge.mlflow_writer import TrackingError
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
 from cmcore.evaluate.shipped import shipped_source
@@ -174,8 +174,7 @@ def main(wanted: str = "auto", *, yes: bool = False) -> int:
         ours = compute.backend == "ray" and not (os.environ.get("RAY_ADDRESS") or compute.address)
         jobs = jobs_at_once(wanted, setup, ours)
         require_decoder(setup.project)
-        if (decoder := setup.project.sections.eval.decoder).path:
-            check_decoder(decoder)
+        check_decoders(setup.project.sections.data, setup.project.sections.eval.decoder)
         if setup.project.sections.eval.extractor == SHIPPED:
             shipped_source(setup.project.workload)
         require_files(setup.project.runs.values())

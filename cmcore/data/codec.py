@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,15 +10,32 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cmcore.bounded import check_safetensors, parse_json
-from cmcore.data.decoded import DecodedData, Decoding
+from cmcore.data.decoded import DecodedData, Decoder, Decoding
 from cmcore.data.images import TEST, ImageData, LatentData, open_data, open_images, read_manifest
 from cmcore.errors import DataError, reason
 from cmcore.layers.autoencoder import KLAutoencoder, Shape
 from cmcore.layers.classifier import weights_digest
 from cmcore.tensors import to_float, to_uint8
 
-CODEC = "codec.safetensors"  # beside the latents
+CODEC, PUBLIC = "codec.safetensors", "codec"  # beside the latents: the trained codec, or the folder of a public one
 _BATCH = 64  # images at once
+
+
+class Encoder(Protocol):
+    """The encoder of an autoencoder."""
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the weights."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) -> means and standard deviations (B, 2c, h, w) float32 on the CPU."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that the decoder is, beside the latents."""
+        ...
 
 
 class Codec:
@@ -40,10 +57,11 @@ class Codec:
         parts = raw.to(self._device, torch.float32).split(_BATCH)
         return torch.cat([to_uint8(self.net.decode(part)) for part in parts])
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Write a self-describing safetensors file, with one metadata key: several would be in random order."""
         metadata = {"codec": json.dumps(self.net.shape._asdict(), sort_keys=True)}
-        save_file({key: value.cpu().contiguous() for key, value in self.net.state_dict().items()}, path, metadata)
+        tensors = {key: value.cpu().contiguous() for key, value in self.net.state_dict().items()}
+        save_file(tensors, folder / CODEC, metadata)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> "Codec":
@@ -74,22 +92,17 @@ class Reconstruction(NamedTuple):
     decoded: DecodedData
 
 
-def reconstruction(folder: Path, device: torch.device | str = "cpu") -> Reconstruction | None:
-    """That of the test images of a prepared folder, of the training images where there are no others.
-
-    None where no codec belongs to them.
-    """
-    found = decoding_of(folder, device)
-    if found is None:
-        return None
+def reconstruction(folder: Path, decoder: Decoder) -> Reconstruction:
+    """That of the test images of a prepared folder with a codec, of the training images where there are no others."""
     part = folder / TEST if (folder / TEST).is_dir() else folder
     images, latents = open_images(part), open_data(part)
     assert images is not None
     assert isinstance(latents, LatentData)
-    return Reconstruction(images, DecodedData(latents, found.decoder))
+    return Reconstruction(images, DecodedData(latents, decoder))
 
 
 def decoding_of(folder: Path, device: torch.device | str = "cpu") -> Decoding | None:
-    """The decoding of samples of networks trained on a prepared folder; None where no codec belongs to it."""
+    """The decoding of samples of networks trained on a prepared folder; None where no trained codec belongs to it."""
     manifest = read_manifest(folder)
-    return Decoding(Codec.load(folder / CODEC, device), manifest) if "codec" in manifest else None
+    kind = manifest.get("codec", {}).get("kind")
+    return Decoding(Codec.load(folder / CODEC, device), manifest) if kind == "kl" else None

@@ -17,11 +17,18 @@ OWN = "own"  # the value of `data.test` that asks for the source's own test imag
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """A small KL autoencoder (cmcore/layers/autoencoder.py), trained on the images: networks see its latents."""
+    """An autoencoder whose latents networks see.
 
-    kind: Literal["kl"] = "kl"
+    - "kl": a small one (cmcore/layers/autoencoder.py), trained on the images;
+    - "diffusers": the AutoencoderKL in a folder, as it is.
+    """
+
+    kind: Literal["kl", "diffusers"] = "kl"
     channels: int = 4  # of the latents
     factor: int = 4  # pixels along the side of an image for each along that of its latent
+    path: str = ""  # of the folder, with config.json and diffusion_pytorch_model.safetensors
+    sha256: str = ""  # of its weights, checked where given
+    # Of `kl` alone:
     width: int = 32  # channels of its first layers; they double at every halving of the resolution but the first
     kl: float = 1e-4  # weight of the KL term beside the squared error; both are means over numbers
     images: int = 60_000  # training images seen
@@ -33,6 +40,11 @@ class CodecConfig:
     def __post_init__(self) -> None:
         for key in ("channels", "width", "images", "batch", "threads"):
             require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        named = self.kind == "diffusers"
+        wanted = "the folder of an AutoencoderKL" if named else "nothing for kind kl, which is trained"
+        require(bool(self.path) == named, "path", wanted, self.path)
+        hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
+        require(hex_digest, "sha256", "64 hexadecimal digits (lower case) or nothing", self.sha256)
         power = self.factor >= 1 and self.factor.bit_count() == 1
         require(power, "factor", "a power of 2, at least 1", self.factor)
         require(self.kl >= 0, "kl", "0 or more", self.kl)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from cmcore.bounded import check_safetensors, parse_json
 from cmcore.config import ConfigError
-from cmcore.data.codec import decoding_of
+from cmcore.data.codec import PUBLIC, Reconstruction, decoding_of, reconstruction
 from cmcore.data.decoded import DecodedData, Decoding
-from cmcore.data.images import ImageData, open_data, open_images
-from cmcore.data.settings import LATENT_CHANNELS
+from cmcore.data.images import ImageData, open_data, open_images, read_manifest
+from cmcore.data.settings import LATENT_CHANNELS, DataConfig
 from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError, reason
 from cmcore.evaluate.settings import DecoderConfig
-from cmcore.tensors import to_uint8
+from cmcore.tensors import to_float, to_uint8
 
 FILES = ("config.json", "diffusion_pytorch_model.safetensors")  # as diffusers writes them
 DECODING = "decoding.json"
@@ -28,22 +29,49 @@ _BATCH = 8  # images at once: at 512x512 enough to occupy a device, and few enou
 
 
 class Autoencoder:
-    """Latents (B, 4, h, w) -> uint8 images (B, 3, H, W), in float32 and clipped as in EDM2 (training/encoders.py).
+    """Latents (B, c, h, w) -> uint8 images (B, 3, H, W), in float32 and clipped as in EDM2 (training/encoders.py).
 
-    EDM2's dataset tool encodes images in [0, 1], so decoded images are in [0, 1] too.
+    Args:
+        net: the AutoencoderKL.
+        folder: of its files.
+        digest: of its weights.
+        device: of the computation.
+        unit: its images are in [0, 1], as EDM2's dataset tool encodes them; else in [-1, 1], as it was trained.
     """
 
-    def __init__(self, net: Any, digest: str, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, net: Any, folder: Path, digest: str, device: torch.device | str = "cpu", *, unit: bool = True
+    ) -> None:
         self._net, self.digest, self._device = net.eval().requires_grad_(False).to(device), digest, device
+        self._folder, self._unit = folder, unit
 
     @torch.no_grad()
     def __call__(self, raw: Tensor) -> Tensor:
         parts = raw.to(self._device, torch.float32).split(_BATCH)
-        return torch.cat([(self._net.decode(part).sample.clamp(0, 1) * 255).to(torch.uint8) for part in parts])
+        return torch.cat([self._uint8(self._net.decode(part).sample) for part in parts])
+
+    def _uint8(self, images: Tensor) -> Tensor:
+        return (images.clamp(0, 1) * 255).to(torch.uint8) if self._unit else to_uint8(images)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) -> means and standard deviations (B, 2c, h, w) float32 on the CPU."""
+        found = []
+        for part in images.split(_BATCH):
+            x = to_float(part.to(self._device))
+            posterior = self._net.encode((x + 1) / 2 if self._unit else x).latent_dist
+            found.append(torch.cat([posterior.mean, posterior.std], dim=1).cpu())
+        return torch.cat(found)
+
+    def save(self, folder: Path) -> None:
+        """Copy its files beside the latents, so that these are whole."""
+        (folder / PUBLIC).mkdir()
+        for name in FILES:
+            shutil.copyfile(self._folder / name, folder / PUBLIC / name)
 
 
-def check_decoder(config: DecoderConfig) -> None:
-    """Check that the decoder's files and diffusers are present.
+def check_decoder(config: DecoderConfig, where: str = "eval.decoder") -> None:
+    """Check that the decoder's files and diffusers are present; `where` is the section of the parameters.
 
     Raises:
         ConfigError: one of them is missing.
@@ -52,22 +80,39 @@ def check_decoder(config: DecoderConfig) -> None:
     absent = [name for name in FILES if not (folder / name).is_file()]
     if not config.path or absent:
         raise ConfigError(
-            "eval.decoder.path",
+            f"{where}.path",
             f"expected a folder with {' and '.join(FILES)} of a diffusers AutoencoderKL, "
             f"got {config.path!r}{f', without {absent[0]}' if config.path else ''}",
         )
     if importlib.util.find_spec("diffusers") is None:
-        raise ConfigError("eval.decoder", "needs diffusers, which is not installed: pip install -e '.[latents]'")
+        raise ConfigError(where, "needs diffusers, which is not installed: pip install -e '.[latents]'")
 
 
-def load_decoder(config: DecoderConfig, device: torch.device | str = "cpu") -> Autoencoder:
+def check_decoders(data: DataConfig, decoder: DecoderConfig) -> None:
+    """A ConfigError where the codec or the decoder that parameters name is not there."""
+    if decoder.path:
+        check_decoder(decoder)
+    if data.codec is not None and data.codec.kind == "diffusers":
+        check_decoder(DecoderConfig(path=data.codec.path), "data.codec")
+
+
+def load_decoder(
+    config: DecoderConfig, device: torch.device | str = "cpu", *, channels: int = LATENT_CHANNELS, own: bool = False
+) -> Autoencoder:
     """The decoder in a local folder; nothing is downloaded, and nothing in the files is executed.
+
+    Args:
+        config: of the folder.
+        device: of the decoder.
+        channels: that its latents are expected to have.
+        own: it is the codec of the data (`data.codec`), which has encoded them here.
 
     Raises:
         ConfigError: a file is missing, or diffusers.
         DataError: the checksum differs, or the files are not such a decoder.
     """
-    check_decoder(config)
+    where = "data.codec" if own else "eval.decoder"
+    check_decoder(config, where)
     with contextlib.suppress(ImportError):  # diffusers imports it where it is installed
         import_torchvision()
     from diffusers import AutoencoderKL  # pyright: ignore[reportMissingImports]
@@ -76,7 +121,7 @@ def load_decoder(config: DecoderConfig, device: torch.device | str = "cpu") -> A
     with (folder / FILES[1]).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if config.sha256 and digest != config.sha256:
-        raise DataError(f"{folder / FILES[1]}: expected sha256 {config.sha256} (eval.decoder.sha256), got {digest}")
+        raise DataError(f"{folder / FILES[1]}: expected sha256 {config.sha256} ({where}.sha256), got {digest}")
     check_safetensors(folder / FILES[1])
     parse_json((folder / FILES[0]).read_bytes(), str(folder / FILES[0]))
     try:
@@ -86,12 +131,25 @@ def load_decoder(config: DecoderConfig, device: torch.device | str = "cpu") -> A
     except Exception as error:  # diffusers raises many kinds for files that do not fit
         raise DataError(f"{folder}: cannot be read as an AutoencoderKL ({reason(error, 300)})") from error
     net, found = loaded
-    if found["missing_keys"] or net.config["latent_channels"] != LATENT_CHANNELS:
+    if found["missing_keys"] or net.config["latent_channels"] != channels:
         wrong = f"without {found['missing_keys'][0]}" if found["missing_keys"] else f"{net.config['latent_channels']}"
-        raise DataError(
-            f"{folder}: expected all weights of an AutoencoderKL of {LATENT_CHANNELS} channels, got {wrong}"
-        )
-    return Autoencoder(net, digest, device)
+        raise DataError(f"{folder}: expected all weights of an AutoencoderKL of {channels} channels, got {wrong}")
+    return Autoencoder(net, folder, digest, device, unit=not own)
+
+
+def own_decoding(folder: Path, device: torch.device | str = "cpu") -> Decoding | None:
+    """The decoding by the codec of a prepared folder; None where it has none."""
+    manifest = read_manifest(folder)
+    if manifest.get("codec", {}).get("kind") != "diffusers":
+        return decoding_of(folder, device)
+    config = DecoderConfig(path=str(folder / PUBLIC), sha256=manifest["codec"]["digest"])
+    return Decoding(load_decoder(config, device, channels=manifest["shape"][0], own=True), manifest)
+
+
+def reconstruction_of(folder: Path, device: torch.device | str = "cpu") -> Reconstruction | None:
+    """What the codec of a prepared folder makes of images; None where it has none."""
+    decoding = own_decoding(folder, device)
+    return None if decoding is None else reconstruction(folder, decoding.decoder)
 
 
 def image_converter(
@@ -101,7 +159,7 @@ def image_converter(
     data = open_data(folder)
     if isinstance(data, ImageData):
         return to_uint8
-    if (decoding := decoding_of(folder, device)) is not None:
+    if (decoding := own_decoding(folder, device)) is not None:
         return decoding
     return Decoding(load_decoder(config, device), data.manifest) if config.path else None
 

@@ -100,8 +100,9 @@ def save(project: Project, name: str, root: Path, folder: Path, facts: Mapping[s
     collect(project, name, root, data)
     run = open_run(name, root)
     seen = project.sections.data
-    kind = np.dtype("float64") if seen.source == "latents" else np.dtype("uint8")
-    shape = run.shape if seen.codec is None else (seen.channels, seen.resolution, seen.resolution)
+    decoded = seen.codec is not None and seen.codec.kind == "kl"  # a public codec is not copied with the model
+    kind = np.dtype("float64") if seen.latent and not decoded else np.dtype("uint8")
+    shape = (seen.channels, seen.resolution, seen.resolution) if decoded else run.shape
     signature = ModelSignature(
         Schema([ColSpec("long", "count")]),
         Schema([TensorSpec(kind, (-1, *shape))]),

@@ -29,6 +29,8 @@ def named_files(sections: Sections) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, str]] = {"prepare": {}}
     if data.source not in PINNED and not data.sha256:
         found["prepare"]["data.path"] = data.path
+    if data.codec is not None and not data.codec.sha256:
+        found["prepare"]["data.codec.path"] = data.codec.path
     measured = {"eval.inception.path": run_eval.inception.path}
     if not run_eval.dinov2.sha256:
         measured["eval.dinov2.path"] = run_eval.dinov2.path

@@ -168,14 +168,12 @@ def test_the_images_stand_beside_their_latents(tmp_path: Path, prepared: Path):
 
 
 def test_a_reconstruction_is_of_test_images_row_by_row(prepared: Path, tmp_path: Path):
-    found = reconstruction(prepared)
-    assert found is not None
-    assert len(found.images) == len(found.decoded.images) == 16
     codec = Codec.load(prepared / CODEC)
+    found = reconstruction(prepared, codec)
+    assert len(found.images) == len(found.decoded.images) == 16
     x = torch.from_numpy(np.array(found.images.images))
     np.testing.assert_array_equal(found.decoded.images[:], codec(codec.encode(x)[:, :2]).numpy())
     prepare(replace(DATA, codec=None), tmp_path / "plain")
-    assert reconstruction(tmp_path / "plain") is None
     assert decoding_of(tmp_path / "plain") is None
 
 
@@ -219,6 +217,9 @@ def test_damaged_codecs_are_named(prepared: Path, tmp_path: Path):
         ({"codec": {"kind": "vq"}}, r"codec\.kind"),
         ({"source": "latents", "path": "p", "channels": 4, "count": 0, "codec": {}}, "codec"),
         ({"precision": "float16"}, "precision"),
+        ({"codec": {"path": "vae"}}, r"codec\.path"),
+        ({"codec": {"kind": "diffusers"}}, r"codec\.path"),
+        ({"codec": {"sha256": "abc"}}, r"codec\.sha256"),
     ],
 )
 def test_wrong_settings_name_their_key(fields: dict, key: str):

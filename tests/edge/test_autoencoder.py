@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,28 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cmcore.config import ConfigError, read
+from cmcore.data.codec import decoding_of
 from cmcore.data.decoded import Decoding
+from cmcore.data.images import open_data, open_images
 from cmcore.data.latent_space import FINAL_STD, RAW_MEAN, RAW_STD, normalisation, sample_posterior
-from cmcore.edge.autoencoder import FILES, check_decoder, load_decoder, load_decoding
+from cmcore.data.settings import CodecConfig, DataConfig
+from cmcore.data.sources.prepare import prepare
+from cmcore.edge.autoencoder import (
+    FILES,
+    check_decoder,
+    check_decoders,
+    image_converter,
+    load_decoder,
+    load_decoding,
+    own_decoding,
+    reconstruction_of,
+)
+from cmcore.edge.encoder import encoder_maker
 from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.rng import Draws
+from cmcore.tensors import to_float, to_uint8
 
 STAND_IN = Path(__file__).parents[1] / "support/without_diffusers"
 
@@ -125,3 +142,83 @@ def test_the_real_autoencoder_gives_back_the_images_of_what_it_encoded(tmp_path:
     save_file({name: value for name, value in state.items() if name != "decoder.conv_in.bias"}, tmp_path / FILES[1])
     with pytest.raises(DataError, match=r"got without decoder\.conv_in\.bias"):
         load_decoder(DecoderConfig(path=str(tmp_path)))
+
+
+DATA = DataConfig(
+    source="shapes", resolution=16, channels=3, count=40, test=0.1,
+    codec=CodecConfig(kind="diffusers", path="vae", channels=4, factor=2),
+)  # fmt: skip
+
+
+def encoded(out: Path, data: DataConfig = DATA) -> Path:
+    """The folder of the data, prepared with the codec."""
+    assert data.codec is not None
+    prepare(data, out, encoder=encoder_maker(data.codec, "cpu"))
+    return out
+
+
+def test_own_images_are_encoded_and_their_folder_has_the_decoder(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.parent)
+    out = encoded(Path("data"))
+    known = load_decoder(DecoderConfig(path="vae"), own=True)
+    shutil.rmtree("vae")  # what is prepared is whole
+    data, images = open_data(out), open_images(out)
+    assert images is not None
+    x = to_float(torch.from_numpy(images.images.copy()))
+    expected = torch.nn.functional.pixel_unshuffle(x, 2)[:, :4]  # as the stand-in does, of images in [-1, 1]
+    torch.testing.assert_close(torch.from_numpy(data.images[:, :4].copy()), expected)
+    assert data.manifest["codec"] == {"kind": "diffusers", "digest": known.digest}
+    assert data.manifest["channel_std"] == pytest.approx([FINAL_STD] * 4)
+    decoding, converter = own_decoding(out), image_converter(out, DecoderConfig())
+    assert decoding is not None
+    assert isinstance(converter, Decoding)
+    assert decoding.digest == converter.digest == known.digest
+    raw = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(decoding.decoder(raw), to_uint8(known._net.decode(raw).sample))
+    found = reconstruction_of(out)
+    assert found is not None
+    assert len(found.images) == len(found.decoded.images) == 4
+    assert decoding_of(out) is None  # without diffusers there is nothing to decode it
+    (out / "codec" / FILES[1]).write_bytes((out / "codec" / FILES[1]).read_bytes() + b" ")
+    with pytest.raises(DataError, match=r"expected sha256 .* \(data\.codec\.sha256\), got"):
+        own_decoding(out)
+
+
+def test_a_codec_that_does_not_fit_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.parent)
+    for fields, message in (
+        ({"factor": 4}, r"vae: expected latents of a side 4 times shorter \(data\.codec\.factor\), got \(8, 8\)"),
+        ({"channels": 3}, r"vae: expected all weights of an AutoencoderKL of 3 channels, got 4"),
+        ({"path": "nowhere"}, r"^data\.codec\.path: expected a folder with config\.json"),
+        ({"sha256": "0" * 64}, r"expected sha256 0+ \(data\.codec\.sha256\)"),
+    ):
+        assert DATA.codec is not None
+        with pytest.raises((ConfigError, DataError), match=message):
+            encoded(tmp_path / "out", replace(DATA, codec=replace(DATA.codec, **fields)))
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"^data\.codec\.path: "):
+        check_decoders(replace(DATA, codec=replace(DATA.codec, path="nowhere")), DecoderConfig())
+    check_decoders(DATA, DecoderConfig())
+
+
+def test_the_real_autoencoder_encodes_images_as_it_was_trained_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed (the extra 'latents')")
+    monkeypatch.chdir(tmp_path)
+    import_torchvision()
+    diffusers: Any = importlib.import_module("diffusers")
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    net = diffusers.AutoencoderKL(**blocks, block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4).eval()
+    net.save_pretrained("vae")
+    out = encoded(Path("data"))
+    data, images = open_data(out), open_images(out)
+    assert images is not None
+    with torch.no_grad():
+        posterior = net.encode(to_float(torch.from_numpy(images.images.copy()))).latent_dist
+        decoded = to_uint8(net.decode(posterior.mean).sample)
+    stored = torch.from_numpy(data.images.copy())
+    torch.testing.assert_close(stored, torch.cat([posterior.mean, posterior.std], dim=1), rtol=1e-4, atol=1e-5)
+    decoding = own_decoding(out)
+    assert decoding is not None
+    assert (decoding.decoder(stored[:, :4]).int() - decoded.int()).abs().max() <= 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cmcore.assemble.project import Sections
-from cmcore.closure import ROOT
+from cmcore.closure import ROOT, import_closure
 from cmcore.config import load_yaml, merge, read
 from cmcore.errors import DataError
 from cmcore.pipeline.code import require_unchanged
@@ -204,3 +204,17 @@ def test_an_earlier_state_of_the_files_gives_its_results_also_after_another_work
         require_unchanged(load().project.sections, "prepare", folders.code)
     repro(made)
     assert len(made) == 4, "content counts, also where the number of files is the same"
+
+
+def test_a_public_codec_is_a_file_of_prepare_and_a_trained_one_is_none():
+    data = {"source": "folder", "path": "in", "resolution": 16, "channels": 3}
+    public = sections(data={**data, "codec": {"kind": "diffusers", "path": "vae"}})
+    assert named_files(public)["prepare"] == {"data.path": Path("in"), "data.codec.path": Path("vae")}
+    assert named_files(sections(data={**data, "codec": {}}))["prepare"] == {"data.path": Path("in")}
+
+
+def test_how_a_codec_is_trained_is_code_of_prepare_alone():
+    training = Path("cmcore/data/sources/codec.py")
+    assert training in import_closure(["stages.prepare"])
+    for stage in ("train", "evaluate", "reference", "edit", "tabulate"):
+        assert training not in import_closure([f"stages.{stage}"]), stage

@@ -11,7 +11,7 @@ from cmcore.commands.doctor.machine import cores, in_bytes, memory
 from cmcore.commands.overrides import left_over, running
 from cmcore.commands.place import workload_files
 from cmcore.config import ConfigError
-from cmcore.edge.autoencoder import check_decoder
+from cmcore.edge.autoencoder import check_decoders
 from cmcore.pipeline.common import PARAMS, Setup
 
 SECONDS = 4.0  # for the memory of runs: those of large networks take a while to count
@@ -41,8 +41,7 @@ def check_files(setup: Setup, root: Path) -> Finding:
     try:
         require_files(setup.project.runs.values())
         require_decoder(setup.project)
-        if sections.eval.decoder.path:
-            check_decoder(sections.eval.decoder)
+        check_decoders(sections.data, sections.eval.decoder)
     except ConfigError as error:
         return Finding("files", FAIL, str(error), f"put the file there, or change {PARAMS}")
     prepared = "data are prepared" if setup.folders.manifest.exists() else "data are not prepared yet"

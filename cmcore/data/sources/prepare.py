@@ -6,15 +6,16 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from cmcore.atomic import replacing
 from cmcore.config import plain
-from cmcore.data.codec import CODEC
+from cmcore.data.codec import Encoder
 from cmcore.data.images import ARRAYS, ENCODED, MANIFEST, TEST, WORDS, read_manifest
 from cmcore.data.latent_space import normalisation
 from cmcore.data.settings import OWN, DataConfig
@@ -31,8 +32,14 @@ ENCODED_AT_ONCE = 256  # images
 Progress = Callable[[int, int], None]
 
 
+class MakeEncoder(Protocol):
+    """Training images uint8 (N, C, H, W) -> an encoder of them."""
+
+    def __call__(self, images: np.ndarray, /, *, progress: Progress) -> Encoder: ...
+
+
 def prepare(
-    config: DataConfig, out: Path, progress: Progress | None = None, device: torch.device | str = "cpu"
+    config: DataConfig, out: Path, progress: Progress | None = None, encoder: MakeEncoder | None = None
 ) -> dict[str, Any]:
     """Write the data set into the folder `out` and return its manifest.
 
@@ -41,16 +48,16 @@ def prepare(
     pixels in [-1, 1], or of normalised latents. Equal sources give equal bytes everywhere. The test images of
     `config.test` are not among them: they stand in the folder `test` in `out`, in the same form.
 
-    With `config.codec` a codec is trained on the training images and written to codec.safetensors, and latents.npy
-    stands beside images.npy. The manifest is then that of the latents, with that of the images under `images`, and
-    with the digest of the codec. On one kind of CPU equal images give equal bytes of all of it.
+    With `config.codec` latents.npy stands beside images.npy, and the codec beside both. The manifest is then that of
+    the latents, with that of the images under `images`, and with the digest of the codec. On one kind of CPU equal
+    images give equal bytes of all of it.
 
     Args:
         config: the source.
         out: a folder that is replaced as a whole, at the end.
         progress: called with (images done, images in all), before that with (bytes done, bytes in all) of a download,
             after it with those of the codec's training and of the encoding.
-        device: of the codec.
+        encoder: makes the encoder for the training images, and tells its progress; by default one is trained.
 
     Raises:
         DataError: an image is wrong; the message names the first. `out` is then unchanged.
@@ -76,7 +83,7 @@ def prepare(
                 _write(parts[1:], own, progress)
             manifest, *_ = [part.finish() for part in parts]
             if config.codec is not None:
-                manifest = _encode(parts, config, progress, device)
+                manifest = _encode(parts, config, progress, encoder or partial(train_codec, config=config.codec))
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error})") from error
     return manifest
@@ -182,17 +189,15 @@ class _Part:
         return manifest
 
 
-def _encode(
-    parts: Sequence[_Part], config: DataConfig, progress: Progress, device: torch.device | str
-) -> dict[str, Any]:
-    """Train a codec on the images of the first part, and write the latents of all parts; the result is its manifest.
+def _encode(parts: Sequence[_Part], config: DataConfig, progress: Progress, make: MakeEncoder) -> dict[str, Any]:
+    """Make an encoder for the images of the first part, and write the latents of all; the result is its manifest.
 
     The training images' latents are normalised to a mean of 0 and one deviation in every channel, and those of
     test images by the same constants.
     """
     assert config.codec is not None
-    codec = train_codec(np.load(parts[0].path, mmap_mode="r"), config.codec, device, progress)
-    codec.save(parts[0].folder / CODEC)
+    codec = make(np.load(parts[0].path, mmap_mode="r"), progress=progress)
+    codec.save(parts[0].folder)
     first: dict[str, Any] = {}
     for part in parts:
         images, rows = np.load(part.path, mmap_mode="r"), np.flatnonzero(part.chosen)
