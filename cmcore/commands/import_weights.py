@@ -4,13 +4,23 @@ from pathlib import Path
 
 from cmcore.assemble.imports import UNET, is_diffusers, mismatches, net_of, read_public, section
 from cmcore.assemble.summary import file_digest
+from cmcore.commands.place import CommandError
 
 SHOWN = 20  # names that do not match
 
 
 def describe(path: Path, part: str) -> str:
-    """The family, the numbers and the lines to paste."""
-    path = path / UNET if path.is_dir() else path
+    """The family, the numbers and the lines to paste.
+
+    Raises:
+        CommandError: a folder that holds no such file.
+    """
+    if path.is_dir():
+        if not (path / UNET).is_file():
+            raise CommandError(
+                f"FILE: expected a weight file, or a folder of diffusers with {UNET}, got {path} without it"
+            )
+        path /= UNET
     public = read_public(path, part)
     lines = mismatches(public, net_of(public))
     classes = f"{public.classes} classes" if public.classes else "unconditional"

@@ -17,6 +17,7 @@ from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import parse_project
 from cmcore.assemble.results import TrainedRun, open_run
 from cmcore.commands.import_weights import describe
+from cmcore.commands.place import CommandError
 from cmcore.config import ConfigError
 from cmcore.errors import DataError
 
@@ -118,6 +119,11 @@ WRONG = [
     (UNET_CONFIG, {"_class_name": "UNet2DConditionModel"}, "no network of a known family"),
     (SCHEDULER, {"_class_name": "DDPMScheduler"}, "scheduler: expected CMStochasticIterativeScheduler, got DDPM"),
 ]
+
+
+def test_a_folder_without_a_network_is_said_to_have_none(tmp_path):
+    with pytest.raises(CommandError, match=rf"^FILE: expected .* with {UNET}, got {tmp_path} without it$"):
+        describe(tmp_path, "")
 
 
 @pytest.mark.parametrize(("file", "values", "message"), WRONG, ids=lambda value: str(value)[:30])
