@@ -499,7 +499,7 @@ def toy(
 ) -> None:
     """Show every method in the plane, beside the exact flow.
 
-    Trains every method on points of the plane, for about a minute of one core. Writes a page, figures and numbers into
+    Trains every method on points of the plane, for a minute or two of one core. Writes a page, figures and numbers into
     a folder.
 
     \b
