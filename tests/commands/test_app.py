@@ -256,7 +256,7 @@ def test_a_second_command_says_who_works_before_it_touches_anything(
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     before = (tmp_path / "params.yaml").read_bytes()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cmcore.commands.app.require_own_code", lambda _: None)
+    monkeypatch.setattr("cmcore.commands.line.pipeline.require_own_code", lambda _: None)
     (tmp_path / ".work").mkdir()
     with (tmp_path / ".work/running").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -153,7 +153,7 @@ def test_the_command_line_overrides_and_says_what_the_reports_show(project, monk
         seen.append((jobs, load_yaml(Path("params.yaml"))["runs"]["ect"]["options"]["q"]))
         return 0
 
-    monkeypatch.setattr(app, "require_own_code", lambda root: None)
+    monkeypatch.setattr("cmcore.commands.line.pipeline.require_own_code", lambda root: None)
     monkeypatch.setattr("cmcore.commands.repro.main", pipeline)
     with pytest.raises(SystemExit) as end:
         app.main(["repro", "-j", "2", "--set", "runs.ect.options.q=8"])

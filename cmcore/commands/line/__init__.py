@@ -1,0 +1,1 @@
+"""The commands of `cmlab` with their options, a file for each group."""
