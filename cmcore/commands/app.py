@@ -22,6 +22,7 @@ from cmcore.commands.overrides import recover, running
 from cmcore.commands.place import CommandError, project_root
 from cmcore.config import ConfigError
 from cmcore.edge.ray_family import leave
+from cmcore.pipeline.home import give_home
 from cmcore.pipeline.signals import SIGNALLED, received, status, stop_on_signals
 
 OUTSIDE = (
@@ -121,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         return f"{' '.join([NAME, call.command]).strip()}: stopped{more}"
 
     if own:
+        give_home()
         stop_on_signals(stopped)
     message, code = "", 0
     try:

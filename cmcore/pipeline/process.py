@@ -22,6 +22,7 @@ from cmcore.atomic import write_atomic
 from cmcore.config import ConfigError
 from cmcore.edge.ray_family import leave
 from cmcore.errors import reason
+from cmcore.pipeline.home import give_home
 from cmcore.pipeline.signals import SIGNALLED, received, status, stop_on_signals
 from cmcore.pipeline.turn import turn
 
@@ -89,6 +90,7 @@ def causes(error: BaseException) -> list[BaseException]:
 def guarded(name: str, main: Callable[[], None]) -> NoReturn:
     """Run a stage and exit: 0, 1 for an error, 2 for a wrong parameter, 128 + n for signal n."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    give_home()
     stop_on_signals(lambda: f"{name}: stopped; {CONTINUES}")
     if "DVC_STAGE" in os.environ:
         threading.Thread(target=_end_with, args=(caller(),), daemon=True).start()
