@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
+TORCH ?= 2.11.0
 # The programs that DVC starts find the environment's python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -75,6 +76,14 @@ test: lint ## lint, types, import contracts and tests, in minutes
 .PHONY: test-slow
 test-slow: $(VENV)/.dev ## the tests that start clusters, kill processes and run searches
 	@$(BIN)/python -m pytest -m slow
+
+.PHONY: test-torch
+test-torch: ## the tests of the numeric core under another PyTorch: make test-torch TORCH=2.11.0 PYTHON=python3.12
+	@$(MAKE) VENV=.venv-torch .venv-torch/bin/pip
+	@grep -vi torch constraints.txt > .venv-torch/constraints.txt
+	@.venv-torch/bin/pip install --quiet -c .venv-torch/constraints.txt -e . torch==$(TORCH) \
+		hypothesis psutil pytest pytest-timeout scikit-learn
+	@.venv-torch/bin/python -m pytest -m 'not slow' $(addprefix tests/,consistency diffusion layers methods nets sample train)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## format, lint, types, import contracts, spelling

@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,8 +13,9 @@ from tiny_runs import tiny_folder, tiny_inputs, tiny_project
 
 from cmcore.assemble.training import WEIGHTS
 from cmcore.config import ConfigError, read
+from cmcore.edge import ray_train
 from cmcore.edge.ray_run import execute
-from cmcore.edge.ray_session import ComputeError, connection
+from cmcore.edge.ray_session import ComputeError, WorkerDiedError, connection
 from cmcore.edge.ray_train import check_capacity, execute_together
 from cmcore.edge.settings import ComputeConfig
 from cmcore.evaluate.settings import DecoderConfig
@@ -111,6 +114,7 @@ def worker_processes() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 class TestOnTwoNodes:
     def test_the_result_is_that_of_one_worker_within_floating_point(self, trained, inputs, tmp_path):
         project, inline = tiny_project(), ComputeConfig(backend="inline", threads=1, device="cpu")
@@ -151,6 +155,30 @@ class TestOnTwoNodes:
             two, folder, job, two, project.run("ict"), inputs, folder, DecoderConfig(), progress=kill
         )
         assert killed
+        for file in (WEIGHTS, HISTORY, "summary.json"):
+            assert (final / file).read_bytes() == (trained[0] / file).read_bytes(), file
+
+    def test_workers_that_die_too_often_end_in_a_line_and_the_run_goes_on_later(
+        self, trained, two, inputs, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(ray_train, "RESTARTS", 0)
+        project = tiny_project()
+        folder, begun = tiny_folder(project, "ict", inputs, tmp_path), []
+
+        def train(progress: Callable[[object], None]) -> Path:
+            known = (two, project.run("ict"), inputs, folder, DecoderConfig())
+            return execute_together(two, folder, job, *known, progress=progress)
+
+        def kill(event: object) -> None:
+            if isinstance(event, Done) and event.done >= 1024:
+                for process in worker_processes()[-1:]:  # there is none once its death was noticed
+                    process.kill()
+
+        with pytest.raises(WorkerDiedError, match="start again, and the run continues") as died:
+            train(kill)
+        assert "\n" not in str(died.value)
+        final = train(lambda event: begun.append(event.done) if isinstance(event, Done) else None)
+        assert begun[0] >= 512
         for file in (WEIGHTS, HISTORY, "summary.json"):
             assert (final / file).read_bytes() == (trained[0] / file).read_bytes(), file
 

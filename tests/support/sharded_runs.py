@@ -59,6 +59,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Any, dict[str, Any]]] = {
     "edm2": ("edm", {"uncertainty": True}, edm2_state, images, {"clip_norm": 1.0}),
     "edm2 with Duals": ("sct", {}, edm2_state, images, {"optimiser": "adam"}),
     "channels last": ("ect", {}, edm2_state, images, {"channels_last": True}),
+    "compiled": ("sct", {}, mlp_state, batches, {"compile": True}),
     "fp16": ("edm", {}, mlp_state, batches, {"precision": "fp16"}),
 }
 
@@ -70,6 +71,8 @@ def train(name: str, worker: Worker, micro_batch: int) -> Numbers:
     state = make(method, config, worker)
     assert all(is_sharded(parameter) == (worker.shard and parameter.ndim > 0) for parameter in state.parameters)
     records = list(steps(state, method, feed, config, worker))
+    compiled = [module for module in state.nets.student.net.modules() if module._compiled_call_impl is not None]
+    assert bool(compiled) == config.compile, "compiling failed, and the run went on without"
     profiles = {profile: whole(state.weights(profile), lead=True) for profile in ("raw", *state.ema)}
     found = {f"{profile}/{key}": tensor for profile, named in profiles.items() for key, tensor in named.items()}
     for key in ("loss", "grad_norm"):
@@ -80,6 +83,8 @@ def train(name: str, worker: Worker, micro_batch: int) -> Numbers:
 def train_all(rank: int, world: int, names: Sequence[str]) -> tuple[dict[str, Numbers], list[int]]:
     """Cases with a part of every parameter and with micro-batches; the sizes of what is held of one."""
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\..*")  # of what it calls in itself
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # Dynamo asks for it
     worker = Worker(rank, world, shard=True)
     net = edm2_state(make_method("edm"), make_train(), worker).nets.student
     return {name: train(name, worker, 8) for name in names}, [part.numel() for part in parts(net)]

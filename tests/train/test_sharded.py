@@ -20,7 +20,7 @@ from cmcore.train.workers import ALONE
 
 # A target that moves, two players, stages; the other methods are slow.
 FEW = ["ct", "dmd2", "tcm", "edm2", "edm2 with Duals", "channels last", "fp16"]
-OTHERS = [name for name in CASES if name not in FEW]
+OTHERS = [name for name in CASES if name not in (*FEW, "compiled")]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,12 @@ def test_a_sharded_run_is_the_run_of_one_worker(name: str, few: list[Any]):
 @pytest.mark.parametrize("name", OTHERS)
 def test_so_is_that_of_every_method(name: str, others: list[Any]):
     check(name, others)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_so_is_one_of_compiled_blocks():
+    check("compiled", together(2, train_all, 2, ["compiled"]))
 
 
 def test_every_worker_holds_a_part(few: list[Any]):
