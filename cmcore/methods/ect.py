@@ -30,7 +30,8 @@ class Config:
     stages: int = 8  # equal parts of the run
     ratio_limit: float = 1.0  # bound of r/t; TCM (arXiv 2410.14895) uses 0.999
     huber_c: float = 1e-8  # the paper's 0 has an undefined gradient where both sides are equal
-    weighting: Literal["gap", "edm"] = "gap"  # 1/(t - r) for CIFAR-10, EDM's for ImageNet
+    # 1/(t - r) for CIFAR-10, EDM's for ImageNet; 1, which the paper has not
+    weighting: Literal["gap", "edm", "none"] = "gap"
 
     def __post_init__(self) -> None:
         require(self.P_std > 0, "P_std", "a positive number", self.P_std)
@@ -80,7 +81,11 @@ class ECT(Method):
         with draws.dropout():
             f_t = nets.student(batch.x + expand_like(t, z) * z, t, batch.labels)
         gap = pseudo_huber(f_t, target, cfg.huber_c)
-        weight = weights.inverse_gap(t, r) if cfg.weighting == "gap" else weights.edm(t, self.diffusion.sigma_data)
+        weight = {
+            "gap": lambda: weights.inverse_gap(t, r),
+            "edm": lambda: weights.edm(t, self.diffusion.sigma_data),
+            "none": lambda: torch.ones_like(t),
+        }[cfg.weighting]()
         return LossOut(weight.to(gap.dtype) * gap, {"stage": float(stage), "distance": gap.detach().mean()})
 
 

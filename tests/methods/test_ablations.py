@@ -43,6 +43,14 @@ def test_every_switch_of_ict_tells(change: dict[str, object]):
     assert not torch.allclose(usual, changed)
 
 
+def test_ect_weighs_the_same_distance_by_the_gap_or_not():
+    nets, batch = nets_of(wrong()), data(ORACLE, DRAWS)
+    made = [make_method("ect", weighting=kind).loss(nets, batch, START, DRAWS) for kind in ("gap", "none")]
+    weighed, plain = (one.loss.detach() for one in made)
+    torch.testing.assert_close(plain.mean(), made[0].scalars["distance"])  # of which the gap alone makes the loss
+    assert not torch.allclose(weighed, plain)
+
+
 def sct_loss(**options: object) -> Tensor:
     """Per sample, with w = 0, as it is at the start of training."""
     method = make_method("sct", warmup_images=0, **options)
