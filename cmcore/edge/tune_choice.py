@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cmcore.search.space import Dimension, TuneConfig
+from cmcore.search.space import Dimension, TuneConfig, flat
 
 
 def domain(dimension: Dimension) -> Any:
@@ -27,13 +27,14 @@ def searcher_of(config: TuneConfig) -> Any:
     """The search algorithm, which proposes the values of each trial."""
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
+    first = [flat(point) for point in config.start]
     if config.searcher == "random":
-        return BasicVariantGenerator(random_state=config.seed)
+        return BasicVariantGenerator(points_to_evaluate=first, random_state=config.seed)
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return OptunaSearch(metric="score", mode="min", seed=config.seed)
+    return OptunaSearch(metric="score", mode="min", points_to_evaluate=first or None, seed=config.seed)
 
 
 def scheduler_of(config: TuneConfig) -> Any:

@@ -116,6 +116,15 @@ def _dimension(path: str, kind: str, entry: Mapping[str, Any]) -> Dimension:
     return Dimension(path, kind, tuple(values))
 
 
+def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """{"a.b": value} for {"a": {"b": value}}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        here = join(path, key)
+        found |= flat(value, here) if isinstance(value, Mapping) else {here: value}
+    return found
+
+
 def nested(path: str, value: Any) -> dict[str, Any]:
     """{"a": {"b": value}} for "a.b"."""
     for key in reversed(path.split(".")):
@@ -136,6 +145,7 @@ class TuneConfig:
     teacher: str  # likewise
     kind: Literal["train", "posthoc"] = "train"  # posthoc: train once, then try EMA profiles of the width `std`
     space: dict[str, Any]  # nested like a run's entry; for posthoc {std: {loguniform: [low, high]}}
+    start: tuple[dict[str, Any], ...] = ()  # points that are tried first, nested like `space`: what is known to be good
     nfe: Literal[1, 2] = 1  # ranked by the Frechet distance of samples with so many function evaluations
     samples: int = 2000  # of each measurement
     images: int = 0  # budget of a trial; 0 for the images of the run itself
@@ -169,6 +179,14 @@ class TuneConfig:
             paths = [dimension.path for dimension in self.dimensions]
         except ConfigError as error:
             raise ConfigError(join("space", error.path), error.message) from error
+        for index, point in enumerate(map(flat, self.start)):
+            here = f"start[{index}]"
+            require(point.keys() == set(paths), here, f"values of {', '.join(paths)}", ", ".join(point))
+            for dimension in self.dimensions:
+                value = point[dimension.path]
+                inside = value in dimension.values if dimension.kind == "choice" else dimension.clean(value) == value
+                require(inside, f"{here}.{dimension.path}", "a value of the space", value)
+        require(len(self.start) <= self.trials, "start", "at most as many points as trials", len(self.start))
         if self.kind == "posthoc":
             require(paths == [POSTHOC_STD], "space", f"{POSTHOC_STD} alone for a post-hoc search", paths)
             for bound in self.dimensions[0].extremes:
