@@ -27,13 +27,13 @@ def searcher_of(config: TuneConfig) -> Any:
     """The search algorithm, which proposes the values of each trial."""
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    first = [flat(point) for point in config.start]
     if config.searcher == "random":
-        return BasicVariantGenerator(points_to_evaluate=first, random_state=config.seed)
+        return BasicVariantGenerator(random_state=config.seed)
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    first = [flat(point) for point in config.start]
     return OptunaSearch(metric="score", mode="min", points_to_evaluate=first or None, seed=config.seed)
 
 

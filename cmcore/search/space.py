@@ -186,6 +186,7 @@ class TuneConfig:
                 value = point[dimension.path]
                 inside = value in dimension.values if dimension.kind == "choice" else dimension.clean(value) == value
                 require(inside, f"{here}.{dimension.path}", "a value of the space", value)
+        require(not self.start or self.searcher == "optuna", "searcher", "optuna, which can `start`", self.searcher)
         require(len(self.start) <= self.trials, "start", "at most as many points as trials", len(self.start))
         if self.kind == "posthoc":
             require(paths == [POSTHOC_STD], "space", f"{POSTHOC_STD} alone for a post-hoc search", paths)

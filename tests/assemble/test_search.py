@@ -20,6 +20,8 @@ from cmcore.train.session import CHECKPOINT
 
 VALUES = {"options.q": 4.0, "train.lr": 1e-3, "train.ema.ema.half_life": 100}
 
+START = {"options": {"q": 4.0}, "train": {"lr": 1e-3, "ema": {"ema": {"half_life": 100.0}}}}
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -88,6 +90,13 @@ def test_positions_follow_the_scale_of_the_search():
         ({"scheduler": "pbt", "searcher": "optuna"}, "tune.schedule.searcher", "random for pbt"),
         ({"confirm": [1001]}, "tune.schedule.confirm", "seeds that the search did not use"),
         ({"kind": "posthoc"}, "tune.schedule.space", "std alone"),
+        ({"start": [START, {}]}, "tune.schedule.start[1]", "values of options.q, train.lr, train.ema.ema.half_life"),
+        (
+            {"start": [merge(START, {"options": {"q": 99.0}})]},
+            "tune.schedule.start[0].options.q",
+            "a value of the space",
+        ),
+        ({"start": [START], "searcher": "random"}, "tune.schedule.searcher", "which can `start`"),
         ({"trials": 0}, "tune.schedule.trials", "between 1 and a million"),
         ({"nfe": 3}, "tune.schedule.nfe", "expected one of 1, 2"),
     ],

@@ -82,3 +82,13 @@ def test_asha_stops_the_worse_trial_at_a_rung():
         for trial, score in zip(trials, (2, 9, 1), strict=True)
     ]
     assert said == ["CONTINUE", "STOP", "CONTINUE"]
+
+
+def test_a_search_begins_with_the_points_that_are_given():
+    space = {"options": {"q": {"uniform": [1.0, 9.0]}, "weighting": {"choice": ["gap", "none"]}}}
+    first = {"options": {"q": 2.5, "weighting": "none"}}
+    config = TuneConfig(base="a", init="b", teacher="none", space=space, start=(first,))
+    searcher = searcher_of(config)
+    searcher.set_search_properties("score", "min", {one.path: domain(one) for one in config.dimensions})
+    assert searcher.suggest("1") == {"options.q": 2.5, "options.weighting": "none"}
+    assert searcher.suggest("2") != searcher.suggest("1")
