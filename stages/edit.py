@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cmcore.assemble.editing import can_restore
-from cmcore.assemble.gallery import edits, factor_of
+from cmcore.assemble.gallery import COUNT, STEPS, edits, factor_of
 from cmcore.assemble.results import TrainedRun, open_run
 from cmcore.atomic import replacing
 from cmcore.closure import revision
@@ -20,8 +20,8 @@ from cmcore.pipeline.progress import Emit, listener
 from cmcore.report.editing import ERRORS, IMAGES, KNOWN, TRUTH, Editing, result_key
 from cmcore.report.gallery import Restored
 
-COUNT, SHOWN = 16, 8  # images
-STEPS, SEED = (10, 40), 0  # evaluations, at most, and of the noise
+SHOWN = 8  # images, of COUNT
+SEED = 0  # of the noise
 
 
 def job(compute: ComputeConfig, folders: Folders, names: Sequence[str], emit: Emit) -> None:
@@ -33,7 +33,7 @@ def job(compute: ComputeConfig, folders: Folders, names: Sequence[str], emit: Em
     arrays = dict[str, np.ndarray]()
     if isinstance(data, ImageData):
         for run in (open_run(name, folders.root, device=pick_device(compute)) for name in names):
-            runs.append(run) if can_restore(run) else fixed.append(run.name)
+            runs.append(run) if can_restore(run.method, run.sampling) else fixed.append(run.name)
         # Evenly spaced, as some data sets stand in the order of their classes.
         places = np.linspace(0, len(data) - 1, min(COUNT, len(data))).astype(int).tolist()
         reads = any(run.model.shape.words for run in runs)

@@ -61,7 +61,7 @@ def job(
     whole = Evaluation(
         run, workload, config, references, files.results, files.teacher, files.work, device, decoding, files.final_only,
         training, classes_drawn(run, config, data.manifest) if data else (),
-        captions_drawn(run, config, data.captions) if data else None,
+        captions_drawn(run, data.captions, alike=config.labels == "uniform") if data else None,
     )  # fmt: skip
     kept = kept_records(whole, why_not)
     if files.final_only and kept.exists():

@@ -8,8 +8,11 @@ from cmcore.assemble.run import Run
 from cmcore.assemble.training import FINAL, WEIGHTS, Inputs, fingerprint, work_folder
 from cmcore.edge.ray_run import execute
 from cmcore.edge.ray_train import execute_together
+from cmcore.numbers import grouped
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.files import copy_into_place, write_seeds
+from cmcore.pipeline.grow import begin, keep
+from cmcore.pipeline.process import tell
 from cmcore.pipeline.progress import listener
 from cmcore.pipeline.replicates import job_name, produce
 from cmcore.pipeline.tidy import tidy
@@ -24,11 +27,14 @@ def train(setup: Setup, run: Run, inputs: Inputs) -> Path:
     known, final = (setup.compute, run, inputs, folder, setup.project.sections.eval.decoder), folder / FINAL
     with setup.tracker(run, mark) as tracker, listener(said, "img", tracker) as listen:
         alone = setup.compute.workers == 1 or run.weights is not None
+        if images := begin(folder, run, inputs):
+            tell(f"{said}: goes on from {grouped(images)} images of a shorter run")
         if not final.exists() and not alone:
             execute_together(setup.compute, folder, job, *known, progress=listen)
         elif not final.exists():
             execute(setup.compute, job, *known, progress=listen)
         tracker.artifact(final / WEIGHTS, "weights")
+    keep(folder, run, inputs)
     tidy(folder)
     return final
 

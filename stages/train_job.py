@@ -16,7 +16,7 @@ from cmcore.edge.compile_cache import keep_compiled
 from cmcore.edge.lpips import load_lpips
 from cmcore.edge.ray_run import pick_device
 from cmcore.edge.settings import ComputeConfig
-from cmcore.evaluate.settings import DecoderConfig, EvalConfig
+from cmcore.evaluate.settings import DecoderConfig
 from cmcore.pipeline.progress import Emit, reporter, spoken
 from cmcore.tracking.base import Sender
 from cmcore.train.workers import ALONE, Worker
@@ -37,7 +37,7 @@ def job(
     to_images = image_converter(inputs.data, decoder, device)
     preview = to_images and previewer(
         run, ModelShape.of(data, run.conditional), device=device, to_images=to_images,
-        captions=captions_drawn(run, EvalConfig(), data.captions),
+        captions=captions_drawn(run, data.captions),
     )  # fmt: skip
     with spoken(emit):
         return train_run(

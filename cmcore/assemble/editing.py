@@ -8,12 +8,14 @@ from torch import Tensor
 
 from cmcore.assemble.results import TrainedRun
 from cmcore.diffusion.grids import karras_grid, with_zero
+from cmcore.methods.base import Method
 from cmcore.rng import NoiseSource
 from cmcore.sample import edit
 from cmcore.sample.fewstep import Multistep
 from cmcore.sample.imputation import impute
 from cmcore.sample.known import Known, grey, known_grey, known_means, known_pixels
 from cmcore.sample.presets import ode_sampler
+from cmcore.sample.settings import Sampling
 from cmcore.sample.solvers import Heun
 
 Task = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
@@ -85,16 +87,14 @@ def restore(
     return edit.restore(sampler, f, known, source, labels), sampler.nfe
 
 
-def can_restore(run: TrainedRun) -> bool:
-    """Whether it is a diffusion model, or a few-step model whose steps may start at any level."""
-    return not run.method.traits.few_step or bool(
-        run.method.scan(run.sampling, [run.model.diffusion.sigma_max * (1 - 1e-6)])
-    )
+def can_restore(method: Method, sampling: Sampling) -> bool:
+    """Whether it makes a diffusion model, or a few-step model whose steps may start at any level."""
+    return not method.traits.few_step or bool(method.scan(sampling, [sampling.diffusion.sigma_max * (1 - 1e-6)]))
 
 
 def function(run: TrainedRun) -> Callable[..., Tensor]:
     """The model as a function of image and noise level; a ValueError where it knows some levels alone."""
-    if not can_restore(run):
+    if not can_restore(run.method, run.sampling):
         raise ValueError(
             f"{run.name}: expected a diffusion model, or a method whose steps may start at any level, to edit with"
         )

@@ -233,14 +233,14 @@ def classes_drawn(run: Run, config: EvalConfig, manifest: Mapping[str, Any]) -> 
     return tuple(manifest["class_counts"]) if classes else ()
 
 
-def captions_drawn(run: Run, config: EvalConfig, captions: np.ndarray | None) -> Tensor | None:
-    """The captions that those of samples are drawn from, int64 (N, L): all of the images', or each different one once.
+def captions_drawn(run: Run, captions: np.ndarray | None, *, alike: bool = False) -> Tensor | None:
+    """The captions that those of samples are drawn from, int64 (N, L), or None where the run reads none.
 
-    None where the run reads none.
+    Those of all images, or with `alike` each different one once.
     """
     if run.conditional != "words" or captions is None:
         return None
-    return torch.from_numpy(captions if config.labels == "reference" else np.unique(captions, axis=0))
+    return torch.from_numpy(np.unique(captions, axis=0) if alike else captions)
 
 
 def endpoint_run(runs: Mapping[str, Run], run: Run) -> str:

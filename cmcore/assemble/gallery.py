@@ -6,13 +6,16 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from cmcore.assemble.editing import Task, known_part, restore
+from cmcore.assemble.editing import Task, can_restore, known_part, restore
 from cmcore.assemble.results import TrainedRun
+from cmcore.assemble.run import Run
 from cmcore.report.gallery import Edit, Edited
 from cmcore.sample.known import Known, grey
 from cmcore.tensors import mean_per_sample, to_float, to_uint8
 
 LEAST = 4  # pixels of a side that super-resolution starts from
+COUNT = 16  # images of the gallery
+STEPS = (10, 40)  # evaluations, at most; 40 in arXiv 2303.01469
 
 
 def hole(resolution: int) -> Tensor:
@@ -26,6 +29,23 @@ def hole(resolution: int) -> Tensor:
 def factor_of(resolution: int) -> int:
     """The factor of super-resolution that suits images of a side: 4, else 2; 0 where neither does."""
     return next((f for f in (4, 2) if resolution % f == 0 and resolution // f >= LEAST), 0)
+
+
+def tasks_of(channels: int, factor: int) -> list[Task]:
+    """The edits that suit images: colour is taken only where there is some."""
+    tasks: list[Task] = ["inpaint"]
+    if channels == 3:
+        tasks.append("colourise")
+    if factor:
+        tasks.append("super-resolution")
+    return tasks
+
+
+def edit_passes(run: Run, channels: int, resolution: int) -> int:
+    """Passes through the network of a run for the gallery, at most; 0 where its steps are too fixed."""
+    if not can_restore(run.objective, run.sampling(2)):
+        return 0
+    return COUNT * sum(STEPS) * len(tasks_of(channels, factor_of(resolution)))
 
 
 def edits(
@@ -43,22 +63,17 @@ def edits(
     Args:
         runs: models of such images.
         truth: uint8 (N, C, R, R), of which each task takes a part away.
-        steps: evaluations, at most; 40 in arXiv 2303.01469.
+        steps: evaluations, at most.
         factor: of super-resolution; 0 for none.
         seed: of the noise.
         labels: (N,), or captions (N, L), for conditional networks; by default drawn.
         on_edit: told what begins.
 
     Returns:
-        The edits that suit the images: colour is taken only where there is some.
+        The edits of `tasks_of`.
     """
     images, found = to_float(truth), []
-    tasks: list[Task] = ["inpaint"]
-    if truth.shape[1] == 3:
-        tasks.append("colourise")
-    if factor:
-        tasks.append("super-resolution")
-    for task in tasks:
+    for task in tasks_of(truth.shape[1], factor):
         results = []
         for run, count in product(runs, steps):
             on_edit(f"{task} {run.name} {count}")

@@ -241,7 +241,8 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
     counts = (
         classes_drawn(run, project.sections.eval, parse_json(file.read_bytes(), str(file))) if file.exists() else ()
     )
-    captions = captions_drawn(run, project.sections.eval, read_captions(file.parent))
+    alike = project.sections.eval.labels == "uniform"
+    captions = captions_drawn(run, read_captions(file.parent), alike=alike)
     return TrainedRun(name, method, model, sampling, there, earlier, made, device, counts, captions)
 
 

@@ -2,21 +2,24 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cmcore import plugins
+from cmcore.assemble.gallery import edit_passes
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.run import NONE, RANDOM, Run
 from cmcore.budget.host import Host
 from cmcore.budget.machines import Machine
 from cmcore.budget.measure import feature_seconds, forward_seconds, sample_data, training_seconds
-from cmcore.budget.plan import Costs, RunPlan, plan_run
+from cmcore.budget.need import halves
+from cmcore.budget.passes import passes
+from cmcore.budget.plan import Costs, RunPlan, plan_run, step_flops
 from cmcore.budget.plan import Setting as PlanSetting
 from cmcore.budget.recipes import (
     AUGMENT,
@@ -46,6 +49,8 @@ from cmcore.data.sources.survey import Survey
 from cmcore.layers.fitting import threads
 from cmcore.numbers import duration, size
 
+T = TypeVar("T")
+
 PLANNED = 0.8  # share of the budget: other work on the machine, and what no measurement of seconds sees
 EVALUATED = 0.2  # share of the budget, of all cores, that sampling and measuring may take
 STARTING = 45.0  # seconds of Ray, DVC, MLflow, tables and figures
@@ -59,6 +64,8 @@ RESOLUTIONS = {"cpu": (32, 16, 8), "cuda": (64, 32)}  # that are chosen from, wh
 MODEST_GPU = 1e12  # operations a second that a small network reaches on a GPU, for a hint
 DATA = ("source", "path", "subfolder", "channels", "background")  # that the images decide
 SMALLEST = 8  # micro-batch
+PROBE = 2e10  # operations of a step that is measured, half a second of a core, but
+FEW_ROWS = 4  # not less than these
 FEWEST = 20  # images: nothing is measured by fewer
 ENOUGH = 1000  # images from which on a tenth is held out
 HALVINGS = 12  # of a bisection: a four-thousandth
@@ -75,6 +82,7 @@ class Request:
     budget: float  # seconds
     methods: tuple[str, ...]
     resolution: int = 0  # 0: to be chosen
+    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what was measured, by its key
 
 
 @dataclass(frozen=True)
@@ -124,13 +132,20 @@ class Candidate:
         self.held_out = held_out(request.survey.count)
         self.count = request.survey.count - round(self.held_out * request.survey.count)
         self.least = round_to(min(least_images(resolution), EPOCHS * self.count), net.batch)
-        self.jobs, self.micro, self.most_generated = jobs, 0, 0
+        self.asked, self.jobs, self.micro, self.most_generated = jobs, jobs, 0, 0
         self._costs = costs_of(request.survey.data.channels, resolution)
 
-    @cached_property
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """A value that is made once for all candidates of a request."""
+        known = self.request.known
+        if key not in known:
+            known[key] = make()
+        return known[key]
+
+    @property
     def images(self) -> np.ndarray:
         """The images that measurements are made on, and what they say of noise levels."""
-        return self.request.survey.at(self.resolution)
+        return self.once(("images", self.resolution), lambda: self.request.survey.at(self.resolution))
 
     @property
     def section(self) -> dict[str, Any]:
@@ -141,11 +156,15 @@ class Candidate:
             key: told[key] for key in told if hasattr(plugins.load("cmcore.nets", section["kind"]).Config, key)
         }
 
-    @cached_property
+    @property
     def diffusion(self) -> dict[str, float]:
         """The section of the parameter file."""
-        return {"sigma_data": sigma_data(self.images), "sigma_min": 0.002, "sigma_max": sigma_max(self.images),
-                "rho": 7.0}  # fmt: skip
+
+        def levels() -> dict[str, float]:
+            return {"sigma_data": sigma_data(self.images), "sigma_min": 0.002, "sigma_max": sigma_max(self.images),
+                    "rho": 7.0}  # fmt: skip
+
+        return self.once(("levels", self.resolution), levels)
 
     def parameters(self, teacher: int, student: int, samples: int) -> dict[str, Any]:
         """The parameter file, for so many images of the teacher and of each student, and samples of a row."""
@@ -210,33 +229,55 @@ class Candidate:
         """A project with the shapes that count for measurements."""
         return parse_project(self.parameters(self.least, self.least, SAMPLES[-1]))
 
-    @cached_property
+    @property
     def teacher_seconds(self) -> float:
         """Of an image of the diffusion model's training, measured."""
-        with threads(self.threads):
-            return training_seconds(
-                self.usual().run(book().teacher), self._data, self.measured_rows, self.request.host.device
-            )
+        return self.training_of(book().teacher)
 
-    @property
-    def measured_rows(self) -> int:
-        """Batch of the steps that are measured: on a CPU not all of a large one, as time is in proportion to it."""
-        return self.net.batch if self.request.host.gpu else min(self.net.batch, max(4, 2**16 // self.resolution**2))
+    def training_of(self, method: str) -> float:
+        """Seconds of an image of a method's training, measured."""
+
+        def measured() -> float:
+            run = self.usual().run(method)
+            with threads(self.threads):
+                rows = self.rows(run, self.net.batch)
+                return training_seconds(run, self._data, rows, self.request.host.device)
+
+        return self.once((self.resolution, repr(self.net), self.threads, method), measured)
+
+    def rows(self, run: Run, most: int) -> int:
+        """Rows of a batch that is measured: of a large network a few, as on a CPU time is in proportion to them."""
+        if self.request.host.gpu:
+            return most
+        operations = sum(step_flops(run, passes(run), self._costs).values())
+        few = max(FEW_ROWS, int(PROBE / max(operations, 1)))
+        every = halves(most, run.objective.traits.group)
+        return next((rows for rows in every if rows <= few), every[-1])
 
     @cached_property
     def times(self) -> Times:
-        """Of everything, measured."""
-        project, device = self.usual(), self.request.host.device
-        run = project.run(book().teacher)
-        training = {book().teacher: self.teacher_seconds}
-        with threads(self.threads):
-            for name, other in project.runs.items():
-                if name not in training:
-                    training[name] = training_seconds(other, self._data, self.measured_rows, device)
-            forward = forward_seconds(run, self._data, min(project.sections.eval.batch, 250), device)
-        with threads(1):
-            trained, feature = feature_seconds(self._data, project.sections.eval.reference, device)
-        return Times(training, forward, feature, trained)
+        """Of everything: the diffusion model's steps measured, and all else on the first network of the resolution.
+
+        A larger network takes the same multiple of its diffusion model's step for the step of another method, or for
+        an evaluation: the same passes make it up.
+        """
+        device, config = self.request.host.device, self.usual().sections.eval
+        first = Candidate(self.request, self.resolution, networks(self.resolution, device)[0], self.asked)
+        larger = self.teacher_seconds / first.teacher_seconds
+
+        def evaluation() -> float:
+            run = first.usual().run(book().teacher)
+            with threads(first.threads):
+                return forward_seconds(run, self._data, first.rows(run, config.batch), device)
+
+        def features() -> tuple[float, float]:
+            with threads(1):
+                return feature_seconds(self._data, config.reference, device)
+
+        forward = self.once((self.resolution, "forward", first.threads), evaluation)
+        trained, feature = self.once((self.resolution, "features"), features)
+        training = {name: first.training_of(name) * larger for name in self.request.methods}
+        return Times(training, forward * larger, feature, trained)
 
     @cached_property
     def _data(self) -> Any:
@@ -277,6 +318,8 @@ class Candidate:
         for name, run in project.runs.items():
             found[f"train@{name}"] = STAGE + t.training[name] * run.train.total
             found[f"evaluate@{name}"] = STAGE + evaluation_seconds(run, project, t)
+        shape = self.request.survey.data.channels, self.resolution
+        found["edit"] = STAGE + t.forward * sum(edit_passes(run, *shape) for run in project.runs.values())
         return found
 
     def total(self, project: Project) -> float:
@@ -522,4 +565,4 @@ def needs(project: Project) -> dict[str, Iterable[str]]:
     for name, run in project.runs.items():
         found[f"train@{name}"] = [f"train@{parent}" for parent in run.parents]
         found[f"evaluate@{name}"] = [f"train@{name}", "reference", *(f"train@{parent}" for parent in run.parents)]
-    return found
+    return found | {"edit": [f"train@{name}" for name in project.runs]}

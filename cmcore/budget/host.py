@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from cmcore.budget.room import free_memory
 from cmcore.data.sources.pool import cores
 
+LOOK = 0.5  # seconds of a look at what the cores do
 GPU_FREE = 0.9  # share of a GPU's free memory that is planned with
 
 
@@ -19,6 +21,7 @@ class Host:
     gpu: str = ""  # name of the first one; empty where there is none
     gpu_memory: float = 0.0  # bytes of it that are free
     bf16: bool = False  # whether its matrix units take bfloat16
+    busy: float = 0.0  # share of the time of its cores that other programs have
 
     @property
     def device(self) -> str:
@@ -28,7 +31,9 @@ class Host:
 
 def this_host() -> Host:
     """The machine as it is now."""
+    busy = psutil.cpu_percent(LOOK) / 100
     if not torch.cuda.is_available():
-        return Host(cores(), free_memory())
+        return Host(cores(), free_memory(), busy=busy)
     free, _ = torch.cuda.mem_get_info(0)
-    return Host(cores(), free_memory(), torch.cuda.get_device_name(0), GPU_FREE * free, torch.cuda.is_bf16_supported())
+    name, half = torch.cuda.get_device_name(0), torch.cuda.is_bf16_supported()
+    return Host(cores(), free_memory(), name, GPU_FREE * free, half, busy)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from cmcore.assemble.gallery import COUNT, edit_passes
 from cmcore.assemble.project import Project
 from cmcore.assemble.run import Run
 from cmcore.atomic import write_atomic
@@ -86,11 +87,21 @@ def evaluation_need(run: Run, project: Project, costs: Costs, setting: Setting) 
     return Need(memory, images * sum(forward.flops.values()) / rate)
 
 
+def edit_need(project: Project, costs: Costs, setting: Setting) -> Need:
+    """Of known images restored by the runs one after the other, all of whose weights are in memory."""
+    held, most, operations = PROCESS, 0.0, 0.0
+    for run in project.runs.values():
+        forward = costs.of(run, "forward")
+        held, most = held + FLOAT * costs.parameters(run), max(most, forward.bytes(COUNT))
+        operations += edit_passes(run, costs.shape.channels, costs.shape.resolution) * sum(forward.flops.values())
+    return Need({COUNT: held + most}, operations / (setting.machine.fp32 * setting.efficiency))
+
+
 def needs(
     project: Project, stages: Iterable[str], machine: Machine, data: Path, memory: Path, workers: int = 1,
     shard: bool = False,
 ) -> dict[str, Need]:  # fmt: skip
-    """What the stages that train or evaluate a run need.
+    """What the stages that train, evaluate or edit need.
 
     Args:
         project: the checked parameters.
@@ -101,25 +112,29 @@ def needs(
         workers: of each stage.
         shard: whether the networks are spread over them.
     """
-    wanted = [stage for stage in stages if stage.partition("@")[0] in ("train", "evaluate")]
+    kinds = ("train", "evaluate", *(() if project.sections.data.latent else ("edit",)))  # which leaves latents out
+    wanted = [stage for stage in stages if stage.partition("@")[0] in kinds]
     if not wanted:
         return {}
     setting = Setting(machine, workers, EFFICIENCY, shard=shard)
     shape = data_shape(project, data, classes=CLASSES)
     costs = Costs(shape)
-    runs = {stage: project.runs[stage.partition("@")[2]] for stage in wanted}
-    plugins = {f"cmcore.methods.{run.method}" for run in runs.values()} | {
-        f"cmcore.nets.{run.net.kind}" for run in runs.values()
+    plugins = {f"cmcore.methods.{run.method}" for run in project.runs.values()} | {
+        f"cmcore.nets.{run.net.kind}" for run in project.runs.values()
     }
     common = [source_digest([__name__, *sorted(plugins)]), asdict(shape), asdict(setting)]
     known, found = _read(memory), dict[str, Need]()
-    for stage, run in runs.items():
-        training = stage.startswith("train@")
-        key = digest([*common, replace(run, name=""), [] if training else project.sections.eval])
+    for stage in wanted:
+        kind, _, name = stage.partition("@")
+        runs = [replace(run, name="") for run in ([project.runs[name]] if name else project.runs.values())]
+        key = digest([*common, kind, *runs, project.sections.eval if kind == "evaluate" else []])
         if key not in known:
-            known[key] = (
-                training_need(run, costs, setting) if training else evaluation_need(run, project, costs, setting)
-            )
+            if kind == "train":
+                known[key] = training_need(runs[0], costs, setting)
+            elif kind == "evaluate":
+                known[key] = evaluation_need(runs[0], project, costs, setting)
+            else:
+                known[key] = edit_need(project, costs, setting)
         found[stage] = known[key]
     text = json.dumps({key: asdict(need) for key, need in known.items()}, sort_keys=True)
     if not memory.is_file() or memory.read_text(encoding="utf-8") != text:

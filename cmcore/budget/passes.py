@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,42 @@ def passes(run: Run) -> Passes:
     """
     if run.weights is not None:
         return Counter()
-    method = run.objective
     seen: list[tuple[str, PassKind]] = []
+    total = run.train.total
+    _step(run, Progress(total // 2, total, run.train.batch), seen)
+    return Counter(seen)
 
-    rows, total = ROWS * method.traits.group, run.train.total
+
+def spans(run: Run) -> str:
+    """Why a step of the run depends on how many images there will be in all; empty where it does not.
+
+    Raises:
+        ConfigError: the loss refuses the batch, as one with labels.
+    """
+    if any(run.train.of(player).lr_decay == "linear" for player in run.objective.players):
+        return "train.lr_decay is linear, to its end"
+    if run.weights is not None:
+        return ""
+    read: list[str] = []
+
+    class Watched(Progress):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "total":
+                read.append(name)
+            return super().__getattribute__(name)
+
+    steps, batch = run.train.steps, run.train.batch
+    for step in sorted({0, steps // 2, steps - 1}):
+        progress = Watched(step * batch, steps * batch, batch)
+        _step(run, progress, [])
+        list(run.objective.after(progress))
+    return f"{run.method} plans its curriculum over the whole run" if read else ""
+
+
+def _step(run: Run, progress: Progress, seen: list[tuple[str, PassKind]]) -> None:
+    """The losses of a step on stand-ins, which write down how they are asked."""
+    method = run.objective
+    rows = ROWS * method.traits.group
 
     def stand_in(name: str) -> Denoiser:
         probe = Probe(name, rows, seen)
@@ -68,7 +100,6 @@ def passes(run: Run) -> Passes:
     seen.clear()  # what looked at a network to be built for it is no part of a step
     nets = Nets({STUDENT: stand_in(STUDENT), **others})
     batch = Batch(torch.zeros(rows, *IMAGES), torch.zeros(rows, dtype=torch.int64) if run.conditional else None)
-    progress = Progress(total // 2, total, run.train.batch)
     with provided(dict.fromkeys(run.services, l2)):  # counted apart: their networks are no part of the method
         for turn in turns_of(method, progress):
             draws = Draws(0, progress.images, rows, prefix=turn.stream)
@@ -76,7 +107,6 @@ def passes(run: Run) -> Passes:
                 method.loss_of(turn.player, nets, batch, progress, draws)
             except ValueError as error:
                 raise ConfigError(join("runs", run.name), str(error)) from error
-    return Counter(seen)
 
 
 def check_labels(runs: Iterable[Run]) -> None:

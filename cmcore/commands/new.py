@@ -17,6 +17,7 @@ from cmcore.numbers import duration, size
 
 UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LEAST = 60.0  # seconds
+BUSY = 0.25  # share of the cores from which on it is said
 FULL = 64  # side of the images that are looked at, where no larger one is asked for
 
 
@@ -69,6 +70,8 @@ def new(
     )
     say(described(seen))
     say(f"{host.gpu + ', ' if host.gpu else ''}{host.cores} cores, {size(host.memory, 'B', ' ')} free; measuring steps")
+    if host.busy > BUSY:
+        say(f"other programs have {host.busy:.0%} of the cores now: the times of the plan are for when they are done")
     try:
         choice = choose(Request(name, seen, host, limit, tuple(wanted), resolution))
     except UnfitError as error:

@@ -10,6 +10,7 @@ from cmcore.commands.place import workload_files
 from cmcore.config import PARAMS, ConfigError, require
 from cmcore.numbers import duration, size
 from cmcore.pipeline.common import Folders
+from cmcore.pipeline.grow import longer
 from cmcore.pipeline.sizes import disk_of
 
 GPU, EFFICIENCY = "h100", 0.4
@@ -157,4 +158,5 @@ def lines(
         raise ConfigError("--gpu", str(error)) from error
     setting = Setting(chosen, gpus, efficiency, price, shard, (bandwidth or 0.0) * 1e9)
     project = load_project(files.get(workload, root / PARAMS))
-    return report(project, plan(project, setting, Folders(root, project.workload).data), setting)
+    folders = Folders(root, project.workload)
+    return [*report(project, plan(project, setting, folders.data), setting), *longer(project, folders)]

@@ -22,6 +22,7 @@ from cmcore.layers.classifier import SHIPPED
 from cmcore.numbers import about
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.fit import Fit
+from cmcore.pipeline.grow import longer
 from cmcore.pipeline.parallel import compute_stages, is_computed
 from cmcore.pipeline.process import tell
 from cmcore.pipeline.progress import listener, pipeline
@@ -64,6 +65,8 @@ class Driver:
         self._total = len(self._todo)
         names = f": {', '.join(self._todo)}" if self._todo else ""
         print(f"{setup.project.workload}: {self._total} stages to run{names}", flush=True)
+        for line in longer(setup.project, setup.folders) if self._todo else ():
+            print(line, flush=True)
         for stage in restored:
             self._say(f"{stage}: restored", stage)
         if computed := [stage for stage in self._todo if is_computed(stage)]:
@@ -82,7 +85,13 @@ class Driver:
 
     def _run_all(self, variables: Mapping[str, str]) -> None:
         if "prepare" in self._todo:
+            before = self._images()
             self._by_dvc("prepare", variables)
+            if before[0] and (now := self._images()) != before:
+                print(
+                    f"other images than before ({now[0]}, and {before[0]} then): every run is trained from the start, "
+                    "as the order in which it meets them depends on all of them", flush=True,
+                )  # fmt: skip
         if computed := [stage for stage in self._todo if is_computed(stage)]:
             check_data(self._setup.project, json.loads(self._setup.folders.manifest.read_bytes()))
             print(f"{len(computed)} stages, up to {self._jobs} at a time", flush=True)
@@ -92,6 +101,14 @@ class Driver:
             )  # fmt: skip
         if LAST in self._todo:
             self._by_dvc(LAST, variables)
+
+    def _images(self) -> tuple[int, str]:
+        """Number and digest of the prepared images, none where there are none."""
+        try:
+            manifest = json.loads(self._setup.folders.manifest.read_bytes())
+            return manifest["count"], manifest["sha256"]
+        except (OSError, ValueError, KeyError):
+            return 0, ""
 
     def _by_dvc(self, stage: str, variables: Mapping[str, str]) -> None:
         rest = sum(self._speeds.expected(name, self._setup.project) for name in self._todo)

@@ -115,6 +115,8 @@ def _too_large(setup: Setup, stage: str, need: Need, free: float, whose: str) ->
     if not rows:
         way = "not even one image at a time fits, so free some memory, or lower data.resolution"
         return ConfigError(f"{by}.net", f"expected a smaller network, {taken}; {way}")
+    if kind == "edit":
+        return ConfigError("runs", f"expected fewer of them, or smaller networks, {taken}")
     if kind == "evaluate":
         return ConfigError("eval.batch", f"expected at most {rows}, {taken}; no result depends on it beyond rounding")
     why = rows_matter(setup.project.runs[name])

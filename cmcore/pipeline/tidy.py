@@ -2,6 +2,7 @@
 
 Results lie in `final`, from which they are copied to the outputs; a folder that has it is never trained again. The
 checkpoint to resume from, and the weights of which `final` holds copies, then only take space, more than the results.
+The checkpoint stays where a run of more images can go on from it (`cmcore.pipeline.grow`).
 """
 
 import os
@@ -13,6 +14,7 @@ from cmcore.assemble.training import FINAL, SNAPSHOTS
 from cmcore.search.trial import TRIAL
 from cmcore.train.session import CHECKPOINT, HISTORY, PARTS
 
+LONGER = "longer"  # beside a checkpoint that stays, as a longer run can go on from it: the digest of all but its length
 KEPT = (TRIAL, HISTORY)  # of a trial whose search is over: its scores are all that is asked of it
 
 
@@ -38,7 +40,9 @@ def tidy(folder: Path) -> int:
     """Remove the superfluous files of a finished run, none of an unfinished one; the result is the bytes freed."""
     if not (folder / FINAL).is_dir():
         return 0
-    spare = [*(folder / SNAPSHOTS).glob("*.safetensors"), *folder.glob(CHECKPOINT), *folder.glob(PARTS)]
+    spare = [*(folder / SNAPSHOTS).glob("*.safetensors")]
+    if not (folder / LONGER).exists():
+        spare += [*folder.glob(CHECKPOINT), *folder.glob(PARTS)]
     if spare:
         _to_disk(folder / FINAL)
     return remove(spare)

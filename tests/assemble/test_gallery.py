@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from stored import store
+from stored import PARAMS, store
 
-from cmcore.assemble.gallery import edits, factor_of, hole
+from cmcore.assemble.gallery import COUNT, STEPS, edit_passes, edits, factor_of, hole
+from cmcore.assemble.project import parse_project
 from cmcore.assemble.results import open_run
 from cmcore.tensors import to_float
 
@@ -25,6 +26,29 @@ def test_every_task_by_every_model_at_every_number_of_steps(runs):
     for edit in found:
         assert [(one.model, one.nfe) for one in edit.results] == [("ect", 4), ("ect", 9), ("edm", 3), ("edm", 9)]
         assert all(one.known_error < 1e-12 for one in edit.results)
+
+
+@pytest.mark.parametrize("name", ["edm", "ect"])
+def test_passes_are_counted_as_they_are_asked_for(runs, name):
+    """Of a consistency function as many as there are levels that it has learned, at most."""
+    run = next(run for run in runs if run.name == name)
+    images, asked = TRUTH.repeat(6, 1, 1, 1)[:COUNT], 0
+
+    def count(module, inputs):
+        nonlocal asked
+        asked += len(inputs[0])
+
+    run.model.denoiser.net.register_forward_pre_hook(count)
+    edits([run], images, steps=STEPS, factor=factor_of(8))
+    known = parse_project(PARAMS).run(name)
+    assert 0.9 * edit_passes(known, 1, 8) <= asked <= edit_passes(known, 1, 8) == 2 * 16 * 50
+    assert edit_passes(known, 3, 8) == 3 * 16 * 50
+    assert edit_passes(known, 1, 4) == 16 * 50
+
+
+def test_a_run_of_fixed_steps_has_no_passes():
+    runs = {**PARAMS["runs"], "dmd2": {"method": "dmd2", "init": "edm", "teacher": "edm"}}
+    assert edit_passes(parse_project(PARAMS | {"runs": runs}).run("dmd2"), 3, 8) == 0
 
 
 def test_the_hole_is_the_middle_and_nothing_else_changes(runs):

@@ -251,6 +251,60 @@ def test_a_recipe_of_ones_own_is_a_line_of_the_file(seen, monkeypatch):
     assert (run.method, run.init, run.train.lr) == ("rf", "random", 0.5e-3)
 
 
+def test_little_is_measured(seen, monkeypatch):
+    """The diffusion model's step of each network, and all else once for a resolution, also where nothing fits."""
+    asked: list[tuple[int, int, int, str]] = []
+    quick = module.training_seconds
+
+    def training(run, data, rows, device="cpu"):
+        channels = getattr(run.net.config, "model_channels", 0)
+        asked.append((torch.get_num_threads(), data.shape[1], channels, run.method))
+        return quick(run, data, rows, device)
+
+    others = []
+    monkeypatch.setattr(module, "training_seconds", training)
+    monkeypatch.setattr(module, "forward_seconds", lambda *of: others.append("forward") or 1e-4)
+    monkeypatch.setattr(module, "feature_seconds", lambda *of: others.append("features") or (1e-3, 1e-4))
+    choose(request(seen, 3600 * 8, THREE, resolution=16))
+    assert len(set(asked)) == len(asked)
+    assert {channels for *_, channels, method in asked if method != "edm"} == {16}
+    assert len({channels for *_, channels, method in asked if method == "edm"}) > 1
+    assert sorted(others) == ["features", "forward"]
+    asked.clear()
+    with pytest.raises(UnfitError):
+        choose(request(seen, 61, THREE))
+    assert len(set(asked)) == len(asked)
+
+
+def test_steps_that_are_measured_are_small(seen):
+    """Half a second of a core or less, but for networks so large that four images take longer."""
+    for net in networks(32, "cpu"):
+        candidate = Candidate(request(seen, 1e5, THREE), 32, net, 1)
+        run = candidate.usual().run("edm")
+        rows = candidate.rows(run, net.batch)
+        each = plan_run(run, costs_of(3, 32), Setting(Machine("cpu", "", 1e15, 1.0))).operations
+        assert rows * each <= module.PROBE or rows == 4
+        assert candidate.rows(candidate.usual().run("imm"), net.batch) % 4 == 0  # its groups
+    assert Candidate(request(seen, 1e5, host=Host(8, 1e9, gpu="a GPU")), 32, net, 1).rows(run, 256) == 256
+
+
+def test_larger_networks_take_the_same_multiple(seen):
+    small, large = (Candidate(request(seen, 1e5, THREE), 32, net, 1) for net in networks(32, "cpu")[:2])
+    ratio = large.teacher_seconds / small.teacher_seconds
+    assert ratio > 2
+    for name in THREE:
+        assert large.times.training[name] == pytest.approx(ratio * small.times.training[name])
+    assert large.times.forward == pytest.approx(ratio * small.times.forward)
+    assert large.times.feature == small.times.feature
+
+
+def test_editing_is_in_the_plan(seen):
+    choice = choose(request(seen, 1200))
+    alone = Candidate(request(seen, 1200), choice.resolution, networks(choice.resolution, "cpu")[0], 1)
+    passes = 2 * 3 * 16 * 50  # runs, tasks, images, evaluations
+    assert choice.seconds["edit"] == pytest.approx(module.STAGE + passes * alone.times.forward)
+
+
 def test_sigma_max_is_the_largest_distance():
     images = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     x = torch.from_numpy(images).double().flatten(1) / 127.5

@@ -1,5 +1,6 @@
-"""`cmlab new` on folders as people have them: the workload is accepted, prepared and planned."""
+"""`cmlab new` on folders as people have them: the workload is accepted, prepared, planned, trained and measured."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -82,11 +83,28 @@ def test_the_workload_is_accepted_by_every_check_and_by_plan(project, tmp_path, 
 def test_choices_have_reasons(project, tmp_path):
     made(project, photographs.photographs(tmp_path / "photographs"))
     text = (project / "workloads/mine.yaml").read_text(encoding="utf-8")
-    for key in ("resolution", "channels", "sigma_data", "sigma_max", "images", "micro_batch", "augment", "dropout",
-                "ema", "replicates", "kid_size", "samples", "threads", "reference", "lr_decay", "classes"):  # fmt: skip
-        assert re.search(rf"^ *{key}:.* # .", text, re.MULTILINE), key
+    assert not [line for line in text.splitlines() if line.strip() and " # " not in line and not said_above(line)]
     assert "bars, discs" in text
     assert "about" in text.splitlines()[0]
+
+
+TITLES = ("data:", "diffusion:", "eval:", "compute:", "tracking:")
+PLAIN = (
+    "#",
+    "workload:",
+    "  path:",
+    "  subfolder:",
+    "    method:",
+    "    init:",
+    "    teacher:",
+    "    short:",
+    "    long:",
+)
+
+
+def said_above(line: str) -> bool:
+    """Whether a line of a workload needs no reason of its own: a title, a name, or part of what has one."""
+    return line in TITLES or line.startswith((*PLAIN, "      "))
 
 
 @pytest.mark.usefixtures("quick")
@@ -147,6 +165,17 @@ def test_broken_files_are_named_before_anything_is_measured(project, tmp_path):
         made(project, data)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_busy_machine_is_said(project, tmp_path, monkeypatch):
+    said: list[str] = []
+    data = photographs.faces(tmp_path / "faces", 20)
+    made(project, data, say=said.append)
+    assert not [line for line in said if "other programs" in line]
+    monkeypatch.setattr(command, "this_host", lambda: Host(cores=2, memory=16e9, busy=0.8))
+    new("busy", data, project, budget="20min", methods="ect", say=said.append)
+    assert "other programs have 80% of the cores now: the times of the plan are for when they are done" in said
+
+
 def test_from_the_command_line(project, tmp_path, monkeypatch, capsys):
     """Measured for real, if shortly; a path is relative to where the command is typed."""
     monkeypatch.setattr(measure, "SECONDS", 0.0)
@@ -166,6 +195,43 @@ def test_from_the_command_line(project, tmp_path, monkeypatch, capsys):
         main(["new", "mine", "--data", "faces"])
     assert end.value.code == 2
     assert "is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("kind", "resolution"), [("faces", 8), pytest.param("photographs", 16, marks=pytest.mark.slow)]
+)
+def test_from_images_to_the_report(project, tmp_path, monkeypatch, kind, resolution):
+    """Every stage in this process, on the workload as it is written but for its length."""
+    from stages import code as digests
+    from stages import edit, evaluate, prepare, reference, tabulate, train
+
+    monkeypatch.setattr(choose, "least_images", lambda resolution: 128)
+    monkeypatch.setattr(choose, "EPOCHS", 2)
+    made(project, FOLDERS[kind][0](tmp_path / kind), resolution=resolution)
+    values = yaml.safe_load((project / "workloads/mine.yaml").read_text(encoding="utf-8"))
+    values["compute"]["backend"], values["tracking"]["mlflow"] = "inline", False
+    values["eval"] |= {
+        "samples": 40, "scan_samples": 30, "snapshot_samples": 30, "teacher_steps": 2, "bootstrap": 2, "kid_subsets": 2,
+        "kid_size": 10, "nearest": 10, "endpoints": 10,
+    }  # fmt: skip
+    values["eval"]["reference"]["images"] = 128
+    values["train"]["snapshots"] = 1
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(edit, "STEPS", (3,))
+    for stage in (digests, prepare, reference):
+        stage.main()
+    for name in ("edm", "ect"):
+        train.main(name)
+        evaluate.main(name)
+    edit.main()
+    tabulate.main()
+    assert (project / "reports/mine/index.html").is_file()
+    records = json.loads((project / "reports/mine/metrics/ect.json").read_text())["records"]
+    assert {"memorised", "nearest"} <= {record["metric"] for record in records}
+    headline = (project / "reports/mine/tables/headline.md").read_text()
+    assert re.search(r"\| ect \| ECT \| \d", headline)
 
 
 def test_the_page_shows_the_command():

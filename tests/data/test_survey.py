@@ -72,6 +72,17 @@ def test_of_many_images_a_part_is_decoded_and_all_are_read(tmp_path, monkeypatch
         survey(tmp_path)
 
 
+def test_images_that_take_long_to_decode_are_few(tmp_path, monkeypatch):
+    photographs.faces(tmp_path, 60)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(module.time, "thread_time", lambda: next(clock))  # a second for each image
+    monkeypatch.setattr(module, "SECONDS", 12.0)
+    seen = survey(tmp_path)
+    assert 8 <= len(seen.images) == seen.decoded <= 24
+    assert seen.decoding == pytest.approx(60)
+    assert seen.count == 60
+
+
 @pytest.mark.parametrize("shape", [(30, 3, 12, 12), (30, 12, 12, 3), (30, 12, 12)])
 def test_arrays(tmp_path, shape):
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

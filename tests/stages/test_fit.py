@@ -14,7 +14,7 @@ from tiny_runs import PARAMS
 from cmcore.assemble.models import ModelShape
 from cmcore.budget import need
 from cmcore.budget.machines import MACHINES, Machine
-from cmcore.budget.need import Need, evaluation_need, fewer_rows, halves, needs, training_need
+from cmcore.budget.need import Need, edit_need, evaluation_need, fewer_rows, halves, needs, training_need
 from cmcore.budget.plan import Costs, Setting, plan_run
 from cmcore.budget.room import Room, free_memory, gpu_room, known_gpu, memory, oom_kills
 from cmcore.commands import before as saying
@@ -159,16 +159,28 @@ def test_an_evaluation_takes_longer_with_more_samples(tmp_path: Path):
     assert times["ect"][1] - times["ect"][0] == pytest.approx(5000 * 3 * forward)  # one evaluation, and two
 
 
+def test_editing_takes_all_weights_at_once_and_the_time_of_its_passes(tmp_path: Path):
+    project, costs, setting = setup(tmp_path).project, Costs(ModelShape(1, 8, 0)), Setting(MACHINE)
+    found = edit_need(project, costs, setting)
+    weights = 4 * costs.parameters(project.runs["edm"])
+    assert found.most == need.PROCESS + 3 * weights + costs.of(project.runs["edm"], "forward").bytes(16)
+    codec = {"kind": "kl", "factor": 2, "channels": 1}
+    latent = setup(tmp_path / "latent", data={"codec": codec}).project
+    assert needs(latent, ["edit"], MACHINE, tmp_path, tmp_path / "needs.json") == {}
+    forward = sum(costs.of(project.runs["edm"], "forward").flops.values()) / (1e11 * need.EFFICIENCY)
+    assert found.seconds == pytest.approx(3 * 2 * 16 * 50 * forward)  # runs, tasks, images, evaluations
+
+
 def test_needs_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     project, file = setup(tmp_path).project, tmp_path / "needs.json"
     stages = list(stage_needs(project))
     first = needs(project, stages, MACHINE, tmp_path, file)
-    assert set(first) == {f"{kind}@{run}" for kind in ("train", "evaluate") for run in project.runs}
+    assert set(first) == {"edit", *(f"{kind}@{run}" for kind in ("train", "evaluate") for run in project.runs)}
 
     def never(*_: object) -> Need:
         raise AssertionError("it was counted again")
 
-    for name in ("training_need", "evaluation_need"):
+    for name in ("training_need", "evaluation_need", "edit_need"):
         monkeypatch.setattr(need, name, never)
     assert needs(project, stages, MACHINE, tmp_path, file) == first
     with pytest.raises(AssertionError):
@@ -222,6 +234,7 @@ def from_seeds(one: Setup, count: int) -> Setup:
         ("train@ect", 4.0, "runs.ect.train.micro_batch", "at most 16, as train@ect takes 15 GB of memory and 4 GB are"),
         ("evaluate@ect", 8.0, "eval.batch", "at most 32, as evaluate@ect takes 15 GB of memory and 8 GB are free"),
         ("train@ect", 0.1, "runs.ect.net", "expected a smaller network, as train@ect takes 15 GB of memory"),
+        ("edit", 8.0, "runs", "expected fewer of them, or smaller networks, as edit takes 15 GB of memory"),
     ],
 )  # fmt: skip
 def test_one_that_does_not_fit_is_refused_with_the_remedy(tmp_path, monkeypatch, stage, free, path, says):

@@ -23,7 +23,7 @@ from cmcore.errors import DataError
 from cmcore.rng import generator
 
 KEPT, KEPT_BYTES = 2000, 2**26  # most images that are kept
-DECODED, PIXELS = 20_000, 2e9  # most that are decoded, and their pixels: about half a minute of one core
+DECODED, SECONDS = 20_000, 8.0  # most that are decoded, and the time of the processor that this may take
 FEWEST = 8  # that are decoded, however large
 SHOWN = 3  # names in a message
 
@@ -83,19 +83,19 @@ def survey(path: Path, subfolder: str = "", *, resolution: int = 64, background:
     headers: list[_Header] = []
     broken: list[str] = []
     images: dict[int, np.ndarray] = {}
-    decoded, seen, transparent, colour, seconds = 0, 0, 0, False, 0.0
+    decoded, transparent, colour, seconds = 0, 0, False, 0.0
     for row, name, content in listing.files():
         digests.add(hashlib.sha256(content).digest())
         try:
             header = _header(content, name)
             headers.append(header)
-            seen += header.width * header.height
-            # A random part, as large as the sizes so far allow.
-            if rank[row] >= max(FEWEST, min(DECODED, PIXELS * len(headers) / seen)):
+            # A random part, as large as the time of those so far allows.
+            if rank[row] >= max(FEWEST, min(DECODED, SECONDS * decoded / seconds if seconds else DECODED)):
                 continue
-            start = time.perf_counter()
+            start = time.thread_time()
             image = decode(content, 3, name=name, background=background)
-            seconds += time.perf_counter() - start
+            small = fit(image, resolution)
+            seconds += time.thread_time() - start
         except DataError as error:
             broken.append(str(error))
             continue
@@ -103,7 +103,7 @@ def survey(path: Path, subfolder: str = "", *, resolution: int = 64, background:
         transparent += header.transparent
         colour = colour or bool((image != image[:1]).any())
         if rank[row] < kept:
-            images[row] = fit(image, resolution)
+            images[row] = small
     if broken:
         more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         raise DataError(
