@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from cmcore.budget import measure
+from cmcore.budget import machines, measure
 from cmcore.budget.measure import seconds_of
 
 
@@ -52,6 +52,12 @@ def test_the_first_call_does_not_count(clocks):
 ])  # fmt: skip
 def test_a_measurement_ends(clocks, processor, wall, calls):
     assert calls_of(clocks, [(processor, wall)])[1] == calls
+
+
+def test_the_rate_of_this_processor_is_one_of_its_own_time(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(machines.time, "thread_time", lambda: next(clock))  # a product takes a second
+    assert machines.this_cpu(64, seconds=0.0).fp32 == 2 * 64**3
 
 
 def test_the_clock_of_the_processor_is_that_of_real_work():
