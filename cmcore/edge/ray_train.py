@@ -66,9 +66,11 @@ def execute_together(
         The result of rank 0.
 
     Raises:
-        ComputeError: there is no such cluster, it is too small, or workers died too often.
+        ComputeError: there is no such cluster, it is too small, PyTorch is too old, or workers died too often.
         Exception: the function's own, with the traceback from the worker as a note.
     """
+    if compute.shard:
+        check_sharding()
     os.environ |= ENVIRONMENT
     with connection(compute) as session:
         import ray
@@ -192,6 +194,22 @@ def check_capacity(compute: ComputeConfig, nodes: Sequence[dict[str, Any]]) -> i
             f"got {compute.workers}"
         )
     return int(on_gpu)
+
+
+def check_sharding() -> None:
+    """Check that FSDP2 can drop a pass that no backward pass follows, as losses have them.
+
+    Raises:
+        ComputeError: this PyTorch's cannot, as that of 2.11.
+    """
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise ComputeError(
+            "compute.shard: expected a PyTorch whose FSDPModule has reset_iter_state, as that of 2.13, got "
+            f"{torch.__version__}; install that one, or set it to false"
+        )
 
 
 def _work(

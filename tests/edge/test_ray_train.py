@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 from tiny_runs import tiny_folder, tiny_inputs, tiny_project
+from torch.distributed.fsdp import FSDPModule
 
 from cmcore.assemble.training import WEIGHTS
 from cmcore.config import ConfigError, read
@@ -57,6 +58,15 @@ def test_gpus_are_asked_for_where_there_are_any():
 def test_one_worker_has_nobody_to_share_with():
     with pytest.raises(ConfigError, match=r"compute.shard: expected false, or workers to be at least 2, got True"):
         read(ComputeConfig, {"shard": True}, "compute")
+
+
+def test_a_pytorch_that_cannot_shard_is_refused_before_anything_starts(monkeypatch, tmp_path):
+    monkeypatch.delattr(FSDPModule, "reset_iter_state", raising=False)
+    with pytest.raises(
+        ComputeError, match=r"compute.shard: expected a PyTorch whose FSDPModule has .*, got \d"
+    ) as error:
+        execute_together(SHARDED, tmp_path, job, progress=lambda _: None)
+    assert "\n" not in str(error.value)
 
 
 def test_workers_need_ray():
