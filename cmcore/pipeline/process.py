@@ -19,6 +19,7 @@ from typing import NoReturn
 import psutil
 
 from cmcore.atomic import write_atomic
+from cmcore.closure import PACKAGES
 from cmcore.config import ConfigError
 from cmcore.edge.ray_family import leave
 from cmcore.errors import reason
@@ -57,6 +58,8 @@ def told(error: Exception, root: Path) -> str:
         return " ".join(str(error).split())
     if isinstance(error, (OSError, sqlite3.Error)):
         return f"{reason(error, 300)}{advice(error)}"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in PACKAGES:
+        return f"{error.name} is not installed for {sys.executable}; use make, or activate the environment first"
     said, text = (
         f"{type(error).__name__}: {reason(error, 300)}{advice(error)}",
         "".join(traceback.format_exception(error)),

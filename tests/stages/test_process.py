@@ -82,6 +82,13 @@ def test_an_error_of_a_full_disk_says_what_to_do(tmp_path: Path, error: Exceptio
     assert "free some space" not in told(OSError(errno.EROFS, "Read-only file system"), tmp_path)
 
 
+def test_a_package_that_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
+    said = told(ModuleNotFoundError("No module named 'dvc'", name="dvc.repo"), tmp_path)
+    assert said == f"dvc.repo is not installed for {sys.executable}; use make, or activate the environment first"
+    own = told(ModuleNotFoundError("No module named 'cmcore.x'", name="cmcore.x"), tmp_path)  # of an edit of the code
+    assert own == f"ModuleNotFoundError: No module named 'cmcore.x' (traceback: {TRACEBACK})"
+
+
 def test_an_unexpected_error_is_one_line_also_where_nothing_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
