@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 def cases(port: int) -> list[Case]:
     """All of them; MLflow's server listens on the port."""
-    cmlab, stage, worker = is_module(*REPRO), is_module("stages", "train", "edm"), is_program("ray::")
+    cmlab, stage, worker = is_module(*REPRO), is_module("stages", "train", "edm"), is_program("ray::_serve")
     ui = ("cmcore.commands", "ui", "--port", str(port))
     found = []
     for number in STOPS:
