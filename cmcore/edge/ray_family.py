@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -25,13 +26,18 @@ _members: "set[psutil.Process]" = set()
 
 
 @contextmanager
-def family(before: "set[psutil.Process]") -> Iterator[None]:
-    """Watch the processes that this one has started since `before`, for the time of the block, and end them then."""
+def family(before: "set[psutil.Process]", address: str) -> Iterator[None]:
+    """Watch the processes that this one has started since `before`, for the time of the block, and end them then.
+
+    Args:
+        before: those that were there already.
+        address: host:port where their Ray listens. After a SIGTERM its GCS listens no more and lives on.
+    """
     members = _new(before)
     _members.update(members)
     ended = threading.Event()
     heart = [one for one in members if _is_heart(one)]
-    threading.Thread(target=_watch, args=(heart, ended), name="ray-family", daemon=True).start()
+    threading.Thread(target=_watch, args=(heart, address, ended), name="ray-family", daemon=True).start()
     with mortal([one.pid for one in members]):
         try:
             yield
@@ -107,11 +113,26 @@ def _is_heart(process: "psutil.Process") -> bool:
     return False
 
 
-def _watch(heart: "list[psutil.Process]", ended: threading.Event) -> None:
+def _refuses(address: str) -> bool:
+    """Whether nothing listens at host:port. No answer in time, or none for want of a file, says nothing."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=LOOK).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _watch(heart: "list[psutil.Process]", address: str, ended: threading.Event) -> None:
     import psutil
 
     while not ended.wait(LOOK):
         _grow()
+        if _refuses(address) and not ended.is_set():
+            lost("Ray listens no more (a process of it was stopped?)")
+            return
         for process in heart:
             alive = process.is_running()
             with contextlib.suppress(psutil.Error):

@@ -137,8 +137,9 @@ def own_ray(compute: ComputeConfig, jobs: int = 1) -> Iterator[str]:
         except Exception as error:  # Ray has no class of its own for it
             reason = " ".join(str(error).split())
             raise ComputeError(f"{NO_START}: {reason}; start again when the machine has less to do") from error
-        with family(before):
-            yield ray.get_runtime_context().gcs_address
+        address = ray.get_runtime_context().gcs_address
+        with family(before, address):
+            yield address
     finally:
         ray.shutdown()
         end_family()

@@ -14,7 +14,7 @@ from cmcore.closure import ROOT
 
 pytestmark = pytest.mark.skipif(not Path("/bin/bash").exists(), reason="a process is given a name by bash")
 PROGRAM = """
-import subprocess, sys, time
+import socket, subprocess, sys, time
 from cmcore.edge.ray_family import children, end_family, family
 from cmcore.pipeline.signals import stop_on_signals
 stop_on_signals(lambda: "cmlab x: stopped; the same command continues from here")
@@ -23,8 +23,11 @@ for name in ("gcs_server", "raylet", "DashboardAgent"):  # of the last the paren
     subprocess.Popen(["bash", "-c", f"bash -c 'exec -a {name} sleep 600' & exec -a {name} sleep 600"])
 while len(children() - before) < 6:
     time.sleep(0.05)
-with family(before):
+door = socket.create_server(("127.0.0.1", 0))
+with family(before, f"127.0.0.1:{door.getsockname()[1]}"):
     print("there", flush=True)
+    if sys.argv[1:] == ["closes"]:
+        door.close()
     time.sleep(600)
 """
 
@@ -57,8 +60,17 @@ def test_where_a_part_of_ray_or_its_driver_is_killed_all_end(victim: str, code: 
     assert seconds < 15
 
 
+def test_a_ray_that_listens_no_more_is_lost_though_its_processes_live():
+    """Of a SIGTERM to its GCS Ray's driver notices nothing for a minute."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "closes"], cwd=ROOT, text=True, capture_output=True, timeout=60, check=False
+    )
+    said = "Ray listens no more (a process of it was stopped?); the same command continues from here\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 BESIDE = """
-import subprocess, time
+import socket, subprocess, time
 import psutil
 from cmcore.edge import ray_family
 from cmcore.edge.ray_family import children, end_family, family
@@ -68,7 +80,8 @@ starts = "read _; sleep 600 & echo $!; wait"
 ray = subprocess.Popen(["bash", "-c", f"exec -a raylet bash -c '{starts}'"], stdin=-1, stdout=-1, text=True)
 while psutil.Process(ray.pid).cmdline()[0] != "raylet":
     time.sleep(0.05)
-with family(before):
+door = socket.create_server(("127.0.0.1", 0))
+with family(before, f"127.0.0.1:{door.getsockname()[1]}"):
     own = subprocess.Popen(["sleep", "600"])
     ray.stdin.write("now\\n")
     ray.stdin.flush()
