@@ -133,3 +133,11 @@ def test_results_and_environments_stay_out_of_the_image(folder):
 def test_git_goes_into_the_image():
     """DVC refuses to work without it."""
     assert ".git" not in lines(ROOT / ".dockerignore")
+
+
+def test_the_faults_of_the_front_page_are_those_of_the_report():
+    rows = [line.split(" | ") for line in lines(ROOT / "reports/faults.md") if line.startswith("| ")]
+    counted = {row[0].removeprefix("| "): row[1:3] for row in rows if row[1].isdigit()}
+    table = [line for line in lines(ROOT / "README.md") if line.startswith(("| [Faults]", "| tried, lost"))]
+    names, shown = ([cell.strip() for cell in line.split("|")[2:-1]] for line in table)
+    assert {name: pair.split(", ") for name, pair in zip(names, shown, strict=True)} == counted
