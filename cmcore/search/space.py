@@ -57,6 +57,13 @@ class Dimension:
         value = min(max(value, self.low), self.high)
         return round(value) if self.whole else float(f"{value:.{DIGITS}g}")
 
+    def allows(self, value: Any) -> bool:
+        """Whether anything at all is a value of the dimension."""
+        if self.kind == "choice":
+            return any(type(value) is type(one) and value == one for one in self.values)
+        number = type(value) in (int, float) and self.low <= value <= self.high
+        return number and self.clean(value) == value
+
     def position(self, value: Any) -> float:
         """Where a value lies between the lowest, 0, and the highest, 1."""
         if self.kind == "choice":
@@ -120,7 +127,7 @@ def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """{"a.b": value} for {"a": {"b": value}}."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        here = join(path, key)
+        here = join(path, str(key))
         found |= flat(value, here) if isinstance(value, Mapping) else {here: value}
     return found
 
@@ -184,8 +191,7 @@ class TuneConfig:
             require(point.keys() == set(paths), here, f"values of {', '.join(paths)}", ", ".join(point))
             for dimension in self.dimensions:
                 value = point[dimension.path]
-                inside = value in dimension.values if dimension.kind == "choice" else dimension.clean(value) == value
-                require(inside, f"{here}.{dimension.path}", "a value of the space", value)
+                require(dimension.allows(value), f"{here}.{dimension.path}", "a value of the space", value)
         require(not self.start or self.searcher == "optuna", "searcher", "optuna, which can `start`", self.searcher)
         require(len(self.start) <= self.trials, "start", "at most as many points as trials", len(self.start))
         if self.kind == "posthoc":

@@ -96,6 +96,8 @@ def test_positions_follow_the_scale_of_the_search():
             "tune.schedule.start[0].options.q",
             "a value of the space",
         ),
+        ({"start": [merge(START, {"options": {"q": "4"}})]}, "tune.schedule.start[0].options.q", "got '4'"),
+        ({"start": [{"options": {True: 4.0}}]}, "tune.schedule.start[0]", "got 'options.True'"),
         ({"start": [START], "searcher": "random"}, "tune.schedule.searcher", "which can `start`"),
         ({"trials": 0}, "tune.schedule.trials", "between 1 and a million"),
         ({"nfe": 3}, "tune.schedule.nfe", "expected one of 1, 2"),

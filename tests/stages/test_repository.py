@@ -117,8 +117,10 @@ def test_an_error_of_dvc_is_one_line(folders):
 def test_the_cause_of_a_stage_that_failed_is_in_the_line(folders, monkeypatch):
     """DVC's own error names the stage alone, whether its process failed or DVC could not write what it made."""
     found = Repository(load())
+    (folders.root / "stages.py").write_text("raise SystemExit(3)\n")  # found before the project's own
     with pytest.raises(ComputeError, match=r"^DVC: failed to reproduce 'prepare': failed to run: .*, exited with \d+$"):
-        found.reproduce("prepare", {"PYTHONPATH": str(folders.root)})  # where the stages are no sources
+        found.reproduce("prepare", {})
+    (folders.root / "stages.py").unlink()
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dvc.lock")
