@@ -19,9 +19,10 @@ from cmcore.edge.ray_family import children, end_family, family
 from cmcore.pipeline.signals import stop_on_signals
 stop_on_signals(lambda: "cmlab x: stopped; the same command continues from here")
 before = children()
-for name in ("gcs_server", "raylet", "DashboardAgent"):  # of the last the parent dies, as of Ray's helpers
+names = ["gcs_server", "raylet", "DashboardAgent"]
+for name in names:  # of the last the parent dies, as of Ray's helpers
     subprocess.Popen(["bash", "-c", f"bash -c 'exec -a {name} sleep 600' & exec -a {name} sleep 600"])
-while len(children() - before) < 6:
+while sum(one.cmdline()[:1] == [name] for one in children() - before for name in names) < 6:
     time.sleep(0.05)
 door = socket.create_server(("127.0.0.1", 0))
 with family(before, f"127.0.0.1:{door.getsockname()[1]}"):
@@ -78,7 +79,7 @@ before, said = children(), []
 ray_family.LOOK = 0.05
 starts = "read _; sleep 600 & echo $!; wait"
 ray = subprocess.Popen(["bash", "-c", f"exec -a raylet bash -c '{starts}'"], stdin=-1, stdout=-1, text=True)
-while psutil.Process(ray.pid).cmdline()[0] != "raylet":
+while psutil.Process(ray.pid).cmdline()[:1] != ["raylet"]:  # it has none while it becomes another program
     time.sleep(0.05)
 door = socket.create_server(("127.0.0.1", 0))
 with family(before, f"127.0.0.1:{door.getsockname()[1]}"):
