@@ -1,5 +1,6 @@
 """Checks of runs against one another: whether init, teacher, guidance, augmentation and groups go together."""
 
+import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -224,8 +225,11 @@ def _no_lpips(run: Run) -> ConfigError:
 
 
 def require_files(runs: Iterable[Run]) -> None:
-    """A ConfigError where runs that are about to be trained or imported name a file that is not there."""
+    """A ConfigError where runs that are about to be trained or imported need a file or a package that is not there."""
     for run in runs:
+        module = plugins.load("cmcore.nets", run.net.kind)
+        if (package := getattr(module, "NEEDS", "")) and importlib.util.find_spec(package) is None:
+            raise module.missing(join(join("runs", run.name), "net.kind"))
         if "lpips" in run.services and not Path(run.train.lpips_weights).is_file():
             raise _no_lpips(run)
         if run.weights is not None and run.weights.file and not Path(run.weights.file).is_file():

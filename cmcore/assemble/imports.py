@@ -22,7 +22,7 @@ from cmcore.bounded import parse_json
 from cmcore.config import ConfigError, join, plain, read
 from cmcore.data.images import open_data
 from cmcore.errors import DataError, reason
-from cmcore.nets.public import diffusers, edm, edm2, openai, own
+from cmcore.nets.public import diffusers, edm, edm2, openai, own, unet2d_condition
 from cmcore.nets.public.base import MappingError, PublicNet
 from cmcore.nets.public.foreign import Record, load_foreign, named_tensors
 from cmcore.tracking.base import Tracker
@@ -30,7 +30,7 @@ from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
 from cmcore.train.timing import TIME, TrainingTime
 
-MAPPINGS = (own, diffusers, edm2, edm, openai)
+MAPPINGS = (own, diffusers, unet2d_condition, edm2, edm, openai)
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")  # in a folder of diffusers
 INITIAL = ("dropout", "dropout_resolution", "residual_gain", "attention_gain", "fourier_scale")  # no part of weights
 

@@ -313,8 +313,9 @@ def _public(file: Path, part: str, device: str, method: str) -> LoadedModel:
     public, part = read_public(file, part), part or default_part(file)
     net = net_of(public)
     meta: dict[str, Any] = {"net": {"kind": net.kind, **plain(net.config)}}
-    if is_diffusers(file):  # a consistency model, as its scheduler says
-        meta |= {"run": file.parent.parent.name, "method": "cd" if public.boundary else "ect"}
+    if is_diffusers(file):  # its scheduler says what it is
+        kind = "edm" if public.diffusion else "cd" if public.boundary else "ect"
+        meta |= {"run": file.parent.parent.name, "method": kind}
     elif file.suffix not in FOREIGN:
         meta |= checkpoint.header(file, early=True)
     shape: ModelShape = shape_of(public)

@@ -28,16 +28,22 @@ def describe(path: Path, part: str) -> str:
     count = sum(tensor.numel() for name, tensor in public.tensors.items() if not name.endswith(buffers))
     unmatched = [f"{len(lines)} names do not match:", *lines[:SHOWN]] if lines else ["every name and shape matches"]
     chosen = f", part: {part}" if part else ""
-    # A file of diffusers says that it is a consistency model, and has the same name in every folder.
+    # A file of diffusers says what kind of model it is, and has the same name in every folder.
     known = is_diffusers(path)
-    name, method = (path.parent.parent.name, "cd") if known else (path.stem, "edm")
+    name, method = path.parent.parent.name if known else path.stem, "cd" if known and not public.diffusion else "edm"
     other = "" if known else " # or, of a consistency model, method: cd"
+    noise = {"sigma_data": public.sigma_data, **public.noise}
     return "\n".join(
         [
             f"{path.name}: {public.family}, {count:,} parameters",
             f"images: {public.channels} x {public.resolution} x {public.resolution}, {classes}",
             *unmatched,
             "",
+            *(
+                [f"diffusion: {{{', '.join(f'{key}: {value}' for key, value in noise.items())}}}"]
+                if public.noise
+                else []
+            ),
             f"net: {section(public)}",
             f"conditional: {'true' if public.classes else 'false'}",
             "runs:",

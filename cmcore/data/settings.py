@@ -28,6 +28,8 @@ class CodecConfig:
     factor: int = 4  # pixels along the side of an image for each along that of its latent
     path: str = ""  # of the folder, with config.json and diffusion_pytorch_model.safetensors
     sha256: str = ""  # of its weights, checked where given
+    # Of `diffusers`: latents times this have deviation 1 for a public network; 0: as measured, channel by channel
+    scale: float = 0.0
     # Of `kl` alone:
     width: int = 32  # channels of its first layers; they double at every halving of the resolution but the first
     kl: float = 1e-4  # weight of the KL term beside the squared error; both are means over numbers
@@ -43,6 +45,8 @@ class CodecConfig:
         named = self.kind == "diffusers"
         wanted = "the folder of an AutoencoderKL" if named else "nothing for kind kl, which is trained"
         require(bool(self.path) == named, "path", wanted, self.path)
+        scaled = self.scale >= 0 and (named or self.scale == 0)
+        require(scaled, "scale", "a positive number of kind diffusers, or 0", self.scale)
         hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
         require(hex_digest, "sha256", "64 hexadecimal digits (lower case) or nothing", self.sha256)
         power = self.factor >= 1 and self.factor.bit_count() == 1

@@ -8,10 +8,10 @@ from cmcore.tensors import expand_like
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
-    """The blocks of a network: the members of its lists and dictionaries of modules."""
+    """The blocks of a network, or of the public one in it: the members of its lists and dictionaries of modules."""
     return [
         block
-        for child in net.children()
+        for child in getattr(net, "unet", net).children()
         if isinstance(child, nn.ModuleList | nn.ModuleDict)
         for block in child.children()
     ]
@@ -38,7 +38,9 @@ def block_maps(denoiser: Denoiser, x: Tensor, sigma: Tensor, labels: Labels = No
     return found
 
 
-def _map(output: Tensor) -> Tensor:
+def _map(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    if isinstance(output, tuple):  # of diffusers: beside it what goes across to the way up
+        output = output[0]
     if output.ndim == 4:
         return output
     return output.mT[..., None] if output.ndim == 3 else output[..., None, None]

@@ -30,6 +30,7 @@ LIBRARIES = {
 }
 MEMORY = Path(".work", "contents.json")
 METHODS, NETS = "cmcore.methods", "cmcore.nets"
+LIBRARY_NETS = {f"{NETS}.diffusers": "diffusers"}  # networks that a library computes
 
 
 def code_file(stage: str) -> str:
@@ -56,10 +57,11 @@ def describe_code(
     contents = Contents(MEMORY)
     described: dict[str, dict[str, Any]] = {}
     for stage, modules in roots.items():
+        foreign = [LIBRARY_NETS[module] for module in modules if module in LIBRARY_NETS]
         described[stage] = {
             "roots": modules,
             "digest": source_digest(modules),
-            "libraries": {name: _version(name) for name in LIBRARIES[stage.partition("@")[0]]},
+            "libraries": {name: _version(name) for name in (*LIBRARIES[stage.partition("@")[0]], *foreign)},
         }
         if named := files.get(stage):
             described[stage]["files"] = digests(named, contents, _files_before(folder, stage))

@@ -116,7 +116,7 @@ WRONG = [
     (UNET_CONFIG, {"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift: expected one of default, "),
     (UNET_CONFIG, {"sample_size": None}, "expected a complete config.json of a UNet2DModel"),
     (UNET_CONFIG, {"block_out_channels": "ab"}, "expected a complete config.json of a UNet2DModel"),
-    (UNET_CONFIG, {"_class_name": "UNet2DConditionModel"}, "no network of a known family"),
+    (UNET_CONFIG, {"_class_name": "UNet3DConditionModel"}, "no network of a known family"),
     (SCHEDULER, {"_class_name": "DDPMScheduler"}, "scheduler: expected CMStochasticIterativeScheduler, got DDPM"),
 ]
 

@@ -226,3 +226,34 @@ def test_wrong_settings_name_their_key(fields: dict, key: str):
     data = {"source": "shapes", "resolution": 16, "channels": 3, "count": 4, **fields}
     with pytest.raises(ConfigError, match=rf"^data\.{key}: "):
         read(DataConfig, data, "data")
+
+
+class Fixed:
+    """An encoder whose means are 3 and 5 times a pixel of every 4 by 4, with deviations of 1."""
+
+    digest = "0" * 64
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) -> means and standard deviations (B, 4, H/4, W/4)."""
+        pixel = to_float(images[:, :1, ::4, ::4])
+        return torch.cat([3 * pixel, 5 * pixel, torch.ones_like(pixel), torch.ones_like(pixel)], 1)
+
+    def save(self, folder: Path) -> None:
+        """It has no weights."""
+
+
+def test_a_scale_takes_the_place_of_the_normalisation(tmp_path: Path):
+    """Latents times the scale and the deviation of 0.5, as a public network saw them; the mean stays where it is."""
+    public = CodecConfig(kind="diffusers", path="vae", channels=2, factor=4, scale=0.25)
+    prepare(replace(DATA, codec=public), tmp_path / "data", encoder=lambda images, *, progress: Fixed())
+    data, images = open_data(tmp_path / "data"), open_images(tmp_path / "data")
+    assert images is not None
+    draws = Draws(1, 0, 20)
+    stored, _ = data.batch(range(20))
+    seen = data.normalised(stored, draws)
+    raw = stored[:, :2] + draws.normal((2, 4, 4), stream="latent")
+    torch.testing.assert_close(seen, 0.25 * FINAL_STD * raw.float())
+    torch.testing.assert_close(stored[:, 1], 5 * to_float(torch.from_numpy(images.images[:20].copy()))[:, 0, ::4, ::4])
+    assert (data.manifest["raw_mean"], data.manifest["raw_std"]) == ([0, 0], [4, 4])
+    with pytest.raises(ConfigError, match=r"scale: expected a positive number of kind diffusers, or 0, got 0\.25"):
+        CodecConfig(scale=0.25)

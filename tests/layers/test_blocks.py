@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from public_unet import TINY
 
 from cmcore import plugins
 from cmcore.diffusion.precond import Denoiser
@@ -17,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"model_channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4]},
     "gaussian_unet": {"model_channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4]},
     "dit": {"hidden": 16, "depth": 2, "heads": 2},
+    "diffusers": {"arguments": TINY},
     "adm": {
         "model_channels": 16,
         "head_channels": 8,

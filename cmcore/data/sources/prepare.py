@@ -192,17 +192,19 @@ class _Part:
 def _encode(parts: Sequence[_Part], config: DataConfig, progress: Progress, make: MakeEncoder) -> dict[str, Any]:
     """Make an encoder for the images of the first part, and write the latents of all; the result is its manifest.
 
-    The training images' latents are normalised to a mean of 0 and one deviation in every channel, and those of
-    test images by the same constants.
+    The training images' latents are normalised to a mean of 0 and one deviation in every channel, or by the scale of
+    the codec, and those of test images by the same constants.
     """
     assert config.codec is not None
+    channels, scale = config.codec.channels, config.codec.scale
+    known = normalisation([0.0] * channels, [1 / scale] * channels) if scale else None
     codec = make(np.load(parts[0].path, mmap_mode="r"), progress=progress)
     codec.save(parts[0].folder)
     first: dict[str, Any] = {}
     for part in parts:
         images, rows = np.load(part.path, mmap_mode="r"), np.flatnonzero(part.chosen)
         source = part.source._replace(kind="latents")
-        latents = _Part(part.folder, source, part.chosen, config, part.words, first or None)
+        latents = _Part(part.folder, source, part.chosen, config, part.words, first or known)
         try:
             for start in range(0, len(rows), ENCODED_AT_ONCE):
                 some = slice(start, start + ENCODED_AT_ONCE)

@@ -34,6 +34,7 @@ class PublicNet:
     unknown: list[str] = field(default_factory=list)  # public names outside the mapping
     sigma_data: float = 0.5
     boundary: bool | None = None  # whether it was trained with eps-shifted scalings; None: the file does not say
+    diffusion: bool = False  # the file says that it is a diffusion model
     noise: dict[str, float] = field(default_factory=dict)  # fields of DiffusionConfig that the file states beside it
 
 

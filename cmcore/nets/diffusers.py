@@ -1,0 +1,209 @@
+"""UNet2DConditionModel of Hugging Face's diffusers as a network here, such as Stable Diffusion's (arXiv 2112.10752).
+
+Such a model sees a_n x_0 + s_n z, with a_n^2 + s_n^2 = 1 and x_0 of deviation 1, at the timesteps n = 0, ..., N - 1.
+In units of sigma_data this is u = c_in x, with x = x_0 + sigma z and sigma = s_n/a_n: the input of every network here.
+Between the timesteps n is linear in ln sigma, and constant beyond the first and the last. With D of
+diffusion/precond.py
+
+    epsilon:       D = x - sigma eps,   so F = sigma u - sqrt(1 + sigma^2) eps;
+    v_prediction:  D = a^2 x - s v,     so F = -v (arXiv 2202.00512, App. D).
+
+This is the one network that a package from elsewhere computes; it is imported where one is built.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cmcore.config import ConfigError, require
+from cmcore.diffusion.inputs import Input
+from cmcore.diffusion.precond import Condition, Labels, NoiseCoordinate, as_condition
+from cmcore.diffusion.words import Words
+from cmcore.dual import Dual, Value, half_of
+from cmcore.errors import reason
+from cmcore.layers.embeddings import InputEmbedding, ZeroEmbedding, condition_vectors
+from cmcore.layers.linear import linear
+from cmcore.layers.unet import check_images
+from cmcore.layers.words import WordEncoder
+from cmcore.tensors import expand_like
+
+NEEDS = "diffusers"  # the package, of the extra `latents`
+BY_DATA = ("sample_size", "in_channels", "out_channels")  # arguments that the data decide
+# Further inputs of the library's network, which are None here: classes and numbers are embedded as in other networks.
+WITHOUT = (
+    "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)  # fmt: skip
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The arguments of the library's network, and the meaning of its timesteps and its output.
+
+    By default the latter are Stable Diffusion's. `cmlab import-weights` prints them for a folder of diffusers.
+    """
+
+    c_noise: NoiseCoordinate = "log"
+    sigma_data: float = 0.5  # of the preconditioning
+    arguments: dict[str, Any] = field(default_factory=dict)  # of config.json, where they are not the library's defaults
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    timesteps: int = 1000  # N
+    beta_schedule: BetaSchedule = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+    def __post_init__(self) -> None:
+        require(self.sigma_data > 0, "sigma_data", "a positive number", self.sigma_data)
+        require(self.timesteps >= 2, "timesteps", "at least 2", self.timesteps)
+        require(0 < self.beta_start < 1, "beta_start", "a number between 0 and 1", self.beta_start)
+        require(self.beta_start <= self.beta_end < 1, "beta_end", "a number from beta_start up to 1", self.beta_end)
+        for key in (key for key in BY_DATA if key in self.arguments):
+            require(False, f"arguments.{key}", "nothing, as the data decide it", self.arguments[key])
+        for key in WITHOUT:
+            require(self.arguments.get(key) is None, f"arguments.{key}", "null", self.arguments.get(key))
+        width = self.arguments.get("cross_attention_dim", 1)
+        require(isinstance(width, int), "arguments.cross_attention_dim", "one number for all blocks", width)
+
+    @property
+    def log_sigmas(self) -> Tensor:
+        """ln(s_n/a_n) of all timesteps, (N,) float64, for data of deviation 1."""
+        beta = _betas(self.beta_schedule, self.timesteps, self.beta_start, self.beta_end)
+        squared = torch.cumprod(1 - beta, 0)  # a_n^2
+        return 0.5 * ((1 - squared) / squared).log()
+
+
+def _betas(schedule: BetaSchedule, count: int, start: float, end: float) -> Tensor:
+    """The variances that are added from one timestep to the next: (N,) float64."""
+    if schedule == "linear":  # arXiv 2006.11239
+        return torch.linspace(start, end, count, dtype=torch.float64)
+    if schedule == "scaled_linear":  # of latent diffusion, arXiv 2112.10752
+        return torch.linspace(math.sqrt(start), math.sqrt(end), count, dtype=torch.float64) ** 2
+    n = torch.arange(count + 1, dtype=torch.float64) / count  # the cosine schedule, arXiv 2102.09672, Eq. 17
+    squared = ((n + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    return (1 - squared[1:] / squared[:-1]).clamp(max=0.999)
+
+
+class Extra(nn.Module):
+    """(c_noise (B,), labels (B,), a Condition or None) -> what is added to the features of the timestep (B, width).
+
+    Labels and further inputs, all zero at first: so a student that has them starts as a teacher without.
+    """
+
+    def __init__(self, width: int, classes: int, inputs: Sequence[Input]) -> None:
+        super().__init__()
+        self.classes, self.width = classes, width
+        self.label = linear(classes, width, gain=0.0, bias=False) if classes else None
+        self.inputs = InputEmbedding(inputs, lambda: ZeroEmbedding(width, width))
+
+    def forward(self, c_noise: Tensor, labels: Labels) -> Tensor:
+        hot, _ = condition_vectors(c_noise, labels, classes=self.classes)
+        e: Any = c_noise.new_zeros(len(c_noise), self.width)
+        if self.label is not None and hot is not None:
+            e = e + self.label(hot * math.sqrt(self.classes))
+        return self.inputs(e, c_noise, labels)
+
+
+class DiffusersUNet(nn.Module):
+    """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W).
+
+    With `words`, labels are rows of words, which the library's network attends to once they are encoded; without, it
+    attends to one vector of zeros. Derivatives along a direction are those of PyTorch's forward mode, which keeps more
+    in memory than those of other networks here.
+    """
+
+    log_sigmas: Tensor
+
+    def __init__(
+        self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
+        words: Words | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.config, self.channels, self.resolution = config, channels, resolution
+        self.unet = _library_net(config, channels, resolution)
+        embedding = self.unet.time_embedding
+        self.embedding = Extra(embedding.linear_1.in_features, classes, inputs)
+        embedding.cond_proj = nn.Identity()  # adds what `Extra` makes
+        self.width = self.unet.config["cross_attention_dim"]
+        self.words = WordEncoder(words, self.width) if words else None
+        self.register_buffer("log_sigmas", config.log_sigmas.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
+        check_images(x, self.channels, self.resolution)
+        given = as_condition(labels)
+        if not any(isinstance(value, Dual) for value in (x, c_noise, *given.inputs.values())):
+            return self._value(x, c_noise, given)  # pyright: ignore[reportArgumentType]
+        # The one kernel of attention that has a forward-mode derivative.
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            inputs = {name: _forward_mode(value) for name, value in given.inputs.items()}
+            F = self._value(_forward_mode(x), _forward_mode(c_noise), given._replace(inputs=inputs))
+            value, tangent = forward_ad.unpack_dual(F)
+        return Dual(value, torch.zeros_like(value) if tangent is None else tangent.detach(), half_of(x, c_noise))
+
+    def _value(self, u: Tensor, c_noise: Tensor, given: Condition) -> Tensor:
+        states = u.new_zeros(len(u), 1, self.width)
+        if self.words is not None:
+            states, given = self.words(given)
+        sigma = self._level(c_noise)
+        seen = {"encoder_hidden_states": states, "timestep_cond": self.embedding(c_noise, given)}
+        out = self.unet(u, self._timestep(sigma), **seen, return_dict=False)[0].to(u.dtype)
+        if self.config.prediction == "v_prediction":
+            return -out
+        return expand_like(sigma, u) * u - expand_like((1 + sigma**2).sqrt(), u) * out
+
+    def _level(self, c_noise: Tensor) -> Tensor:
+        """sigma/sigma_data (B,), from its coordinate (diffusion/precond.py)."""
+        if self.config.c_noise == "trig":
+            return c_noise.tan()
+        return (c_noise * (4 if self.config.c_noise == "log" else 0.004)).exp() / self.config.sigma_data
+
+    def _timestep(self, sigma: Tensor) -> Tensor:
+        """n (B,), between timesteps linear in ln sigma."""
+        known, wanted = self.log_sigmas, sigma.log()
+        above = torch.searchsorted(known, wanted.detach()).clamp(1, len(known) - 1)
+        low, high = known[above - 1], known[above]
+        return above - 1 + ((wanted - low) / (high - low)).clamp(0, 1)
+
+
+def _forward_mode(value: Any) -> Any:
+    """A Dual as a tensor of PyTorch's forward mode."""
+    return forward_ad.make_dual(value.value, value.tangent.to(value.dtype)) if isinstance(value, Dual) else value
+
+
+def _library_net(config: Config, channels: int, resolution: int) -> Any:
+    try:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    except ModuleNotFoundError as error:
+        raise missing("net.kind") from error
+    shape = {"sample_size": resolution, "in_channels": channels, "out_channels": channels}
+    try:
+        return UNet2DConditionModel(**shape, **config.arguments)
+    except Exception as error:  # the library raises many kinds
+        raise ValueError(f"arguments: expected those of UNet2DConditionModel, got others ({reason(error)})") from error
+
+
+def missing(path: str) -> ConfigError:
+    """The error of a missing package; `path` is that of the network's kind in the parameters."""
+    return ConfigError(path, f"needs {NEEDS}, which is not installed: pip install -e '.[latents]'")
+
+
+def build(
+    config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
+    words: Words | None = None,
+) -> DiffusersUNet:  # fmt: skip
+    """The network for images (channels, resolution, resolution), with random weights; without classes and words it is
+    unconditional.
+
+    `inputs` are those that the method declares beside images, noise levels and labels.
+
+    Raises:
+        ConfigError: diffusers is not installed.
+        ValueError: the arguments are not those of a UNet2DConditionModel.
+    """
+    return DiffusersUNet(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs, words=words)

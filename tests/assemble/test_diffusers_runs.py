@@ -1,0 +1,178 @@
+"""Runs that distil a network of diffusers: described, imported, taught from, adapted, and resumed to the bit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from public_unet import write_model
+from tiny_runs import PARAMS, tiny_inputs
+
+from cmcore.assemble import training
+from cmcore.assemble.checks import require_files
+from cmcore.assemble.imports import UNET, WeightsError, import_run, read_public
+from cmcore.assemble.models import load_model
+from cmcore.assemble.project import Project, parse_project
+from cmcore.assemble.results import open_run
+from cmcore.assemble.training import WEIGHTS, Inputs, train_run
+from cmcore.commands.import_weights import describe
+from cmcore.config import ConfigError, parse_yaml
+from cmcore.errors import DataError
+from cmcore.tracking.base import Null
+from cmcore.train.settings import AdapterConfig
+
+SILENT: dict[str, Any] = {"tracker": Null(), "on_progress": lambda *_: None}
+NOISE = {"sigma_data": 0.5, "sigma_min": 0.0145836, "sigma_max": 7.30732}  # of Stable Diffusion's schedule
+
+
+def project(folder: Path, **changes: Any) -> Project:
+    """What `cmlab import-weights` prints for the folder, with a student of it and a model that was tuned apart."""
+    lines = describe(folder, "").splitlines()
+    pasted = parse_yaml("\n".join(lines[lines.index("") + 1 :]), "printed")
+    ((name, known),) = pasted["runs"].items()
+    assert (name, known["method"], pasted["diffusion"]) == ("sd", "edm", NOISE)
+    runs = {
+        "sd": known,
+        "lcm": {"method": "lcm", "init": "sd", "teacher": "sd", "options": {"N": 20, "k": 4, "mu": 0.9}},
+        "styled": {"method": "edm", "init": "sd", "teacher": "none"},
+        "moved": {"method": "lcm", "init": "styled", "teacher": "lcm", "weights": {"adapter": 1.0}},
+    }
+    train = PARAMS["train"] | {"images": 96, "batch": 16, "log_images": 32, "snapshots": 1}
+    adapted = {"lcm": runs["lcm"] | {"train": {"adapter": {"rank": 2}}}}
+    known = PARAMS | {"diffusion": NOISE, "net": pasted["net"], "train": train, "runs": runs | adapted}
+    return parse_project(known | changes)
+
+
+class Made:
+    """Runs with their results, each made once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.start = root, tiny_inputs(root)
+        write_model(root / "sd")
+        self.project = project(root / "sd")
+
+    def inputs(self, name: str) -> Inputs:
+        run = self.project.run(name)
+        init, teacher = (
+            self.start.init if one in ("random", "none") else self.final(one) / WEIGHTS
+            for one in (run.init, run.teacher)
+        )
+        return Inputs(self.start.data, init, teacher)
+
+    def final(self, name: str) -> Path:
+        run = self.project.run(name)
+        make = train_run if run.weights is None else import_run
+        return make(run, self.inputs(name), self.root / name, **SILENT)
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return dict(load_model(self.final(name) / WEIGHTS).denoiser.net.state_dict())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("sd"))
+
+
+def test_the_folder_is_described_and_read_as_a_diffusion_model(made: Made):
+    said = describe(made.root / "sd", "").splitlines()
+    assert "UNet2DConditionModel of a diffusion model" in said[0]
+    assert said[1:3] == ["images: 1 x 8 x 8, unconditional", "every name and shape matches"]
+    run = open_run(made.root / "sd")
+    assert (run.name, run.method.traits.few_step) == ("sd", False)
+    assert (run.model.diffusion.sigma_min, run.model.diffusion.sigma_max) == (NOISE["sigma_min"], NOISE["sigma_max"])
+    assert run.sample(2, nfe=run.nfes[0]).shape == (2, 1, 8, 8)
+
+
+def test_the_imported_run_has_the_weights_of_the_folder(made: Made):
+    expected, found = read_public(made.root / "sd" / UNET).tensors, made.weights("sd")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("adapter", [AdapterConfig(rank=2), None], ids=["adapter", "whole"])
+def test_an_interrupted_student_ends_in_the_same_bits(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: AdapterConfig | None
+):
+    run = made.project.run("lcm")
+    run, inputs = replace(run, train=replace(run.train, adapter=adapter, checkpoint_seconds=0.0)), made.inputs("lcm")
+    expected = train_run(run, inputs, tmp_path / "whole", **SILENT)
+    real = training.image_batches
+
+    def until(*arguments: Any) -> Any:
+        batches = real(*arguments)
+
+        def batch(draws: Any) -> Any:
+            if draws.images == 64:
+                raise KeyboardInterrupt
+            return batches(draws)
+
+        return batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "image_batches", until)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(run, inputs, tmp_path / "broken", **SILENT)
+    torch.rand(1)
+    found = train_run(run, inputs, tmp_path / "broken", **SILENT)
+    for name in (WEIGHTS, "history.jsonl", "summary.json"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes()
+    before, after = made.weights("sd"), load_model(found / WEIGHTS).denoiser.net.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_adapter_moves_a_base_that_was_tuned_apart(made: Made):
+    sd, styled, lcm, moved = (made.weights(name) for name in ("sd", "styled", "lcm", "moved"))
+    changed = [name for name in sd if not torch.equal(lcm[name], sd[name])]
+    assert len(changed) > 20
+    assert all(not torch.equal(styled[name], sd[name]) for name in changed)
+    for name in sd:
+        torch.testing.assert_close(moved[name] - styled[name], lcm[name] - sd[name], rtol=1e-3, atol=1e-6)
+
+
+def test_another_network_or_noise_range_than_the_files_is_refused(made: Made, tmp_path: Path):
+    for changes, path in (
+        ({"net": {"kind": "mlp"}}, "runs.sd.net"),
+        ({"net": made_net(made, prediction="v_prediction")}, "runs.sd.net"),
+        ({"diffusion": NOISE | {"sigma_max": 80.0}}, "diffusion.sigma_max"),
+    ):
+        run = project(made.root / "sd", **changes).run("sd")
+        with pytest.raises(ConfigError) as error:
+            import_run(run, made.inputs("sd"), tmp_path / "work", **SILENT)
+        assert error.value.path == path
+    with pytest.raises(ConfigError, match=r"net\.sigma_data: expected diffusion\.sigma_data = 0\.5, got 1\.0"):
+        project(made.root / "sd", net=made_net(made, sigma_data=1.0))
+
+
+def made_net(made: Made, **changes: Any) -> dict[str, Any]:
+    config = made.project.run("sd").net.config
+    return {"kind": "diffusers", "arguments": config.arguments, **changes}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"rescale_betas_zero_snr": True}, "scheduler: rescale_betas_zero_snr: expected False, got True"),
+        ({"trained_betas": [0.1] * 1000}, "scheduler: trained_betas: expected None"),
+        ({"prediction_type": "sample"}, "net.prediction: expected "),
+    ],
+)
+def test_other_schedules_are_refused(tmp_path: Path, scheduler: dict[str, Any], message: str):
+    write_model(tmp_path, **scheduler)
+    with pytest.raises(WeightsError, match=message) as error:
+        read_public(tmp_path / UNET)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_scheduler_is_refused(tmp_path: Path):
+    write_model(tmp_path)
+    (tmp_path / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(DataError, match=r"scheduler: expected scheduler/scheduler_config\.json beside"):
+        read_public(tmp_path / UNET)
+
+
+def test_a_missing_package_is_said_before_any_compute(made: Made, monkeypatch: pytest.MonkeyPatch):
+    require_files([made.project.run("lcm")])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^runs\.lcm\.net\.kind: needs diffusers, which is not installed"):
+        require_files([made.project.run("lcm")])
