@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cmcore.atomic import replacing
 from cmcore.data.images import TEST
-from cmcore.edge.autoencoder import images_of, reconstruction_of, save_decoding
+from cmcore.edge.autoencoder import images_of, reconstructions_of, save_decoding
 from cmcore.edge.dinov2 import load_dinov2
 from cmcore.edge.inception import load_inception
 from cmcore.edge.ray_run import execute, pick_device
@@ -32,7 +32,7 @@ def job(compute: ComputeConfig, config: EvalConfig, workload: str, data: Path, o
     inception = load_inception(config.inception, device).extractor
     dinov2 = load_dinov2(config.dinov2, device)
     with replacing(out) as folder:
-        reference(images, config, workload, folder, device, test, reconstruction_of(data, device))
+        reference(images, config, workload, folder, device, test, reconstructions_of(data, device))
         save_decoding(images, folder)
         if inception is not None and config.reference_npz:
             store_published(Path(config.reference_npz), inception.dim, folder / INCEPTION)

@@ -7,6 +7,7 @@ from typing import Any
 from cmcore.assemble.project import Project
 from cmcore.budget.plan import Costs, data_shape, operations
 from cmcore.config import plain
+from cmcore.data.mel import seconds
 from cmcore.data.settings import DataConfig
 from cmcore.edge.ray_run import execute
 from cmcore.pipeline.common import load
@@ -68,6 +69,7 @@ def main() -> None:
         edits=folders.edits,
         order=tuple(setup.project.runs),
         data=_data(sections.data),
+        seconds=seconds(sections.data.resolution) if sections.data.source == "speech" else 0.0,
         operations=operations_of(setup.project, folders.data, reference),
         ablations=ablations,
     )

@@ -72,6 +72,11 @@ def check_latents(runs: Iterable[Run], searches: Iterable[str], cause: str) -> N
     """The latent of a distorted image is not the distorted latent, and searches do not decode."""
     for name in searches:
         raise ConfigError(join("tune", name), f"expected no search for {cause}: its trials are images'")
+    check_undistorted(runs, cause)
+
+
+def check_undistorted(runs: Iterable[Run], cause: str) -> None:
+    """Images that have to stay as they are: latents, and sounds, which played backwards say something else."""
     for run in runs:
         for key in ("flip", "augment"):
             if value := getattr(run.train, key):

@@ -31,6 +31,7 @@ from cmcore.train import checkpoint
 from cmcore.train.timing import device_name
 
 NEAREST = "nearest_"  # begins the name of images that are the nearest training images of others
+TOLD = "told"  # the name of the captions of samples
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Outcome:
     """The content of metrics/<run>.json, and uint8 images by name for the figures."""
 
     metrics: RunMetrics
-    samples: dict[str, np.ndarray]  # of every row, and of its nearest training images
+    samples: dict[str, np.ndarray]  # of every row, and of its nearest training images; and their captions as text
     store: Path  # the shards
     times: SamplingTimes | None = None  # of this machine; None where no images are kept
 
@@ -168,6 +169,8 @@ def evaluate_run(evaluation: Evaluation, *, fid_absent: str, on_progress: Callab
             shown[f"{NEAREST}{one.name}"] = np.array(
                 evaluation.training.images[found.row[: len(shown[one.name])].numpy()]
             )
+    if shown and evaluation.captions is not None:
+        shown[TOLD] = evaluation.shards.told(evaluation.passes[0], len(next(iter(shown.values()))))
     return Outcome(metrics, shown, evaluation.store, None if evaluation.final_only else _times(evaluation))
 
 

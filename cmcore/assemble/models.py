@@ -13,7 +13,7 @@ from cmcore.assemble.adapters import STORED
 from cmcore.assemble.run import NetChoice, Run
 from cmcore.config import plain, read
 from cmcore.data.images import Prepared
-from cmcore.data.settings import DataConfig
+from cmcore.data.settings import SPOKEN, DataConfig
 from cmcore.data.sources import shapes
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Denoiser
@@ -103,9 +103,11 @@ def declared_shape(config: DataConfig, conditional: Conditional, classes: int) -
 
 
 def usual_words(config: DataConfig) -> Words:
-    """The words of drawn scenes; of other captions, which `prepare` reads, as many words as are usual."""
+    """The words of drawn scenes, or that are spoken; of other captions, which `prepare` reads, as many as are usual."""
     if config.source == "shapes":
         return shapes.WORDS
+    if config.spoken:
+        return Words.of(SPOKEN)
     return Words(tuple(sorted(f"word{k}" for k in range(2000))), 16)
 
 

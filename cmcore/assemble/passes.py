@@ -178,6 +178,12 @@ class Shards:
 
         return captions
 
+    def told(self, one: Pass, count: int) -> np.ndarray:
+        """The captions of the first samples of a pass as text, (count,)."""
+        words = self._model(one.weights).shape.words
+        assert words is not None, "the run reads captions"
+        return np.array([words.decode(row) for row in self.captions_of(one)(range(count)).tolist()])
+
     def shown(self, one: Pass) -> np.ndarray:
         """The first images of a pass, uint8 (K, C, H, W)."""
         return checkpoint.load(self.path(self.units([one])[0]), "shown")[0][""].numpy()

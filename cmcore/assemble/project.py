@@ -18,6 +18,7 @@ from cmcore.assemble.checks import (
     check_services,
     check_sigma_data,
     check_solvers,
+    check_undistorted,
 )
 from cmcore.assemble.run import NONE, RANDOM, NetChoice, Run, SampleConfig, WeightsConfig
 from cmcore.config import ConfigError, join, load_yaml, merge, plain, read, require
@@ -112,6 +113,8 @@ def parse_project(data: Mapping[str, Any]) -> Project:
         check_latents(
             runs.values(), sections.tune, "data.source = latents" if sections.data.codec is None else "data.codec"
         )
+    elif sections.data.source == "speech":
+        check_undistorted(runs.values(), "data.source = speech")
     if sections.data.source != "latents" and (got := sections.eval.decoder.path):
         raise ConfigError("eval.decoder.path", f"expected nothing, as only latents are decoded, got {got!r}")
     if sections.conditional == "words" and sections.data.source not in CAPTIONED:

@@ -41,6 +41,12 @@ def decoded(run: TrainedRun, root: Path, out: Path) -> TrainedRun:
     return replace(run, to_images=converter)
 
 
+def is_sound(root: Path) -> bool:
+    """Whether the images of the active workload are sounds."""
+    params = root / "params.yaml"
+    return params.is_file() and load_yaml(params).get("data", {}).get("source") == "speech"
+
+
 @contextmanager
 def option_errors() -> Iterator[None]:
     """A block whose plain ValueErrors are errors of the command: an argument that one names is an option here."""
@@ -86,8 +92,9 @@ def sample(
     classes: Sequence[int] | Sequence[str] = prompts or numbers(labels, int, "--labels")
     if prompts and labels:
         raise CommandError(f"--prompt: expected classes or captions, got both, --labels {labels} too")
+    sound = is_sound(root)
     with option_errors():
-        check_target(target)
+        check_target(target, sound=sound)
         run = decoded(opened(what, root, start, ema=ema, device=device, method=method), root, target)
         sampler = run.sampler(
             steps, levels=numbers(levels, float, "--levels"), solver=solver, guidance=guidance
@@ -104,7 +111,8 @@ def sample(
 
             images = run.sample(count, sampler=sampler, seed=seed, labels=chosen, batch=batch, on_images=on_images)
         rate = count / (time.monotonic() - begun)
-        save_images(images.numpy(), target, columns=columns, labels=None if told is None else told.numpy())
+        words = None if told is None else told.numpy()
+        save_images(images.numpy(), target, columns=columns, labels=words, sound=sound)
     how = f"EMA {run.model.profile}, {sampler.name}, NFE {sampler.nfe}"
     if sampler.noise_levels:
         how += f", levels {', '.join(f'{level:.4g}' for level in sampler.noise_levels)}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from cmcore.bounded import check_safetensors, parse_json
 from cmcore.data.decoded import DecodedData, Decoder, Decoding
 from cmcore.data.images import TEST, ImageData, LatentData, open_data, open_images, read_manifest
+from cmcore.data.mel import HeardData
 from cmcore.errors import DataError, reason
 from cmcore.layers.autoencoder import KLAutoencoder, Shape
 from cmcore.layers.classifier import weights_digest
@@ -89,16 +90,30 @@ class Reconstruction(NamedTuple):
     """Images, and what a codec makes of their latents, row by row."""
 
     images: ImageData
-    decoded: DecodedData
+    decoded: DecodedData | HeardData
 
 
 def reconstruction(folder: Path, decoder: Decoder) -> Reconstruction:
     """That of the test images of a prepared folder with a codec, of the training images where there are no others."""
-    part = folder / TEST if (folder / TEST).is_dir() else folder
-    images, latents = open_images(part), open_data(part)
-    assert images is not None
+    latents = open_data(_measured(folder))
     assert isinstance(latents, LatentData)
-    return Reconstruction(images, DecodedData(latents, decoder))
+    return Reconstruction(_images(folder), DecodedData(latents, decoder))
+
+
+def resynthesis(folder: Path) -> Reconstruction:
+    """What the mel codec makes of the same images of a prepared folder of sounds."""
+    images = _images(folder)
+    return Reconstruction(images, HeardData(images))
+
+
+def _measured(folder: Path) -> Path:
+    return folder / TEST if (folder / TEST).is_dir() else folder
+
+
+def _images(folder: Path) -> ImageData:
+    images = open_images(_measured(folder))
+    assert images is not None
+    return images
 
 
 def decoding_of(folder: Path, device: torch.device | str = "cpu") -> Decoding | None:

@@ -3,28 +3,35 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cmcore.atomic import write_atomic
+from cmcore.data.mel import to_sounds
 from cmcore.data.png import to_png
+from cmcore.data.wav import write_wav
 
 SIDE = 512  # pixels at least, of a grid
 
 
-def save_images(images: np.ndarray, path: Path, *, columns: int = 0, labels: np.ndarray | None = None) -> None:
+def save_images(
+    images: np.ndarray, path: Path, *, columns: int = 0, labels: np.ndarray | None = None, sound: bool = False
+) -> None:
     """Write images (N, C, H, W), uint8 with one or three channels unless they go to an archive.
 
     Args:
         images: the images.
         path: NAME.png for a grid, small images enlarged; NAME.npz for the array `images`, and `labels` where there are
-            some; else a folder, for 000000.png and so on, each in its own size.
+            some; NAME.wav for sounds one after the other; else a folder, for 000000.png and so on, each in its own
+            size.
         columns: of the grid, by default as many as rows.
         labels: (N,).
+        sound: the images are sounds (cmcore/data/mel.py).
 
     Raises:
         ValueError: the path has another ending, or a PNG cannot hold the images.
     """
     suffix = path.suffix.lower()
-    check_target(path)
+    check_target(path, sound=sound)
     if suffix == ".npz":
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, allow_pickle=False, images=images, **({} if labels is None else {"labels": labels}))
@@ -35,6 +42,10 @@ def save_images(images: np.ndarray, path: Path, *, columns: int = 0, labels: np.
     if suffix == ".png":
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_png(images, columns or round(len(images) ** 0.5), least_side=SIDE))
+        return
+    if suffix == ".wav":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, write_wav(to_sounds(torch.from_numpy(images)).flatten().numpy()))
         return
     path.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
@@ -49,10 +60,12 @@ def save_image(image: np.ndarray, path: Path) -> None:
         save_images(image[None], path)
 
 
-def check_target(path: Path) -> None:
+def check_target(path: Path, *, sound: bool = False) -> None:
     """A ValueError for a path that `save_images` would refuse."""
-    if path.suffix and path.suffix.lower() not in (".png", ".npz") and not path.is_dir():
-        raise ValueError(f"{path}: expected NAME.png, NAME.npz, or a folder without an ending")
+    endings = (".png", ".npz", *((".wav",) if sound else ()))
+    if path.suffix and path.suffix.lower() not in endings and not path.is_dir():
+        names = ", ".join(f"NAME{ending}" for ending in endings)
+        raise ValueError(f"{path}: expected {names}, or a folder without an ending")
 
 
 def _plain_png(image: np.ndarray) -> bytes:

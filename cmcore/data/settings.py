@@ -11,7 +11,11 @@ AUGMENT_DIM = 9  # numbers that describe a distortion of EDM's augmentation pipe
 LATENT_CHANNELS = 4  # of the autoencoder whose latents EDM2 trains on
 DOWNLOADS = ".work/downloads"
 FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
-CAPTIONED = ("shapes", "folder", "archive", "latents")  # the sources that may have captions
+CAPTIONED = ("shapes", "speech", "folder", "archive", "latents")  # the sources that may have captions
+SPOKEN = (  # by espeak-ng: the core words of Speech Commands (arXiv 1804.03209)
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go",
+)  # fmt: skip
 OWN = "own"  # the value of `data.test` that asks for the source's own test images
 
 
@@ -61,6 +65,7 @@ class DataConfig:
 
     - "digits": scikit-learn's handwritten digits, bundled with it (1,797 grey images of 8x8);
     - "shapes": drawn scenes with captions, `count` of them from `seed`: "a red circle above a blue square";
+    - "speech": mel frames of words: `count` of them spoken by espeak-ng from `seed`, or a folder or archive of WAVs;
     - "cifar10": the official archive, cifar-10-python.tar.gz, at `path` or downloaded;
     - "fashion-mnist": a folder with the four idx files, by default that of Debian's package;
     - "folder": a folder of images, with one sub-folder per class or none, or EDM's dataset.json;
@@ -69,7 +74,9 @@ class DataConfig:
     - "latents": a folder or archive of .npy files as EDM2's dataset tool encodes images: means and deviations.
     """
 
-    source: Literal["digits", "shapes", "cifar10", "fashion-mnist", "folder", "archive", "array", "latents"] = "digits"
+    source: Literal[
+        "digits", "shapes", "speech", "cifar10", "fashion-mnist", "folder", "archive", "array", "latents"
+    ] = "digits"
     path: str = ""
     subfolder: str = ""  # only what lies below it; of CIFAR-10 and Fashion-MNIST "train" (the default) or "test"
     resolution: int = 8
@@ -82,8 +89,8 @@ class DataConfig:
     # Test images, on which nothing is trained: a share of each class, or `own`, the test images of the source.
     test: float | Literal["own"] = 0.0
     classes: int = 0  # expected number, 0 for any; with it `cmlab plan` works without the data
-    count: int = 0  # scenes that `shapes` draws
-    seed: int = 0  # of the scenes
+    count: int = 0  # scenes that `shapes` draws, words that are spoken to train on
+    seed: int = 0  # of the scenes, or of the words and voices
     codec: CodecConfig | None = None  # networks see latents of the images; null: the images themselves
 
     def __post_init__(self) -> None:
@@ -97,11 +104,13 @@ class DataConfig:
         hex_digest = bool(re.fullmatch(r"[0-9a-f]{64}|", self.sha256))
         require(hex_digest, "sha256", "64 hexadecimal digits (lower case) or nothing", self.sha256)
         if self.test == OWN:
-            own = self.source in ("cifar10", "fashion-mnist") and self.subfolder in ("", "train")
-            require(own, "test", "a fraction, as only the training images of CIFAR-10 and Fashion-MNIST have own", OWN)
+            trained = ("train",) if self.source == "speech" and self.path else ("", "train")
+            own = self.source in ("cifar10", "fashion-mnist", "speech") and self.subfolder in trained
+            which = "CIFAR-10, of Fashion-MNIST, of spoken words, and of recordings with data.subfolder: train"
+            require(own, "test", f"a fraction, as only the training images of {which} have own", OWN)
         else:
             require(0 <= self.test < 1, "test", "a fraction in [0, 1), or own", self.test)
-        if self.source in ("digits", "shapes", "folder", "fashion-mnist"):
+        if self.source in ("digits", "shapes", "folder", "fashion-mnist") or self.spoken:
             require(not self.sha256, "sha256", f"nothing for source {self.source}, which is not one file", self.sha256)
 
     def _check_shape(self) -> None:
@@ -117,6 +126,10 @@ class DataConfig:
         elif self.source == "shapes":
             require(self.resolution >= 16, "resolution", "at least 16 for drawn shapes", self.resolution)
             require(self.channels == 3, "channels", "3 for drawn shapes, which are in colour", self.channels)
+        elif self.source == "speech":
+            frames = 16 <= self.resolution <= 128
+            require(frames, "resolution", "16 to 128 frames, each of as many mel bands", self.resolution)
+            require(self.channels == 1, "channels", "1 for mel frames", self.channels)
         elif self.source == "latents":
             require(self.channels == LATENT_CHANNELS, "channels", f"{LATENT_CHANNELS} for latents", self.channels)
         else:
@@ -143,9 +156,9 @@ class DataConfig:
         elif self.source == "cifar10":
             there = bool(self.path) or self.download
             require(there, "path", "the place of cifar-10-python.tar.gz, or data.download: true", self.path)
-        elif self.source != "fashion-mnist":
+        elif self.source not in ("fashion-mnist", "speech"):
             require(bool(self.path), "path", f"the place of the {self.source}", self.path)
-        if self.source in ("cifar10", "fashion-mnist"):
+        if self.source in ("cifar10", "fashion-mnist") or self.spoken:
             parts = ("", "train", "test")
             require(self.subfolder in parts, "subfolder", f"train, test or nothing for {self.source}", self.subfolder)
         downloads = self.source == "cifar10" or not self.download
@@ -154,10 +167,17 @@ class DataConfig:
             require(not self.subfolder, "subfolder", f"nothing for source {self.source}", self.subfolder)
 
     def _check_drawn(self) -> None:
-        drawn = self.source == "shapes"
-        wanted = "the number of scenes to draw" if drawn else f"0 for source {self.source}, which is not drawn"
+        drawn = self.source == "shapes" or self.spoken
+        given = "whose files are given" if self.source == "speech" else "which is not drawn"
+        what = "words to speak" if self.spoken else "scenes to draw"
+        wanted = f"the number of {what}" if drawn else f"0 for source {self.source}, {given}"
         require(self.count >= 1 if drawn else self.count == 0, "count", wanted, self.count)
-        require(drawn or self.seed == 0, "seed", f"0 for source {self.source}, which is not drawn", self.seed)
+        require(drawn or self.seed == 0, "seed", f"0 for source {self.source}, {given}", self.seed)
+
+    @property
+    def spoken(self) -> bool:
+        """Whether the images are words that espeak-ng speaks."""
+        return self.source == "speech" and not self.path
 
     @property
     def latent(self) -> bool:

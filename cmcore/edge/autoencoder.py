@@ -14,9 +14,10 @@ from torch import Tensor
 
 from cmcore.bounded import check_safetensors, parse_json
 from cmcore.config import ConfigError
-from cmcore.data.codec import PUBLIC, Reconstruction, decoding_of, reconstruction
+from cmcore.data.codec import PUBLIC, Reconstruction, decoding_of, reconstruction, resynthesis
 from cmcore.data.decoded import DecodedData, Decoding
 from cmcore.data.images import ImageData, open_data, open_images, read_manifest
+from cmcore.data.mel import SOUND
 from cmcore.data.settings import LATENT_CHANNELS, DataConfig
 from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError, reason
@@ -146,10 +147,14 @@ def own_decoding(folder: Path, device: torch.device | str = "cpu") -> Decoding |
     return Decoding(load_decoder(config, device, channels=manifest["shape"][0], own=True), manifest)
 
 
-def reconstruction_of(folder: Path, device: torch.device | str = "cpu") -> Reconstruction | None:
-    """What the codec of a prepared folder makes of images; None where it has none."""
-    decoding = own_decoding(folder, device)
-    return None if decoding is None else reconstruction(folder, decoding.decoder)
+def reconstructions_of(folder: Path, device: torch.device | str = "cpu") -> dict[str, Reconstruction]:
+    """What the codecs of a prepared folder make of images, by name: its autoencoder, and of sounds the mel codec."""
+    found: dict[str, Reconstruction] = {}
+    if (decoding := own_decoding(folder, device)) is not None:
+        found["reconstruction"] = reconstruction(folder, decoding.decoder)
+    if SOUND in read_manifest(folder):
+        found["resynthesis"] = resynthesis(folder)
+    return found
 
 
 def image_converter(

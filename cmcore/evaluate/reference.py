@@ -1,7 +1,7 @@
 """The reference of a workload: an extractor, its features of the real images, and the metrics of the baseline."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,16 @@ def reference(
     out: Path,
     device: torch.device | str = "cpu",
     test: ImageSet | None = None,
-    reconstruction: Reconstruction | None = None,
+    reconstructions: Mapping[str, Reconstruction] | None = None,
 ) -> Reference:
     """Take, train or, for unlabelled images, draw the workload's extractor and store the reference in its features.
 
     Of images with captions it is a reader of them.
 
     Writes extractor.safetensors, features.npy, moments.npz and reference.json (accuracy, digests, the distance between
-    two halves of the images, and the records of the baselines and of what a codec makes of images) into the folder
-    `out`, and the features of the test images into its folder `test`. The extractor is trained on the device;
-    on one kind of CPU the same data give the same bits.
+    two halves of the images, and the records of the baselines and of what codecs make of images, each under its name)
+    into the folder `out`, and the features of the test images into its folder `test`. The extractor is trained on the
+    device; on one kind of CPU the same data give the same bits.
     """
     out.mkdir(parents=True, exist_ok=True)
     extractor, accuracy = _extractor(images, config, workload, device)
@@ -72,8 +72,8 @@ def reference(
     anchors = _halves(built, training, config, workload, device)
     if test is not None:
         anchors += _test_images(test, built, training, config, workload, device)
-    if reconstruction is not None:
-        anchors += _reconstructed(reconstruction, built, config, workload, device)
+    for name, reconstruction in (reconstructions or {}).items():
+        anchors += _reconstructed(name, reconstruction, built, config, workload, device)
     facts = ReferenceFacts(
         workload=workload,
         data=DataFacts(digest=images.digest, count=len(images.images), classes=images.classes),
@@ -237,19 +237,31 @@ def _test_images(
         return []
     source = _source("test", test.digest, workload, 0, config)
     own = replace(built, test=None)  # their distance from themselves says nothing
-    records = evaluate_samples(_batches(test.images, config.batch), [own], source, config, device, every=True)
+    batches, told = _batches(test.images, config.batch), _told(test.captions)
+    records = evaluate_samples(batches, [own], source, config, device, every=True, told=told)
     if training is None or not config.nearest:
         return records
     samples = torch.from_numpy(np.array(test.images[: config.nearest]))
     return records + _copies(samples, training, source, device)
 
 
+def _told(captions: np.ndarray | None) -> Callable[[Sequence[int]], Tensor] | None:
+    """The captions of images by their numbers, rows of words (B, L); None where there are none."""
+    return None if captions is None else lambda numbers: torch.from_numpy(captions[list(numbers)])
+
+
 def _reconstructed(
-    reconstruction: Reconstruction, built: Reference, config: EvalConfig, workload: str, device: torch.device | str
+    name: str,
+    reconstruction: Reconstruction,
+    built: Reference,
+    config: EvalConfig,
+    workload: str,
+    device: torch.device | str,
 ) -> list[MetricRecord]:
     """Records of decoded images, as if they were samples: no model that a codec decodes can be expected to be nearer.
 
-    The reconstruction error is the root mean square distance of an image from what it was, pixels in [-1, 1].
+    `name` is that of their run. The reconstruction error is the root mean square distance of an image from what it was,
+    pixels in [-1, 1].
     """
     images, decoded = reconstruction
     rows = kept_rows(len(images.images), max(config.samples, config.least))
@@ -263,8 +275,9 @@ def _reconstructed(
             errors.append(mean_per_sample((to_float(again) - to_float(torch.from_numpy(images.images[some]))) ** 2))
             yield again
 
-    source = _source("reconstruction", decoded.digest, workload, 0, config)
-    records = evaluate_samples(batches(), [built], source, config, device, every=True)
+    source = _source(name, decoded.digest, workload, 0, config)
+    told = _told(None if images.captions is None else images.captions[rows])
+    records = evaluate_samples(batches(), [built], source, config, device, every=True, told=told)
     rmse = torch.cat(errors).double().sqrt()
     provenance = Provenance(
         **vars(source),

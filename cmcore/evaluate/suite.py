@@ -60,11 +60,15 @@ def evaluate_samples(
     device: torch.device | str = "cpu",
     *,
     every: bool = False,
+    told: Callable[[Sequence[int]], Tensor] | None = None,
 ) -> list[MetricRecord]:
-    """Measure uint8 images, given as batches (B, C, H, W), against every reference, in one pass over the images."""
+    """Measure uint8 images, given as batches (B, C, H, W), against every reference, in one pass over the images.
+
+    `every` and `told` are as for `measure`.
+    """
     extractors = [reference.extractor for reference in references]
     parts = collect(batches, extractors, shard=config.shard, keep=config.kept, device=device)
-    return measure([parts], references, source, config, device=device, every=every)
+    return measure([parts], references, source, config, device=device, every=every, told=told)
 
 
 def measure(

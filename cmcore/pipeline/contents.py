@@ -14,6 +14,7 @@ from typing import Any
 from cmcore.assemble.project import RunEntry, Sections
 from cmcore.atomic import write_atomic
 from cmcore.config import join, merge
+from cmcore.data.sources.espeak import library
 from cmcore.data.sources.files import walk
 from cmcore.errors import DataError
 
@@ -29,6 +30,8 @@ def named_files(sections: Sections) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, str]] = {"prepare": {}}
     if data.source not in PINNED and not data.sha256:
         found["prepare"]["data.path"] = data.path
+    if data.spoken:
+        found["prepare"]["data.source"] = str(library() or "")
     if data.codec is not None and not data.codec.sha256:
         found["prepare"]["data.codec.path"] = data.codec.path
     measured = {"eval.inception.path": run_eval.inception.path}

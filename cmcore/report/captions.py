@@ -1,7 +1,7 @@
 """Words around the numbers: what a metric is called, and a caption that states how a table was measured."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts, RunFacts
 from cmcore.numbers import rounded
@@ -26,6 +26,7 @@ BASELINES = {
     "half": "half of the training images",
     "test": "test images",
     "reconstruction": "images that the codec decodes",
+    "resynthesis": "images of the sounds of images",
 }
 SPACES = {"inception": "Inception", "dinov2": "DINOv2"}  # features of public networks
 MEASURES = (  # of the second table
@@ -150,6 +151,8 @@ def _extractor(reference: ReferenceFacts | None) -> str:
     reads = reference.extractor.kind == "reader"
     what = "share of held-out images whose whole caption it reads" if reads else "held-out accuracy"
     facts = [f"{what} {held:.1%}"] if held is not None else []
+    test = next((r for r in reference.anchors if (r.key, r.provenance.run) == ("captions", "test")), None)
+    facts += [f"of test images {test.value:.1%}"] if test else []
     facts += ["a network that was not trained"] if reference.extractor.kind == "random" else []
     if reference.halves:
         facts.append(f"two halves of the reference are {rounded(reference.halves)[0]} apart")
@@ -157,16 +160,19 @@ def _extractor(reference: ReferenceFacts | None) -> str:
 
 
 def _reconstruction(reference: ReferenceFacts | None) -> str:
-    """What is lost between images and latents."""
-    found = {r.key: r for r in (reference.anchors if reference else ()) if r.provenance.run == "reconstruction"}
-    if not found:
-        return ""
-    count, parts = (
-        found["reconstruction"].provenance.samples,
-        [f"root mean square error {_value(found['reconstruction'])}"],
-    )
+    """What is lost between images and latents, and between images and sounds."""
+    texts = {"reconstruction": "encoded and decoded", "resynthesis": "made sounds (Griffin-Lim) and images again"}
+    anchors = reference.anchors if reference else ()
+    found = {run: {r.key: r for r in anchors if r.provenance.run == run} for run in texts}
+    return " ".join(_lost(texts[run], records) for run, records in found.items() if records)
+
+
+def _lost(what: str, found: Mapping[str, MetricRecord]) -> str:
+    count, error = found["reconstruction"].provenance.samples, _value(found["reconstruction"])
+    parts = [f"root mean square error {error}"]
     parts += [f"{found[key].name} {_value(found[key])}" for key in ("fd", "fd_test") if key in found]
-    return f"{count} images, encoded and decoded: {', '.join(parts)}."
+    parts += [f"captions read {found[key].value:.1%}" for key in ("captions",) if key in found]
+    return f"{count} images, {what}: {', '.join(parts)}."
 
 
 def _value(record: MetricRecord) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from cmcore.report.cells import Table
 from cmcore.report.formats import html_table
+from cmcore.report.sounds import Sound
 from cmcore.report.strips import Strip, uri
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -47,7 +48,7 @@ class Picture:
 class Section:
     """A part of the page. `published` marks quoted numbers; tables in `folded` hide behind their titles.
 
-    `charts` asks for the interactive charts, and `strips` for samples that enlarge.
+    `charts` asks for the interactive charts, and `strips` for samples that enlarge. `sounds` are played.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Section:
     folded: tuple[Table, ...] = ()
     figures: tuple[Picture, ...] = ()
     strips: tuple[Strip, ...] = ()
+    sounds: tuple[Sound, ...] = ()
     charts: bool = False
     published: bool = False
 

@@ -36,6 +36,7 @@ class RunReport(RunMetrics):
     endpoints: Images | None = None  # the teacher's probability-flow end points from that noise
     nearest: Mapping[str, Images] | None = None  # by row, the nearest training image of every sample
     sampling: SamplingTimes | None = None  # of the rows, where it is known
+    told: tuple[str, ...] = ()  # the captions of the samples of each row, where the run reads captions
 
     @property
     def trained_by(self) -> str:
@@ -73,6 +74,7 @@ class Inputs:
     edits: Path | None = None  # folder of zero-shot edits
     order: tuple[str, ...] = ()
     data: str = ""  # the data in words, for captions
+    seconds: float = 0.0  # length of the sound that an image is (cmcore/data/mel.py); 0: images are no sounds
     operations: Mapping[str, Operations] = field(default_factory=dict)  # of each run, where they are known
     ablations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # comparisons of variants: title -> runs
 
@@ -104,7 +106,7 @@ def _run(path: Path, inputs: Inputs) -> RunReport:
     if (facts.run, facts.workload) != (path.stem, inputs.workload):
         expected = f"run {path.stem!r} of workload {inputs.workload!r}"
         raise ReportError(f"{path}: expected {expected}, got run {facts.run!r} of workload {facts.workload!r}")
-    samples, endpoints, nearest = _samples(inputs.samples / f"{facts.run}.npz" if inputs.samples else None)
+    samples, endpoints, nearest, told = _samples(inputs.samples / f"{facts.run}.npz" if inputs.samples else None)
     return RunReport(
         **vars(metrics),
         history=_history(inputs.runs / facts.run / "history.jsonl" if inputs.runs else None),
@@ -113,6 +115,7 @@ def _run(path: Path, inputs: Inputs) -> RunReport:
         endpoints=endpoints,
         nearest=nearest,
         sampling=_read_if_there(inputs.sampling and inputs.sampling / f"{facts.run}.json", SamplingTimes.from_json),
+        told=told,
     )
 
 
@@ -144,30 +147,35 @@ def _history(path: Path | None) -> tuple[dict[str, Any], ...]:
     return lines
 
 
-def _samples(path: Path | None) -> tuple[dict[str, Images] | None, Images | None, dict[str, Images] | None]:
-    """Images by row, "<n> NFE"; of a distilled run the teacher's end points; and nearest training images by row.
+def _samples(
+    path: Path | None,
+) -> tuple[dict[str, Images] | None, Images | None, dict[str, Images] | None, tuple[str, ...]]:
+    """Images by row, "<n> NFE"; of a distilled run the teacher's end points; nearest training images by row; captions.
 
-    All are uint8 (N, C, H, W).
+    All images are uint8 (N, C, H, W).
     """
     if path is None or not path.exists():
-        return None, None, None
+        return None, None, None, ()
     found: dict[tuple[int, str], Images] = {}
     nearest: dict[tuple[int, str], Images] = {}
-    endpoints = None
+    endpoints, told = None, ()
     with np.load(path, allow_pickle=False) as arrays:
         for name in sorted(arrays.files):
-            match = re.fullmatch(r"(nearest_)?nfe_(\d+)(?:_(.+))?|endpoints", name)
+            match = re.fullmatch(r"(nearest_)?nfe_(\d+)(?:_(.+))?|endpoints|told", name)
             array = arrays[name]
+            if name == "told" and array.ndim == 1 and array.dtype.kind == "U":
+                told = tuple(array.tolist())
+                continue
             if not match or array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
                 raise ReportError(
-                    f"{path}: {name}: expected uint8 (N, 1 or 3, H, W) named nfe_<n>, nearest_nfe_<n> or endpoints, "
-                    f"got {array.shape}"
+                    f"{path}: {name}: expected uint8 (N, 1 or 3, H, W) named nfe_<n>, nearest_nfe_<n> or endpoints, or "
+                    f"text named told, got {array.shape}"
                 )
             if match.group(2):
                 (nearest if match.group(1) else found)[int(match.group(2)), match.group(3) or ""] = array
             else:
                 endpoints = array
-    return _by_row(found), endpoints, _by_row(nearest) or None
+    return _by_row(found), endpoints, _by_row(nearest) or None, told
 
 
 def _by_row(found: Mapping[tuple[int, str], Images]) -> dict[str, Images]:

@@ -129,10 +129,11 @@ def comparison(runs: Sequence[RunReport], reference: ReferenceFacts | None = Non
     return marked(table, _tied(samples) if any(run.replicates for run in runs) else None)
 
 
-def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None) -> Table | None:
+def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None, seconds: float = 0.0) -> Table | None:
     """A second row for every row of `comparison`: bias, held-out images, diversity, copies and speed; None without any.
 
-    Real images stand below as anchors: a half of the training images measured against the other, and the test images.
+    Of images that are sounds of so many seconds the speed has a real-time factor. Real images stand below as anchors: a
+    half of the training images measured against the other, and the test images.
     """
     originals, runs = runs, [pooled(run) for run in runs]
     real = [*reference.baseline, *reference.anchors] if reference else []
@@ -144,6 +145,7 @@ def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None)
         return None
     # No best is marked: what else ran on the machine decides more than the method.
     speed = (Column("latency", "Latency, ms"), Column("images_per_second", "Images a second"))
+    speed += (Column("real_time_factor", "Real-time factor"),) if seconds else ()
     columns = (
         Column("run", "Run"),
         Column("nfe", "NFE"),
@@ -157,7 +159,7 @@ def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None)
             name = Cell(f"{nfe} ({sampler})", float(nfe)) if sum(n == nfe for n, _ in keys) > 1 else count(nfe)
             who = f"{run.facts.run} ({FOREIGN})" if is_foreign(run) else run.facts.run
             cells = (Cell(who), name, *_values(found, metrics))
-            rows.append((*cells, *(_speed(run, nfe, sampler) if timed else ())))
+            rows.append((*cells, *(_speed(run, nfe, sampler, seconds) if timed else ())))
             groups.append(str(nfe) if is_ranked(run) else "")
             samples.append({metric: by_seed[(nfe, sampler), metric] for metric in found})
     for name, found in _by_run(real).items():
@@ -165,7 +167,7 @@ def measures(runs: Sequence[RunReport], reference: ReferenceFacts | None = None)
         rows.append((first, EMPTY, *_values(found, metrics), *([EMPTY] * len(speed) if timed else ())))
         groups.append("")
     table = Table("measures", "Held-out images, diversity, copies and speed", columns, tuple(rows), "", tuple(groups))
-    table = replace(table, caption=_measures_caption(runs, metrics, real))
+    table = replace(table, caption=_measures_caption(runs, metrics, real, seconds))
     return marked(table, _tied(samples) if any(run.replicates for run in runs) else None)
 
 
@@ -176,16 +178,18 @@ def _better(key: str) -> Better:
     return "high" if is_high(key) else "low"
 
 
-def _speed(run: RunReport, nfe: int, sampler: str) -> tuple[Cell, Cell]:
+def _speed(run: RunReport, nfe: int, sampler: str, seconds: float) -> tuple[Cell, ...]:
     rows = run.sampling.rows if run.sampling else ()
     row = next((row for row in rows if (row.nfe, row.sampler) == (nfe, sampler)), None)
     if row is None:
-        return EMPTY, EMPTY
-    milliseconds = 1000 * row.latency
-    return Cell(f"{milliseconds:.3g}", milliseconds), Cell(f"{row.images_per_second:.3g}", row.images_per_second)
+        return (EMPTY,) * (3 if seconds else 2)
+    numbers = [1000 * row.latency, row.images_per_second, *([row.latency / seconds] if seconds else [])]
+    return tuple(Cell(f"{number:.3g}", number) for number in numbers)
 
 
-def _measures_caption(runs: Sequence[RunReport], metrics: Sequence[str], real: Sequence[MetricRecord]) -> str:
+def _measures_caption(
+    runs: Sequence[RunReport], metrics: Sequence[str], real: Sequence[MetricRecord], seconds: float
+) -> str:
     copies = next((r.provenance for run in runs for r in run.records if r.metric == "memorised"), None)
     names = {record.provenance.run for record in real}
     said = {run.sampling.device: max(row.batch for row in run.sampling.rows) for run in runs if run.sampling}
@@ -204,6 +208,9 @@ def _measures_caption(runs: Sequence[RunReport], metrics: Sequence[str], real: S
         "Test images: not trained on by any run." if "test" in names else "",
         *(f"Speed: {device}, beside other jobs; latency with one image, the rest in batches of {batch}."
           for device, batch in said.items()),
+        f"Real-time factor: latency over the {seconds:.2f} s of a sound, without Griffin-Lim."
+        if seconds and said
+        else "",
     ]  # fmt: skip
     return " ".join(part for part in parts if part)
 

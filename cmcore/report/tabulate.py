@@ -21,6 +21,7 @@ from cmcore.report.plots import save
 from cmcore.report.published import DATASETS, Number, published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, RunReport, read_reference, read_runs
+from cmcore.report.sounds import sounds
 from cmcore.report.strips import Strip, strips
 from cmcore.report.tables import beside, by_training_seed, comparison, differences, measures
 
@@ -76,6 +77,10 @@ FIGURES = {
 INTERACTIVE = ("samples", "quality_by_nfe", "level_scan", "quality_by_images", "training_curves")  # files of their own
 PAGE = 1_000_000  # bytes that the page keeps below: what tables and figures leave of them is for the strips of samples
 SAMPLES = "A row per run and number of function evaluations; each column starts from one noise image. A row enlarges."
+SOUNDS = (
+    "Samples as pictures of their mel frames, and as the sounds that the Griffin-Lim algorithm makes of them. All runs "
+    "were told the same words, with the same noise."
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     every = entries(rows)
     top, first, named = best(runs, every), headline(rows, reference, inputs.data, every), leaders(rows, every)
     ours = comparison(rows, reference, inputs.data)
-    second, given = measures(rows, reference), (sets(foreign, shown),) if foreign else ()
+    second, given = measures(rows, reference, inputs.seconds), (sets(foreign, shown),) if foreign else ()
     seconds = () if second is None else (second,)
     guided = by_scale(runs)
     scales = () if guided is None else (guided,)
@@ -125,12 +130,14 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     ]
     kept = tuple(picture for picture in pictures if picture.path.stem not in INTERACTIVE)
     data = page_data(rows, reference, inputs.operations, named)
+    heard = sounds(runs) if inputs.seconds else ()
 
     def with_strips(shown: tuple[Strip, ...]) -> str:
         sections = (
             Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *scales, *decisions)),
             Section(title="Quality", charts=True),
             Section(title="Samples from the same noise", text=(SAMPLES,), strips=shown),
+            *((Section(title="The samples as sounds", text=(SOUNDS,), sounds=heard),) if heard else ()),
             *((Section(title="More figures", figures=kept),) if kept else ()),
             *((Section(title="Ablations", figures=variants),) if variants else ()),
             *editing,

@@ -86,6 +86,7 @@ def test_no_project_is_needed_for_a_file(project, tmp_path_factory, monkeypatch)
         (["ect", "--labels", "3"], 1, "--labels: expected none, as the network is unconditional"),
         (["ect", "--ema", "slow"], 1, "{root}/outputs/tiny/runs/ect/weights.safetensors: expected one of the profiles"),
         (["ect", "--ema", "0.05"], 1, "{root}/outputs/tiny/runs/ect/snapshots: expected snapshots with power profiles"),
+        (["ect", "--out", "a.wav"], 1, "{root}/below/a.wav: expected NAME.png, NAME.npz, or a folder"),
         (["ect", "--out", "a.jpg"], 1, "{root}/below/a.jpg: expected NAME.png, NAME.npz, or a folder"),
         (["ect", "--count", "0"], 2, "Invalid value for '-n' / '--count'"),
         (["ect", "--device", "tpu"], 2, "Invalid value for '--device'"),

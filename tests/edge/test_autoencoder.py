@@ -27,7 +27,7 @@ from cmcore.edge.autoencoder import (
     load_decoder,
     load_decoding,
     own_decoding,
-    reconstruction_of,
+    reconstructions_of,
 )
 from cmcore.edge.encoder import encoder_maker
 from cmcore.edge.torchvision_ops import import_torchvision
@@ -175,7 +175,7 @@ def test_own_images_are_encoded_and_their_folder_has_the_decoder(folder: Path, m
     assert decoding.digest == converter.digest == known.digest
     raw = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(decoding.decoder(raw), to_uint8(known._net.decode(raw).sample))
-    found = reconstruction_of(out)
+    found = reconstructions_of(out)["reconstruction"]
     assert found is not None
     assert len(found.images) == len(found.decoded.images) == 4
     assert decoding_of(out) is None  # without diffusers there is nothing to decode it

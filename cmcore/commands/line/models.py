@@ -19,7 +19,10 @@ def sample(
     context: typer.Context,
     what: Annotated[str, typer.Argument(help=MODEL, autocompletion=complete.runs)],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="NAME.png for a grid, NAME.npz, or a folder for one file each.")
+        Path,
+        typer.Option(
+            "-o", "--out", help="NAME.png for a grid, NAME.npz, NAME.wav of sounds, or a folder for one each."
+        ),
     ] = Path("samples.png"),
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Images.")] = 64,
     steps: Annotated[

@@ -17,6 +17,7 @@ from cmcore.data.sources.latents import latents
 from cmcore.data.sources.pictures import pictures
 from cmcore.data.sources.shapes import shapes
 from cmcore.data.sources.source import Block, Source, dense
+from cmcore.data.sources.speech import speech
 from cmcore.errors import DataError
 
 KINDS = {
@@ -26,6 +27,7 @@ KINDS = {
     "archive": "file",
     "array": "file",
     "latents": "folder or file",
+    "speech": "folder or file",
 }
 HINTS = {
     "cifar10": f"; it comes from {URL}, by hand or with `data.download: true`",
@@ -48,6 +50,8 @@ def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
         return _digits()
     if config.source == "shapes":
         return shapes(config)
+    if config.spoken:
+        return speech(config)
     path, sha256 = Path(config.place), config.sha256
     if config.source == "cifar10":
         sha256 = sha256 or SHA256
@@ -61,7 +65,13 @@ def open_source(config: DataConfig, progress: Progress | None = None) -> Source:
         raise DataError(f"{path}: expected a file, as data.sha256 is given, got a folder")
     if sha256:
         _check_sha256(path, sha256)
-    readers = {"array": _array, "cifar10": cifar10, "fashion-mnist": fashion_mnist, "latents": latents}
+    readers = {
+        "array": _array,
+        "cifar10": cifar10,
+        "fashion-mnist": fashion_mnist,
+        "latents": latents,
+        "speech": speech,
+    }
     return readers.get(config.source, pictures)(config)
 
 

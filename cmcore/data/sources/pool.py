@@ -23,13 +23,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
+def ordered(function: Callable[[T], R], tasks: Iterable[T], workers: int, *, apart: bool = False) -> Iterator[R]:
     """function(task) for each task, in order; the first error in that order is raised.
 
     Args:
         function: can be pickled.
         tasks: consumed lazily; at most `workers` of them are in memory.
         workers: number of processes; 1 computes in this process.
+        apart: but not if one fresh process is asked for.
 
     Yields:
         The results.
@@ -37,7 +38,7 @@ def ordered(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ite
     Raises:
         DataError: a process was killed, for example because memory ran out.
     """
-    if workers <= 1:
+    if workers <= 1 and not apart:
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")
@@ -77,14 +78,14 @@ def _send(pipe: Connection, task: Any) -> None:
     try:
         pipe.send(task)
     except OSError as error:
-        raise DataError("a process that decodes images died; is there enough memory?") from error
+        raise DataError("a process that makes images died; is there enough memory?") from error
 
 
 def _result(pipe: Connection) -> Any:
     try:
         good, value = pipe.recv()
     except (EOFError, OSError) as error:
-        raise DataError("a process that decodes images died; is there enough memory?") from error
+        raise DataError("a process that makes images died; is there enough memory?") from error
     if not good:
         raise value
     return value

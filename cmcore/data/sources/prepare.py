@@ -70,7 +70,9 @@ def prepare(
     own = open_source(replace(config, subfolder="test", test=0.0)) if config.test == OWN else None
     if own is not None and own.class_names != source.class_names:
         raise DataError(f"{config.place}: expected the test images to have the classes of the training images")
-    words = _words(source, config)
+    if own is not None and bool(own.captions) != bool(source.captions):
+        raise DataError(f"{config.place}: expected captions of training and of test images, or of neither")
+    words = _words((*source.captions, *(own.captions if own else ())), config)
     try:
         with replacing(out) as folder:
             known = normalisation() if config.source == "latents" else None
@@ -79,7 +81,7 @@ def prepare(
                 parts.append(_Part(folder / TEST, source, held_out, config, words, known))
             _write(parts, source, progress)
             if own is not None:
-                parts.append(_Part(folder / TEST, own, np.ones(len(own.labels), np.bool_), config))
+                parts.append(_Part(folder / TEST, own, np.ones(len(own.labels), np.bool_), config, words))
                 _write(parts[1:], own, progress)
             manifest, *_ = [part.finish() for part in parts]
             if config.codec is not None:
@@ -103,11 +105,11 @@ def _held_out(source: Source, share: float) -> np.ndarray:
     return chosen
 
 
-def _words(source: Source, config: DataConfig) -> Words | None:
-    """The words of the captions of a source, test images included; None where it has none."""
-    if not source.captions:
+def _words(captions: Sequence[str], config: DataConfig) -> Words | None:
+    """The words of captions, those of test images included; None where there are none."""
+    if not captions:
         return None
-    words = Words.of(source.captions)
+    words = Words.of(captions)
     if len(words.vocabulary) > VOCABULARY:
         got = f"got {len(words.vocabulary)}"
         raise DataError(f"{config.place}: expected captions of at most {VOCABULARY} different words, {got}")
@@ -231,6 +233,7 @@ def _manifest(
         "classes": classes,
         "class_names": list(source.class_names),
         "class_counts": np.bincount(labels, minlength=classes).tolist() if classes else [],
+        **source.about,
         **seen,
         "sha256": sha256,
     }

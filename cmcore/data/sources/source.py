@@ -1,7 +1,8 @@
 """The common form of all sources: a listed data set that is not decoded yet."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Source(NamedTuple):
     blocks: Callable[[], Iterator[Block]]  # every row once, in any order; an array may be overwritten by the next block
     kind: Literal["images", "latents"] = "images"
     captions: tuple[str, ...] = ()  # one for every row, or none at all
+    about: Mapping[str, Any] = MappingProxyType({})  # more facts for the manifest
 
 
 def dense(labels: np.ndarray, names: Sequence[str] = ()) -> tuple[np.ndarray, tuple[str, ...]]:
