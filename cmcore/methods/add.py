@@ -20,6 +20,7 @@ from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.layers.blocks import block_maps
 from cmcore.layers.classifier import shipped_classifier, shipped_workload
 from cmcore.layers.heads import (
+    GROUP,
     build_block_heads,
     build_heads,
     gradient_penalty,
@@ -75,7 +76,7 @@ class ADD(Method):
     @property
     def traits(self) -> Traits:
         """A few-step generator, taught by a diffusion model."""
-        return Traits(teacher="diffusion")
+        return Traits(teacher="diffusion", group=GROUP if self.config.features == "classifier" else 1)
 
     @property
     def networks(self) -> Mapping[str, Network]:

@@ -23,7 +23,7 @@ from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.precond import Denoiser, with_inputs
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.layers.classifier import shipped_classifier, shipped_workload
-from cmcore.layers.heads import build_heads, hinge_fake, hinge_real, maps_of
+from cmcore.layers.heads import GROUP, build_heads, hinge_fake, hinge_real, maps_of
 from cmcore.methods.base import (
     STUDENT,
     TARGET,
@@ -106,6 +106,7 @@ class CTM(Method):
             inputs=(SECOND_TIME, *guidance_inputs(scales)),
             guidance=scales,
             services=services(self.config.distance),
+            group=GROUP if self.config.gan > 0 else 1,
         )
 
     @property

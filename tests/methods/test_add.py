@@ -12,7 +12,7 @@ from cmcore.diffusion.grids import karras_grid
 from cmcore.diffusion.precond import Labels, edm_scalings
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.layers.blocks import block_maps, blocks
-from cmcore.layers.heads import Heads, gradient_penalty, hinge_fake, hinge_real
+from cmcore.layers.heads import GROUP, GroupedBatchNorm, GroupHead, Heads, gradient_penalty, hinge_fake, hinge_real
 from cmcore.methods.add import DISCRIMINATOR, EXTRACTOR
 from cmcore.methods.base import STUDENT, Batch, Nets
 from cmcore.oracles import Gaussian
@@ -71,11 +71,29 @@ def test_the_penalty_of_a_linear_head_is_the_square_of_its_weights():
     torch.testing.assert_close(gradient_penalty(Mean(3.0)(maps), maps), torch.full((3,), 4 * (3.0 / 4) ** 2))
 
 
-def test_heads_average_over_positions():
-    heads, maps = Heads([2, 3]), [torch.randn(5, 2, 4, 4), torch.randn(5, 3, 2, 2)]
-    assert heads(maps).shape == (5, 2)
-    turned = [values.flip(2) for values in maps]
-    torch.testing.assert_close(heads(turned), heads(maps))
+def test_each_group_of_images_is_normalised_by_itself():
+    norm, x = GroupedBatchNorm(3), 2 + 5 * torch.randn(2 * GROUP, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    out = norm(x)
+    variance, mean = torch.var_mean(out.unflatten(0, (2, GROUP)), (1, 3, 4), correction=0)
+    torch.testing.assert_close(mean, torch.zeros(2, 3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(variance, torch.ones(2, 3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(norm(x[:GROUP]), out[:GROUP])
+    with pytest.raises(ValueError, match="expected a multiple of 8 images, got 5"):
+        norm(x[:5])
+
+
+def test_heads_tell_equal_images_from_many():
+    """Of one position, such as the mean of a map: whatever the image, its normalised features are 0."""
+    torch.manual_seed(1)
+    heads = Heads(map(GroupHead, [2, 3]))
+    maps = [torch.randn(2 * GROUP, 2, 1, 1), torch.randn(2 * GROUP, 3, 1, 1)]
+    with torch.no_grad():
+        logits = heads(maps)
+        one, other = (heads([values[i].expand_as(values) for values in maps]) for i in (0, 1))
+    assert logits.shape == (2 * GROUP, 2)
+    assert float(logits.std(0).min()) > 1e-2
+    torch.testing.assert_close(one, torch.zeros_like(one), rtol=0, atol=1e-3)
+    torch.testing.assert_close(other, torch.zeros_like(one), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("a", "s"), [(1.0, 0.5), (0.3, 0.5)])
@@ -193,7 +211,7 @@ def test_the_networks_are_a_teacher_and_heads_for_its_blocks():
     assert EXTRACTOR in make_method("add").networks
     state = make_state(method, hidden=24)
     teacher = state.nets.teacher
-    maps = block_maps(teacher, batches(Draws(1, 0, 5)).x, torch.ones(5, dtype=torch.float64))
-    assert [values.shape for values in maps] == [(5, 24, 1, 1)] * len(blocks(teacher.net))
-    assert state.nets[DISCRIMINATOR](maps).shape == (5, len(maps))
+    maps = block_maps(teacher, batches(Draws(1, 0, GROUP)).x, torch.ones(GROUP, dtype=torch.float64))
+    assert [values.shape for values in maps] == [(GROUP, 24, 1, 1)] * len(blocks(teacher.net))
+    assert state.nets[DISCRIMINATOR](maps).shape == (GROUP, len(maps))
     assert not teacher.training

@@ -268,7 +268,7 @@ ENTRIES: dict[str, Entry] = {
             ({"steps": 0}, "steps"), ({"distillation": -1.0}, "distillation"), ({"r1": -1.0}, "r1"),
             ({"extractor": "mine"}, "extractor"), ({"features": "pixels"}, "features"), ({"s": 0.0}, "s"),
         ),
-        short={"r1": 1.0}, steps=250, lr=5e-4, distance=0.15,
+        short={"r1": 1e-3}, steps=250, lr=5e-4, distance=0.15,
         passes=WITH_GRADIENT | {("student", "forward"): 1, ("teacher", "forward"): 1},
     ),
     # arXiv 2604.28190, abstract: 50k images behind the moments, 1024 behind the gradient
