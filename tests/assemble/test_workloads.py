@@ -65,6 +65,13 @@ def test_what_a_run_says_is_what_it_gets(name, projects):
                     assert got == (float(wanted) if isinstance(got, float) else wanted), (key, section, field)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_no_network_in_channels_last_runs_uncompiled(name, projects):
+    """Where PyTorch's group norms copy it, at 150 ms a step in place of 114 (reports/speed/h100.md)."""
+    runs = projects[name].runs.values()
+    assert [run.name for run in runs if run.train.channels_last and not run.train.compile] == []
+
+
 # workload, run: iterations, batch, learning rate, optimiser, dropout.
 SCHEDULES = {
     ("cifar10", "edm"): (390_625, 512, 1e-3, "adam", 0.13),

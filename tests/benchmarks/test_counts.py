@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.counts import Saved, main, optimisers, steps
+from benchmarks.counts import Kernels, Saved, compiled, main, optimisers, steps
 from benchmarks.speed_jobs import NETS, Case
 
 
@@ -33,6 +33,46 @@ def test_the_optimiser_has_few_calls(case: Case):
     theirs, ours = optimisers(case)
     assert theirs["tensors"] == ours["tensors"]
     assert ours["calls"] < 70 < theirs["calls"]
+
+
+class Layers(torch.nn.Module):
+    """PyTorch compiles no module of its own by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).sigmoid())
+
+
+def test_what_a_compiled_network_starts():
+    torch.compiler.reset()
+    net, x = Layers(), torch.randn(4, 8)
+    net.compile()
+    with Kernels() as forward:
+        y = net(x)
+    # Two products with their biases, and the sigmoid between them.
+    assert (forward.libraries, forward.kernels, sum(forward.counts.values())) == (2, 1, 0)
+    with Kernels() as backward:
+        y.backward(torch.ones_like(y))
+    # The gradients of two weights and of what is between them, and of the biases and the sigmoid.
+    assert backward.libraries == 3
+    assert 2 <= backward.kernels <= 3
+    with torch.no_grad(), Kernels() as again:
+        for _ in range(3):
+            net(x)
+            x.mul(2)
+    assert (again.libraries, again.kernels, again.counts["aten::mul"]) == (6, 3, 3)
+
+
+@pytest.mark.slow
+def test_compiled_steps(case: Case):
+    rows = {row["method"]: row for row in compiled(case, ["edm", "ect"])}
+    assert rows["edm"]["library calls"] > 0
+    assert rows["edm"]["kernels"] < rows["ect"]["kernels"]  # it has a forward pass more
+    assert rows["edm"]["in all"] < steps(case, ["edm"])[0]["calls"]
+    assert rows["ect"]["calls outside"] < 120  # an optimiser that goes through the tensors has more
 
 
 def test_it_prints(case: Case, capsys: pytest.CaptureFixture[str]):
