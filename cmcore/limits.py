@@ -17,6 +17,9 @@ FOLDER_DEPTH = 64
 # Images (data/sources/decode.py)
 PIXELS = 2**25  # 8K video has 33 million pixels
 
+# Sounds (data/wav.py)
+SOUND_SECONDS = 60  # of one file
+
 # Pickles (unpickle.py)
 PICKLE_OPERATIONS = 2**20
 PICKLE_COPIES = 8  # bytes copied out of a pickle, in multiples of its size

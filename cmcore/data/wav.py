@@ -6,6 +6,7 @@ import wave
 
 import numpy as np
 
+from cmcore import limits
 from cmcore.data.mel import RATE, samples, seconds
 from cmcore.errors import DataError, reason
 
@@ -32,6 +33,8 @@ def read_wav(content: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name}: expected {RATES[0]} to {RATES[1]} samples a second, got {rate}")
     if width not in (1, 2, 3, 4) or channels < 1:
         raise DataError(f"{name}: expected samples of 8, 16, 24 or 32 bits, got {8 * width}")
+    if len(data) > limits.SOUND_SECONDS * rate * width * channels:
+        raise DataError(f"{name}: expected a sound of at most {limits.SOUND_SECONDS} s; cut the file into words")
     sound = _numbers(data[: len(data) // (width * channels) * width * channels], width)
     sound = sound.reshape(-1, channels).mean(1)
     if rate == RATE:

@@ -78,8 +78,8 @@ INTERACTIVE = ("samples", "quality_by_nfe", "level_scan", "quality_by_images", "
 PAGE = 1_000_000  # bytes that the page keeps below: what tables and figures leave of them is for the strips of samples
 SAMPLES = "A row per run and number of function evaluations; each column starts from one noise image. A row enlarges."
 SOUNDS = (
-    "Samples as pictures of their mel frames, and as the sounds that the Griffin-Lim algorithm makes of them. All runs "
-    "were told the same words, with the same noise."
+    "Samples as pictures of their mel frames, high bands above low ones, and as the sounds that the Griffin-Lim "
+    "algorithm makes of them. A row per run: all were told the same words, with the same noise."
 )
 
 

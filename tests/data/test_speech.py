@@ -67,6 +67,7 @@ def test_silence_around_a_sound_is_no_part_of_it():
         (wav(np.zeros(4000)), "got silence"),
         (wav(1e-3 * tone(440)), "got silence"),
         (wav(tone(440, rate=4000), rate=4000), "expected 8000 to 192000 samples a second, got 4000"),
+        (wav(np.zeros(61 * 8000), rate=8000, width=1), "expected a sound of at most 60 s"),
         (
             wav(tone(440, seconds=0.4)),
             r"at most 0\.17 s .* data\.resolution = 16 frames, got 0\.40 s; cut the file, or",
