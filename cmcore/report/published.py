@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cmcore.config import ConfigError, load_yaml, merge, read, require
 
 FILE = Path(__file__).with_name("published.yaml")
-DATASETS = {  # the names of their workloads; there is none of ImageNet 256
+DATASETS = {  # the names of their workloads
     "cifar10": "CIFAR-10",
     "imagenet64": "ImageNet 64",
     "lsun_bedroom256": "LSUN Bedroom 256",

@@ -16,10 +16,11 @@ from cmcore.consistency.distances import huber_constant
 from cmcore.consistency.trigflow import TrigConfig
 from cmcore.diffusion.grids import karras_grid
 from cmcore.report.published import DATASETS, counterpart, published
+from cmcore.rng import Draws
 
 FILES = {file.stem: file for file in WORKLOADS}
 NUMBERS = published()
-PAPERS = ("cifar10", "imagenet64", "lsun_bedroom256", "lsun_cat256", "imagenet512")
+PAPERS = ("cifar10", "imagenet64", "lsun_bedroom256", "lsun_cat256", "imagenet256", "imagenet512")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def projects() -> dict[str, Project]:
 
 def test_all_are_there():
     assert set(FILES) >= {*PAPERS, "cifar10-jpeg", "digits", "fashion-mnist"}
-    assert set(PAPERS) == set(DATASETS) - {"imagenet256"}  # its numbers are quoted alone
+    assert set(PAPERS) == set(DATASETS)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -116,6 +117,14 @@ SCHEDULES = {
     ("imagenet512", "sct_s"): (100_000, 2048, 1e-4, "adam", 0.25),
     ("imagenet512", "sct_xxl"): (100_000, 2048, 6.5e-5, "adam", 0.35),
     ("imagenet512", "scd_xxl"): (200_000, 2048, 6.5e-5, "adam", 0.1),
+    ("imagenet256", "meanflow_b4"): (-(-240 * 1_281_167 // 256), 256, 1e-4, "adam", 0),
+    ("imagenet256", "meanflow_xl2"): (-(-240 * 1_281_167 // 256), 256, 1e-4, "adam", 0),
+    ("imagenet256", "imf_b2"): (-(-640 * 1_281_167 // 1024), 1024, 1e-4, "adam", 0),
+    ("imagenet256", "imf_xl2"): (-(-640 * 1_281_167 // 1024), 1024, 1e-4, "adam", 0),
+    ("imagenet256", "soflow_b4"): (400_000, 256, 1e-4, "adam", 0),
+    ("imagenet256", "soflow_xl2"): (-(-240 * 1_281_167 // 256), 256, 1e-4, "adam", 0),
+    ("imagenet256", "shortcut_xl2"): (810_000, 256, 1e-4, "adam", 0),
+    ("imagenet256", "imm_xl2"): (1_200_000, 4096, 1e-4, "adam", 0),
     ("lsun_bedroom256", "edm"): (600_000, 2048, 1e-4, "radam", 0.1),
     ("lsun_cat256", "edm"): (300_000, 2048, 1e-4, "radam", 0.1),
     ("lsun_bedroom256", "cd"): (600_000, 2048, 1e-5, "radam", 0),
@@ -154,6 +163,11 @@ RATES = {
     ("imagenet64", "ct", "ema"): 0.9999432,
     ("imagenet64", "ict", "ema"): 0.99997,
     ("imagenet64", "ict_deep", "ema"): 0.99997,
+    ("imagenet256", "meanflow_b4", "ema"): 0.9999,
+    ("imagenet256", "imf_b2", "ema"): 0.9999,
+    ("imagenet256", "soflow_xl2", "ema"): 0.9999,
+    ("imagenet256", "shortcut_b2", "ema"): 0.999,
+    ("imagenet256", "imm_xl2", "ema"): 0.9999,
     ("lsun_bedroom256", "edm", "ema"): 0.9999432,
     ("lsun_bedroom256", "cd", "short"): 0.9999,
     ("lsun_cat256", "cd", "middle"): 0.99994,
@@ -281,6 +295,10 @@ PARAMETERS = {
     ("imagenet64", "edm"): 296e6,
     ("imagenet64", "edm2_s"): 280e6,
     ("imagenet64", "ect_xl"): 1.12e9,
+    ("imagenet256", "meanflow_b4"): 131e6,
+    ("imagenet256", "soflow_b2"): 131e6,
+    ("imagenet256", "meanflow_xl2"): 676e6,
+    ("imagenet256", "imm_xl2"): 676e6,
     ("imagenet512", "sct_xxl"): 1.52e9,
 }
 
@@ -304,7 +322,19 @@ def test_the_small_workload_takes_little_more_than_an_hour(projects):
 
 
 # Runs whose like was published without a number that we know of.
-UNPUBLISHED = {"edm2_s", "edm2_m", "edm2_l", "edm2_xl", "edm2_xxl", "tcm_first", "ccd", "ccd_norm", "cct"}
+UNPUBLISHED = {
+    "edm2_s",
+    "edm2_m",
+    "edm2_l",
+    "edm2_xl",
+    "edm2_xxl",
+    "tcm_first",
+    "ccd",
+    "ccd_norm",
+    "cct",
+    "shortcut_b2",
+    "shortcut_xl2",
+}
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -345,6 +375,22 @@ def test_imagenet512_is_guided_as_published(size: str, projects: dict[str, Proje
     teacher, student = runs[f"edm_trig_{size}"].sample.guidance, runs[f"scd_{size}"].sample.guidance
     assert teacher == student == (1.4 if size == "s" else 1.2)
     assert (runs[f"sct_{size}"].sample.guidance, runs[f"edm2_{size}"].sample.guidance) == (1.0, 1.0)
+
+
+def test_imagenet256_is_guided_and_learns_pairs_of_times_as_published(projects: dict[str, Project]):
+    """Scales that become part of the weights, iMF's and IMM's at sampling, and 25 % of MeanFlow's rows with r < t."""
+    runs = projects["imagenet256"].runs
+    scales = {name: (run.objective.traits.guidance, run.sample.guidance) for name, run in runs.items()}
+    assert {scales[name] for name in ("meanflow_b4", "meanflow_xl2")} == {((2.0, 2.0), 1.0)}
+    assert {scales[name] for name in ("imf_b2", "imf_l2", "imf_xl2")} == {((1.0, 8.0), 8.0)}
+    assert {scales[f"soflow_{size}"] for size in ("b4", "b2", "l2", "xl2")} == {((3.0, 3.0), 1.0)}
+    assert {scales[name] for name in ("shortcut_b2", "shortcut_xl2")} == {((1.5, 1.5), 1.0)}
+    assert scales["imm_xl2"][1] == 1.5
+    assert {run.method_config.label_dropout for run in runs.values()} == {0.1}
+    method = runs["meanflow_b4"].objective
+    t, r = method.levels(Draws(0, 0, 20_000))  # pyright: ignore[reportAttributeAccessIssue]
+    assert float((r < t).double().mean()) == pytest.approx(0.25, abs=0.01)
+    assert float(t.log().median()) == pytest.approx(-0.4, abs=0.03)
 
 
 def test_edm2_xxl_fits_gpus_that_share_it(projects):
