@@ -124,7 +124,7 @@ $(VENV)/bin/pip:
 	"$$python" -m venv $(VENV)
 
 $(VENV)/.pipeline: EXTRAS := pipeline
-$(VENV)/.dev: EXTRAS := pipeline,metrics,latents,speech,onnx,dev,docs
+$(VENV)/.dev: EXTRAS := pipeline,metrics,latents,speech,text,onnx,dev,docs
 $(VENV)/.pipeline $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing packages into $(VENV) (once; a minute or two) ..."
 	@$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[$(EXTRAS)]' | $(counter)

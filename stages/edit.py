@@ -36,7 +36,7 @@ def job(compute: ComputeConfig, folders: Folders, names: Sequence[str], emit: Em
             runs.append(run) if can_restore(run.method, run.sampling) else fixed.append(run.name)
         # Evenly spaced, as some data sets stand in the order of their classes.
         places = np.linspace(0, len(data) - 1, min(COUNT, len(data))).astype(int).tolist()
-        reads = any(run.model.shape.words for run in runs)
+        reads = any(run.model.shape.reads for run in runs)
         truth, labels = data.seen("words" if reads else False).batch(places)
         factor = factor_of(truth.shape[-1])
         found = edits(runs, truth, steps=STEPS, factor=factor, seed=SEED, labels=labels)

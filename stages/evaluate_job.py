@@ -13,6 +13,7 @@ from cmcore.assemble.evaluation import (
     draw,
     evaluate_run,
 )
+from cmcore.assemble.models import provide_text
 from cmcore.assemble.project import Run
 from cmcore.config import digest
 from cmcore.data.images import open_data, open_images
@@ -61,7 +62,8 @@ def job(
     whole = Evaluation(
         run, workload, config, references, files.results, files.teacher, files.work, device, decoding, files.final_only,
         training, classes_drawn(run, config, data.manifest) if data else (),
-        captions_drawn(run, data.captions, alike=config.labels == "uniform") if data else None,
+        captions_drawn(run, provide_text(files.data), alike=config.labels == "uniform") if files.data else None,
+        data.spelled if data else None,
     )  # fmt: skip
     kept = kept_records(whole, why_not)
     if files.final_only and kept.exists():

@@ -9,6 +9,7 @@ from cmcore.data.sources.prepare import prepare
 from cmcore.edge.encoder import encoder_maker
 from cmcore.edge.ray_run import execute, pick_device
 from cmcore.edge.settings import ComputeConfig
+from cmcore.edge.text import load_text_encoder
 from cmcore.pipeline.code import require_unchanged
 from cmcore.pipeline.common import load
 from cmcore.pipeline.files import write_seeds
@@ -19,7 +20,9 @@ from cmcore.train.precision import choose_matrix_units
 def job(compute: ComputeConfig, config: DataConfig, out: Path, emit: Emit) -> None:
     """Read, check, convert and, with a codec, encode the images."""
     choose_matrix_units("fp32")  # latents are data
-    prepare(config, out, reporter(emit), encoder_maker(config.codec, pick_device(compute)) if config.codec else None)
+    device = pick_device(compute)
+    codec = encoder_maker(config.codec, device) if config.codec else None
+    prepare(config, out, reporter(emit), codec, load_text_encoder(config.text, device) if config.text else None)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def job(
     to_images = image_converter(inputs.data, decoder, device)
     preview = to_images and previewer(
         run, ModelShape.of(data, run.conditional), device=device, to_images=to_images,
-        captions=captions_drawn(run, data.captions),
+        captions=captions_drawn(run, data.told),
     )  # fmt: skip
     with spoken(emit):
         return train_run(

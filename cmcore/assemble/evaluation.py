@@ -75,6 +75,7 @@ class Evaluation:
     training: Training | None = None  # images that samples are compared with in pixels
     class_counts: tuple[int, ...] = ()  # of `classes_drawn`
     captions: Tensor | None = None  # of `captions_drawn`
+    spelled: np.ndarray | None = None  # the words of encoded captions by their numbers
 
     @cached_property
     def passes(self) -> list[Pass]:
@@ -189,7 +190,7 @@ def _records(evaluation: Evaluation, one: Pass) -> list[MetricRecord]:
         final = one.place == "records"
         made = measure(
             shards.parts(one), judges, source, config, firsts, evaluation.device, every=final,
-            told=None if evaluation.captions is None else shards.captions_of(one),
+            told=_told(evaluation, one),
         )  # fmt: skip
         found, training = shards.nearest(one), evaluation.training
         if found is not None and training is not None:
@@ -225,6 +226,17 @@ def _source(evaluation: Evaluation, one: Pass) -> Source:
 
 def _described_sampler(sampler: Sampler) -> str:
     return f"{sampler.name} {sampler.nfe} {sampler.noise_levels}"
+
+
+def _told(evaluation: Evaluation, one: Pass) -> Callable[[Sequence[int]], Tensor] | None:
+    """The captions of samples by their numbers, as words (B, L); None where they have none."""
+    if evaluation.captions is None:
+        return None
+    labels = evaluation.shards.captions_of(one)
+    if evaluation.spelled is None:
+        return labels
+    words = torch.from_numpy(evaluation.spelled)
+    return lambda rows: words[labels(rows)[:, 0]]
 
 
 def classes_drawn(run: Run, config: EvalConfig, manifest: Mapping[str, Any]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,13 +13,14 @@ from cmcore import plugins
 from cmcore.assemble.adapters import STORED
 from cmcore.assemble.run import NetChoice, Run
 from cmcore.config import plain, read
-from cmcore.data.images import Prepared
+from cmcore.data.images import NUMBERS, Prepared, read_captions, read_manifest, read_text
 from cmcore.data.settings import SPOKEN, DataConfig
 from cmcore.data.sources import shapes
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Denoiser
 from cmcore.diffusion.settings import DiffusionConfig
-from cmcore.diffusion.words import Conditional, Words
+from cmcore.diffusion.words import Conditional, Text, Words
+from cmcore.layers import text
 from cmcore.rng import seeded
 from cmcore.sample.stream import drawn_captions, drawn_labels
 from cmcore.train import checkpoint
@@ -35,21 +37,28 @@ class ModelShape:
     resolution: int
     classes: int  # 0 for a network that sees no classes
     words: Words | None = None  # of the captions that it reads; None for a network that reads none
+    text: Text | None = None  # of captions that are encoded, in the place of words
+
+    @property
+    def reads(self) -> Words | Text | None:
+        """What captions are to the network; None for one that reads none."""
+        return self.words or self.text
 
     @property
     def labelled(self) -> bool:
         """Whether the network sees labels: classes or captions."""
-        return self.classes > 0 or self.words is not None
+        return self.classes > 0 or self.reads is not None
 
     @property
     def given(self) -> dict[str, Any]:
         """What a network is built with: words only where there are some."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+        shape = {"channels": self.channels, "resolution": self.resolution, "classes": self.classes}
+        return shape if self.reads is None else {**shape, "words": self.reads}
 
     @property
     def described(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return plain(self.given)
+        """The shape as plain data."""
+        return plain({key: value for key, value in vars(self).items() if value is not None})
 
     @classmethod
     def from_plain(cls, described: dict[str, Any]) -> "ModelShape":
@@ -60,7 +69,8 @@ class ModelShape:
     def of(cls, data: Prepared, conditional: Conditional) -> "ModelShape":
         """The shape for a data set; a ValueError where a conditional network meets images without labels."""
         if conditional == "words":
-            return cls(data.shape[0], data.shape[1], 0, data.seen(conditional).words)
+            words = data.seen(conditional).words
+            return cls(data.shape[0], data.shape[1], 0, None if data.text else words, data.text)
         if conditional and data.classes < 2:
             raise ValueError("conditional: expected images with class labels, got a data set without; set it to false")
         return cls(data.shape[0], data.shape[1], data.classes if conditional else 0)
@@ -81,16 +91,27 @@ def drawn(
     Raises:
         ValueError: the network reads captions, and there are none to draw from.
     """
-    if shape.words is None:
+    if shape.reads is None:
         return drawn_labels(rows, seed, (counts or (1,) * shape.classes) if shape.classes else ())
     if captions is None:
         raise ValueError("prompt: expected a caption, as there are no data at hand whose captions could be drawn")
     return drawn_captions(rows, seed, captions)
 
 
+def provide_text(folder: Path) -> np.ndarray | None:
+    """What networks are told of the captions of a prepared folder, whose encoded ones are made known to networks.
+
+    Numbers (N, 1) of encoded captions, else rows of words (N, L); None where there are no captions.
+    """
+    if (found := read_text(folder)) is None:
+        return read_captions(folder)
+    text.provide(read_manifest(folder)["text"]["encoder"], *found)
+    return read_captions(folder, NUMBERS)
+
+
 def some_labels(shape: ModelShape, rows: int, device: torch.device | str | None = None) -> Tensor | None:
     """Labels in the form that a network of the shape sees, to measure it with; None where it sees none."""
-    places = () if shape.words is None else (shape.words.length,)
+    places = () if shape.reads is None else (shape.reads.length,)
     return torch.zeros(rows, *places, dtype=torch.int64, device=device) if shape.labelled else None
 
 
@@ -98,6 +119,8 @@ def declared_shape(config: DataConfig, conditional: Conditional, classes: int) -
     """The shape that parameters declare, with so many classes where they do not say how many: before there are data."""
     channels, resolution, _ = config.seen_shape
     if conditional == "words":
+        if config.text is not None:
+            return ModelShape(channels, resolution, 0, text=Text("", config.text.tokens, config.text.width))
         return ModelShape(channels, resolution, 0, usual_words(config))
     return ModelShape(channels, resolution, (config.classes or classes) if conditional else 0)
 

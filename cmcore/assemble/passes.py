@@ -18,6 +18,7 @@ from cmcore.assemble.inference import for_samples
 from cmcore.assemble.models import LoadedModel, drawn, load_model
 from cmcore.assemble.run import Run
 from cmcore.assemble.training import SNAPSHOTS, WEIGHTS
+from cmcore.diffusion.words import Text
 from cmcore.evaluate.collect import Part, Span, collect, joined, spans
 from cmcore.evaluate.endpoints import squared_errors
 from cmcore.evaluate.features import FeatureExtractor
@@ -25,6 +26,7 @@ from cmcore.evaluate.moments import Moments
 from cmcore.evaluate.nearest import Nearest, Training
 from cmcore.evaluate.settings import EvalConfig
 from cmcore.evaluate.timing import RowTime
+from cmcore.layers.text import captions_of
 from cmcore.rng import NoiseSource
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
@@ -180,9 +182,12 @@ class Shards:
 
     def told(self, one: Pass, count: int) -> np.ndarray:
         """The captions of the first samples of a pass as text, (count,)."""
-        words = self._model(one.weights).shape.words
-        assert words is not None, "the run reads captions"
-        return np.array([words.decode(row) for row in self.captions_of(one)(range(count)).tolist()])
+        reads, rows = self._model(one.weights).shape.reads, self.captions_of(one)(range(count)).tolist()
+        assert reads is not None, "the run reads captions"
+        if isinstance(reads, Text):
+            known = captions_of(reads.encoder)
+            return np.array([known[number] for (number,) in rows])
+        return np.array([reads.decode(row) for row in rows])
 
     def shown(self, one: Pass) -> np.ndarray:
         """The first images of a pass, uint8 (K, C, H, W)."""

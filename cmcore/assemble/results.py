@@ -12,7 +12,7 @@ from cmcore import plugins
 from cmcore.assemble.choice import choose
 from cmcore.assemble.evaluation import captions_drawn, classes_drawn
 from cmcore.assemble.imports import UNET, default_part, is_diffusers, net_of, read_public, shape_of
-from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, drawn, load_model
+from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, drawn, load_model, provide_text
 from cmcore.assemble.passes import weights_at
 from cmcore.assemble.posthoc import reconstruct
 from cmcore.assemble.project import Project, load_project
@@ -22,11 +22,13 @@ from cmcore.bounded import parse_json
 from cmcore.config import PARAMS, ConfigError, plain
 from cmcore.data.codec import decoding_of
 from cmcore.data.files import save_images
-from cmcore.data.images import MANIFEST, read_captions
+from cmcore.data.images import MANIFEST
 from cmcore.diffusion.ode import Denoise
 from cmcore.diffusion.settings import DiffusionConfig
+from cmcore.diffusion.words import Text
 from cmcore.errors import DataError
 from cmcore.evaluate.settings import EvalConfig
+from cmcore.layers.text import number
 from cmcore.methods.base import Method
 from cmcore.sample.base import Sampler
 from cmcore.sample.settings import Sampling
@@ -103,14 +105,17 @@ class TrainedRun:
     def labels(self, count: int, *, seed: int = 0, chosen: Labels | None = None) -> Tensor | None:
         """The labels of samples: the chosen ones, else drawn as the evaluation does.
 
-        Classes (count,), rows of words (count, L) of chosen captions, or None for an unconditional network.
+        Classes (count,); rows of words (count, L) or numbers (count, 1) of chosen captions; None for an unconditional
+        network.
         """
-        classes, words = self.model.shape.classes, self.model.shape.words
+        classes, words = self.model.shape.classes, self.model.shape.reads
         if chosen is None:
             return self._drawn(range(count), seed)
         if words is not None:
             if len(chosen) != count or not all(isinstance(caption, str) for caption in chosen):
                 raise ValueError(f"prompt: expected {count} captions, as the network reads them, got {list(chosen)}")
+            if isinstance(words, Text):
+                return torch.tensor([[number(words.encoder, str(caption))] for caption in chosen])
             return torch.tensor([words.encode(str(caption)) for caption in chosen])
         if any(isinstance(label, str) for label in chosen):
             what = "class labels" if classes else "none"
@@ -242,7 +247,7 @@ def _of_run(project: Project, name: str, root: Path, profile: str, device: str) 
         classes_drawn(run, project.sections.eval, parse_json(file.read_bytes(), str(file))) if file.exists() else ()
     )
     alike = project.sections.eval.labels == "uniform"
-    captions = captions_drawn(run, read_captions(file.parent), alike=alike)
+    captions = captions_drawn(run, provide_text(file.parent), alike=alike)
     return TrainedRun(name, method, model, sampling, there, earlier, made, device, counts, captions)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, save_model, start_from
+from cmcore.assemble.models import RAW, ModelShape, build_denoiser, load_model, provide_text, save_model, start_from
 from cmcore.assemble.run import NONE, RANDOM, Run, resolved
 from cmcore.assemble.summary import file_digest, write_summary
 from cmcore.closure import source_digest
@@ -108,6 +108,7 @@ def train_run(
     mark = fingerprint(run, inputs)
     data, method = open_data(inputs.data), run.objective
     shape = ModelShape.of(data, run.conditional)
+    provide_text(inputs.data)
     choose_matrix_units(run.train.precision, run.train.jvp_precision)
     student, init, teacher = _networks(run, inputs, shape, device)
     state = new_state(method, student, run.train, init=init, teacher=teacher, worker=worker)

@@ -105,7 +105,7 @@ def _check_inputs(task: Task, image: Path | None, **more: Any) -> None:
 def _check_label(run: TrainedRun, label: int | None) -> None:
     classes = run.model.shape.classes
     if label is not None and not classes:
-        why = "reads captions" if run.model.shape.words else "is unconditional"
+        why = "reads captions" if run.model.shape.reads else "is unconditional"
         raise CommandError(f"--label: expected none, as the network {why}, got {label}")
     if label is not None and not 0 <= label < classes:
         raise CommandError(f"--label: expected a class from 0 to {classes - 1}, got {label}")

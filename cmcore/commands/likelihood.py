@@ -30,7 +30,7 @@ def line(setup: Setup, name: str, *, images: int, steps: int, seed: int) -> str:
             f"runs.{name}.method",
             f"expected a method with a denoiser in it, such as edm, rf or ctm, got {model.meta['method']}",
         )
-    data = ImageData.open(setup.folders.data).seen("words" if model.shape.words else model.shape.classes > 0)
+    data = ImageData.open(setup.folders.data).seen("words" if model.shape.reads else model.shape.classes > 0)
     chosen = indices(len(data), 0, min(images, len(data)), seed).tolist()
     bits = []
     for at in range(0, len(chosen), BATCH):

@@ -17,6 +17,7 @@ from cmcore.config import ConfigError
 from cmcore.edge.autoencoder import check_decoders
 from cmcore.edge.mlflow_writer import TrackingError
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
+from cmcore.edge.text import check_text
 from cmcore.evaluate.shipped import shipped_source
 from cmcore.layers.classifier import SHIPPED
 from cmcore.numbers import about
@@ -192,6 +193,7 @@ def main(wanted: str = "auto", *, yes: bool = False) -> int:
         jobs = jobs_at_once(wanted, setup, ours)
         require_decoder(setup.project)
         check_decoders(setup.project.sections.data, setup.project.sections.eval.decoder)
+        check_text(setup.project.sections.data)
         if setup.project.sections.eval.extractor == SHIPPED:
             shipped_source(setup.project.workload)
         require_files(setup.project.runs.values())

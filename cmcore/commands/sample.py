@@ -10,10 +10,13 @@ import torch
 
 from cmcore.assemble.results import TrainedRun, open_run
 from cmcore.commands.place import CommandError
-from cmcore.config import ConfigError, load_yaml, read
+from cmcore.config import PARAMS, ConfigError, load_yaml, read
 from cmcore.data.files import check_target, save_images
+from cmcore.data.settings import DataConfig
 from cmcore.edge.autoencoder import image_converter
+from cmcore.edge.text import load_text_encoder
 from cmcore.evaluate.settings import EvalConfig
+from cmcore.layers.text import provide
 from cmcore.pipeline.progress import Done, listener
 
 OPTIONS = ("count", "steps", "levels", "solver", "guidance", "labels", "prompt", "sigma", "factor", "mask", "image")
@@ -45,6 +48,24 @@ def is_sound(root: Path) -> bool:
     """Whether the images of the active workload are sounds."""
     params = root / "params.yaml"
     return params.is_file() and load_yaml(params).get("data", {}).get("source") == "speech"
+
+
+def encode_prompts(run: TrainedRun, root: Path, prompts: Sequence[str]) -> None:
+    """Encode prompts for a network that is told encoded captions, by the encoder that the parameter file names."""
+    text = run.model.shape.text
+    if text is None or not prompts:
+        return
+    params = root / PARAMS
+    config = read(DataConfig, load_yaml(params).get("data", {}), "data").text if params.is_file() else None
+    if config is None:
+        raise ConfigError(
+            "data.text", f"expected the text encoder of {run.name}, as prompts are encoded by it, got null"
+        )
+    encoder = load_text_encoder(config, run.device)
+    if encoder.digest != text.encoder:
+        raise ConfigError("data.text.path", f"expected the encoder of {run.name}, {text.encoder}, got {encoder.digest}")
+    captions = list(dict.fromkeys(prompts))
+    provide(text.encoder, captions, encoder.encode(["", *captions]))
 
 
 @contextmanager
@@ -99,6 +120,7 @@ def sample(
         sampler = run.sampler(
             steps, levels=numbers(levels, float, "--levels"), solver=solver, guidance=guidance
         )  # fmt: skip
+        encode_prompts(run, root, prompts)
         chosen = [classes[index % len(classes)] for index in range(count)] if classes else None
         told = run.labels(count, seed=seed, chosen=chosen)
         begun, done = time.monotonic(), 0

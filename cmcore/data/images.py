@@ -12,7 +12,7 @@ from torch import Tensor
 from cmcore.bounded import parse_json
 from cmcore.data.latent_space import sample_posterior
 from cmcore.data.rows import take
-from cmcore.diffusion.words import Conditional, Words
+from cmcore.diffusion.words import Conditional, Text, Words
 from cmcore.errors import DataError, reason
 from cmcore.rng import Draws
 from cmcore.tensors import to_float
@@ -20,6 +20,7 @@ from cmcore.tensors import to_float
 ARRAYS = {"images": "images.npy", "latents": "latents.npy"}
 ENCODED = "images"  # of the manifest of latents: that of the images beside them, which a codec has encoded
 MANIFEST, WORDS = "manifest.json", "words.npy"
+NUMBERS, VECTORS, CAPTIONS = "text.npy", "encoded.npy", "captions.json"  # of encoded captions; see `add_text`
 TEST = "test"  # folder of the test images, beside the training images
 DTYPES = {"images": (np.dtype(np.uint8),), "latents": (np.dtype(np.float32), np.dtype(np.float16))}
 
@@ -32,6 +33,7 @@ class Prepared:
     labels: np.ndarray  # int64 (N,); of `seen` perhaps (N, L)
     manifest: dict[str, Any]
     captions: np.ndarray | None = None  # int64 (N, L), rows of words (diffusion/words.py); None: there are none
+    numbers: np.ndarray | None = None  # int64 (N, 1), of encoded captions (layers/text.py); None: they are not encoded
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,20 +55,40 @@ class Prepared:
         return None if described is None else Words(tuple(described["vocabulary"]), described["length"])
 
     @property
+    def text(self) -> Text | None:
+        """What has encoded the captions; None where nothing has."""
+        described = self.manifest.get("text")
+        return None if described is None else Text(**described)
+
+    @property
+    def told(self) -> np.ndarray | None:
+        """What networks see of captions: their numbers where they are encoded, else rows of words; None without any."""
+        return self.captions if self.numbers is None else self.numbers
+
+    @property
+    def spelled(self) -> np.ndarray | None:
+        """The words of encoded captions by their numbers, int64 (M, L); None where they are not encoded."""
+        if self.numbers is None or self.captions is None:
+            return None
+        rows = np.zeros((int(self.numbers.max()) + 1, self.captions.shape[1]), np.int64)
+        rows[self.numbers[:, 0]] = self.captions
+        return rows
+
+    @property
     def digest(self) -> str:
         """sha256 of array, labels and captions at the time of preparation."""
         return self.manifest["sha256"]
 
     def seen(self, conditional: Conditional) -> Self:
-        """The data set whose labels are what networks see: captions (N, L) where they read them.
+        """The data set whose labels are what networks see: captions (N, L), or their numbers, where they read them.
 
         A DataError where there are no captions.
         """
         if conditional != "words":
             return self
-        if self.captions is None:
+        if self.told is None:
             raise DataError("conditional: expected images with captions, got a data set without; see `data`")
-        return replace(self, labels=self.captions)
+        return replace(self, labels=self.told)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Stored rows (B, ...) and their labels int64 (B,) or (B, L), copied into memory."""
@@ -107,9 +129,17 @@ class LatentData(Prepared):
         return sample_posterior(stored, draws, self.manifest)
 
 
-def read_captions(folder: Path) -> np.ndarray | None:
-    """The captions of a prepared folder, int64 (N, L); None where there are none."""
-    return np.load(folder / WORDS, allow_pickle=False) if (folder / WORDS).exists() else None
+def read_captions(folder: Path, name: str = WORDS) -> np.ndarray | None:
+    """The captions of a prepared folder, int64 (N, L), or with NUMBERS (N, 1); None where there are none."""
+    return np.load(folder / name, allow_pickle=False) if (folder / name).exists() else None
+
+
+def read_text(folder: Path) -> tuple[list[str], np.ndarray] | None:
+    """The different captions of a prepared folder, and their vectors (1 + M, T, D) after those of the empty one."""
+    if not (folder / VECTORS).exists():
+        return None
+    captions = parse_json((folder / CAPTIONS).read_bytes(), str(folder / CAPTIONS))
+    return list(map(str, captions)), np.load(folder / VECTORS, allow_pickle=False)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -151,6 +181,7 @@ def _open(folder: Path, manifest: dict[str, Any]) -> ImageData | LatentData:
         count, channels, *size = manifest["count"], *manifest["shape"]
         described = manifest.get("words")
         captions = None if described is None else read_captions(folder)
+        numbers = read_captions(folder, NUMBERS) if "text" in manifest else None
         rows = (count, described["length"]) if described is not None else ()
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: is not a prepared data set ({reason(error)}); run the prepare stage") from error
@@ -163,4 +194,4 @@ def _open(folder: Path, manifest: dict[str, Any]) -> ImageData | LatentData:
     if described is not None and (captions is None or captions.shape != rows or captions.dtype != np.int64):
         got = "nothing" if captions is None else f"{captions.dtype} {captions.shape}"
         raise DataError(f"{folder}/{WORDS}: expected int64 {rows}, got {got}")
-    return (ImageData if kind == "images" else LatentData)(images, np.array(labels), manifest, captions)
+    return (ImageData if kind == "images" else LatentData)(images, np.array(labels), manifest, captions, numbers)

@@ -60,6 +60,20 @@ class CodecConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """An encoder of captions, which networks are told instead of their words: CLIP's text model, or that of T5."""
+
+    path: str  # folder with its config.json, .safetensors and tokenizer; or with folders text_encoder and tokenizer
+    tokens: int = 77  # places of a caption
+    width: int = 768  # numbers of a vector
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "path", "the folder of a text encoder", self.path)
+        require(self.tokens >= 1, "tokens", "at least 1", self.tokens)
+        require(self.width >= 1, "width", "at least 1", self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A source of images, and their common shape.
 
@@ -92,6 +106,7 @@ class DataConfig:
     count: int = 0  # scenes that `shapes` draws, words that are spoken to train on
     seed: int = 0  # of the scenes, or of the words and voices
     codec: CodecConfig | None = None  # networks see latents of the images; null: the images themselves
+    text: TextConfig | None = None  # encodes the captions; null: networks learn their words
 
     def __post_init__(self) -> None:
         require(self.resolution >= 1, "resolution", "at least 1", self.resolution)
@@ -142,6 +157,10 @@ class DataConfig:
             self.latent or self.precision == "float32",
             "precision", f"nothing for source {self.source} without data.codec, which is uint8", self.precision,
         )  # fmt: skip
+        if self.text is not None:
+            able = [source for source in CAPTIONED if source != "speech"]  # of which the report names the words
+            known = f"null for source {self.source}; {', '.join(able)} may have captions to encode"
+            require(self.source in able, "text", known, "one")
         if self.codec is not None:
             require(self.source != "latents", "codec", "null for source latents, which are encoded", self.codec.kind)
             factor = self.codec.factor

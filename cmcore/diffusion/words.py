@@ -26,6 +26,20 @@ def split_words(caption: str) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Captions encoded by an encoder from elsewhere, which networks see by their numbers (layers/text.py)."""
+
+    encoder: str  # digest of its weights and of its tokenizer
+    tokens: int  # vectors of a caption
+    width: int  # numbers of a vector
+
+    @property
+    def length(self) -> int:
+        """Numbers of a label."""
+        return 1
+
+
+@dataclass(frozen=True)
 class Words:
     """The vocabulary of a data set of captions, and the number of words of its longest caption."""
 

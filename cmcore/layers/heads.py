@@ -10,6 +10,7 @@ from cmcore.diffusion.inputs import NO_LABEL
 from cmcore.diffusion.precond import Denoiser
 from cmcore.layers.blocks import block_maps
 from cmcore.layers.classifier import Classifier
+from cmcore.layers.text import TextTable
 from cmcore.layers.words import WordEncoder
 
 GROUP = 8  # images that are normalised together, as in StyleGAN-T
@@ -90,7 +91,7 @@ def build_block_heads(denoiser: Denoiser) -> Heads:
     """
     net: Any = denoiser.eval().net
     device = next(net.parameters()).device
-    places = [(1, part.words.length) for part in net.modules() if isinstance(part, WordEncoder)]
+    places = [(1, part.words.length) for part in net.modules() if isinstance(part, WordEncoder | TextTable)]
     places += [(1,) for part in net.modules() if getattr(part, "classes", 0)]
     labels = torch.full(places[0], NO_LABEL, device=device) if places else None
     sigma = torch.full((1,), denoiser.sigma_data, dtype=torch.float64, device=device)

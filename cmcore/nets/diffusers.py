@@ -24,11 +24,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cmcore.config import ConfigError, require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Condition, Labels, NoiseCoordinate, as_condition
-from cmcore.diffusion.words import Words
+from cmcore.diffusion.words import Text, Words
 from cmcore.dual import Dual, Value, half_of
 from cmcore.errors import reason
 from cmcore.layers.embeddings import InputEmbedding, ZeroEmbedding, condition_vectors
 from cmcore.layers.linear import linear
+from cmcore.layers.text import TextTable
 from cmcore.layers.unet import check_images
 from cmcore.layers.words import WordEncoder
 from cmcore.tensors import expand_like
@@ -113,16 +114,16 @@ class Extra(nn.Module):
 class DiffusersUNet(nn.Module):
     """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W).
 
-    With `words`, labels are rows of words, which the library's network attends to once they are encoded; without, it
-    attends to one vector of zeros. Derivatives along a direction are those of PyTorch's forward mode, which keeps more
-    in memory than those of other networks here.
+    With `words`, labels are rows of words, or numbers of encoded captions, to whose vectors the library's network
+    attends; without, it attends to one vector of zeros. Derivatives along a direction are those of PyTorch's forward
+    mode, which keeps more in memory than those of other networks here.
     """
 
     log_sigmas: Tensor
 
     def __init__(
         self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
-        words: Words | None = None,
+        words: Words | Text | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.channels, self.resolution = config, channels, resolution
@@ -131,7 +132,7 @@ class DiffusersUNet(nn.Module):
         self.embedding = Extra(embedding.linear_1.in_features, classes, inputs)
         embedding.cond_proj = nn.Identity()  # adds what `Extra` makes
         self.width = self.unet.config["cross_attention_dim"]
-        self.words = WordEncoder(words, self.width) if words else None
+        self.words = self._reader(words) if words else None
         self.register_buffer("log_sigmas", config.log_sigmas.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
@@ -146,10 +147,20 @@ class DiffusersUNet(nn.Module):
             value, tangent = forward_ad.unpack_dual(F)
         return Dual(value, torch.zeros_like(value) if tangent is None else tangent.detach(), half_of(x, c_noise))
 
+    def _reader(self, words: Words | Text) -> WordEncoder | TextTable:
+        """What encodes captions. Vectors of a text encoder are what the library's network was trained with."""
+        if isinstance(words, Words):
+            return WordEncoder(words, self.width)
+        if words.width != self.width:
+            wanted = f"data.text.width = {words.width}"
+            raise ValueError(f"arguments.cross_attention_dim: expected {wanted}, got {self.width}")
+        return TextTable(words)
+
     def _value(self, u: Tensor, c_noise: Tensor, given: Condition) -> Tensor:
         states = u.new_zeros(len(u), 1, self.width)
         if self.words is not None:
             states, given = self.words(given)
+            states = states.to(u.dtype)
         sigma = self._level(c_noise)
         seen = {"encoder_hidden_states": states, "timestep_cond": self.embedding(c_noise, given)}
         out = self.unet(u, self._timestep(sigma), **seen, return_dict=False)[0].to(u.dtype)
@@ -195,7 +206,7 @@ def missing(path: str) -> ConfigError:
 
 def build(
     config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
-    words: Words | None = None,
+    words: Words | Text | None = None,
 ) -> DiffusersUNet:  # fmt: skip
     """The network for images (channels, resolution, resolution), with random weights; without classes and words it is
     unconditional.

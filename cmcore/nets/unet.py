@@ -15,15 +15,15 @@ from torch import nn
 from cmcore.config import require
 from cmcore.diffusion.inputs import Input
 from cmcore.diffusion.precond import Labels, NoiseCoordinate
-from cmcore.diffusion.words import Words
+from cmcore.diffusion.words import Text, Words
 from cmcore.dual import Value, add, each, mul
 from cmcore.layers.embeddings import EmbeddingKind, NoiseEmbedding
 from cmcore.layers.functions import silu
 from cmcore.layers.linear import conv
 from cmcore.layers.norms import GroupNorm, NormKind
 from cmcore.layers.resample import Resample
+from cmcore.layers.text import caption_encoder
 from cmcore.layers.unet import Block, Plan, Style, check_halvings, check_images, climb, way_down, way_up
-from cmcore.layers.words import WordEncoder
 
 Encoder = Literal["standard", "residual"]
 
@@ -89,13 +89,13 @@ class FilteredDown(nn.Module):
 class UNet(nn.Module):
     """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W).
 
-    With `words`, labels are rows of words, encoded as wide as the modulation vector: where there is attention, every
-    position also attends to them.
+    With `words`, labels are rows of words, or numbers of encoded captions, brought to the width of the modulation
+    vector: where there is attention, every position also attends to them.
     """
 
     def __init__(
         self, config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
-        words: Words | None = None,
+        words: Words | Text | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         c, base = config, config.model_channels
@@ -126,7 +126,7 @@ class UNet(nn.Module):
         self.decoder, wide = way_up(plan, block, skips)
         self.norm = GroupNorm(wide, eps=c.norm_eps)
         self.output = conv(wide, channels, 3, gain=0.0)
-        self.words = WordEncoder(words, base * c.embedding_mult) if words else None
+        self.words = caption_encoder(words, base * c.embedding_mult) if words else None
 
     def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
         check_images(x, self.channels, self.resolution)
@@ -147,7 +147,7 @@ class UNet(nn.Module):
         return x if self.patch == 1 else each(lambda x: nn.functional.pixel_shuffle(x, self.patch), x)
 
 
-def _style(c: Config, words: Words | None) -> Style:
+def _style(c: Config, words: Words | Text | None) -> Style:
     return Style(
         width=c.model_channels * c.embedding_mult,
         norm=c.norm,
@@ -176,7 +176,7 @@ def _residual(plan: Plan, channels: int, taps: tuple[int, ...]) -> nn.ModuleDict
 
 def build(
     config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
-    words: Words | None = None,
+    words: Words | Text | None = None,
 ) -> UNet:  # fmt: skip
     """The network for images (channels, resolution, resolution); without classes and words it is unconditional.
 

@@ -34,6 +34,8 @@ def named_files(sections: Sections) -> dict[str, dict[str, Path]]:
         found["prepare"]["data.source"] = str(library() or "")
     if data.codec is not None and not data.codec.sha256:
         found["prepare"]["data.codec.path"] = data.codec.path
+    if data.text is not None:
+        found["prepare"]["data.text.path"] = data.text.path
     measured = {"eval.inception.path": run_eval.inception.path}
     if not run_eval.dinov2.sha256:
         measured["eval.dinov2.path"] = run_eval.dinov2.path

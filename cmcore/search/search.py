@@ -101,7 +101,7 @@ def score(job: Job, run: Run, denoiser: Denoiser, seed: int, device: str) -> flo
     """The Frechet distance of few-step samples of the denoiser, made from the noise of that seed."""
     data, config = ImageData.open(job.inputs.data), job.project.sections.eval
     shape, counts = ModelShape.of(data, run.conditional), classes_drawn(run, config, data.manifest)
-    captions = captions_drawn(run, data.captions, alike=config.labels == "uniform")
+    captions = captions_drawn(run, data.told, alike=config.labels == "uniform")
     sampler = next(s for s in run.objective.samplers(run.sampling(steps=2)) if s.nfe == job.config.nfe)
     reference = load_reference(job.reference)
     batches = generate(

@@ -213,6 +213,12 @@ def test_a_public_codec_is_a_file_of_prepare_and_a_trained_one_is_none():
     assert named_files(sections(data={**data, "codec": {}}))["prepare"] == {"data.path": Path("in")}
 
 
+def test_a_text_encoder_is_a_file_of_prepare():
+    data = {"source": "folder", "path": "in", "resolution": 16, "channels": 3, "text": {"path": "clip"}}
+    told = sections(data=data)
+    assert named_files(told)["prepare"] == {"data.path": Path("in"), "data.text.path": Path("clip")}
+
+
 def test_how_a_codec_is_trained_is_code_of_prepare_alone():
     training = Path("cmcore/data/sources/codec.py")
     assert training in import_closure(["stages.prepare"])

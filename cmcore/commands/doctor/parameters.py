@@ -12,6 +12,7 @@ from cmcore.commands.overrides import left_over, running
 from cmcore.commands.place import workload_files
 from cmcore.config import ConfigError
 from cmcore.edge.autoencoder import check_decoders
+from cmcore.edge.text import check_text
 from cmcore.pipeline.common import PARAMS, Setup
 
 SECONDS = 4.0  # for the memory of runs: those of large networks take a while to count
@@ -42,6 +43,7 @@ def check_files(setup: Setup, root: Path) -> Finding:
         require_files(setup.project.runs.values())
         require_decoder(setup.project)
         check_decoders(sections.data, sections.eval.decoder)
+        check_text(sections.data)
     except ConfigError as error:
         return Finding("files", FAIL, str(error), f"put the file there, or change {PARAMS}")
     prepared = "data are prepared" if setup.folders.manifest.exists() else "data are not prepared yet"

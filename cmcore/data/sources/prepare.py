@@ -16,7 +16,17 @@ import torch
 from cmcore.atomic import replacing
 from cmcore.config import plain
 from cmcore.data.codec import Encoder
-from cmcore.data.images import ARRAYS, ENCODED, MANIFEST, TEST, WORDS, read_manifest
+from cmcore.data.images import (
+    ARRAYS,
+    CAPTIONS,
+    ENCODED,
+    MANIFEST,
+    NUMBERS,
+    TEST,
+    VECTORS,
+    WORDS,
+    read_manifest,
+)  # fmt: skip
 from cmcore.data.latent_space import normalisation
 from cmcore.data.settings import OWN, DataConfig
 from cmcore.data.sources.codec import train_codec
@@ -32,6 +42,17 @@ ENCODED_AT_ONCE = 256  # images
 Progress = Callable[[int, int], None]
 
 
+class EncodeText(Protocol):
+    """A text encoder with a digest of all that it is."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode(self, captions: Sequence[str], /) -> np.ndarray:
+        """Captions -> float32 (N, T, D)."""
+        ...
+
+
 class MakeEncoder(Protocol):
     """Training images uint8 (N, C, H, W) -> an encoder of them."""
 
@@ -39,8 +60,9 @@ class MakeEncoder(Protocol):
 
 
 def prepare(
-    config: DataConfig, out: Path, progress: Progress | None = None, encoder: MakeEncoder | None = None
-) -> dict[str, Any]:
+    config: DataConfig, out: Path, progress: Progress | None = None, encoder: MakeEncoder | None = None,
+    text: EncodeText | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the data set into the folder `out` and return its manifest.
 
     images.npy is uint8 (N, C, H, W), latents.npy holds means and standard deviations (N, 2C, H, W), labels.npy is int64
@@ -52,12 +74,16 @@ def prepare(
     the latents, with that of the images under `images`, and with the digest of the codec. On one kind of CPU equal
     images give equal bytes of all of it.
 
+    With `text` the captions are encoded: encoded.npy is float32 (1 + M, T, D), of no caption and of the M different
+    ones in captions.json, and text.npy the number of each image's, int64 (N, 1).
+
     Args:
         config: the source.
         out: a folder that is replaced as a whole, at the end.
         progress: called with (images done, images in all), before that with (bytes done, bytes in all) of a download,
             after it with those of the codec's training and of the encoding.
         encoder: makes the encoder for the training images, and tells its progress; by default one is trained.
+        text: encodes the captions.
 
     Raises:
         DataError: an image is wrong; the message names the first. `out` is then unchanged.
@@ -86,6 +112,8 @@ def prepare(
             manifest, *_ = [part.finish() for part in parts]
             if config.codec is not None:
                 manifest = _encode(parts, config, progress, encoder or partial(train_codec, config=config.codec))
+            if text is not None:
+                manifest = _add_text(parts, text, config)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error})") from error
     return manifest
@@ -134,7 +162,7 @@ class _Part:
         folder.mkdir(exist_ok=True)
         self.folder, self.source, self.chosen, self.words = folder, source, chosen, words
         self._labels = source.labels[chosen]
-        self._captions = [source.captions[row] for row in np.flatnonzero(chosen)] if words else []
+        self.captions = [source.captions[row] for row in np.flatnonzero(chosen)] if words else []
         self._place = np.where(chosen, np.cumsum(chosen) - 1, -1)  # of every row of the source
         latent = source.kind == "latents"
         self._shape = config.seen_shape if latent else (config.channels, config.resolution, config.resolution)
@@ -181,7 +209,7 @@ class _Part:
         files = [self.path, labels]
         if self.words is not None:
             files.append(self.folder / WORDS)
-            np.save(files[-1], np.array([self.words.encode(caption) for caption in self._captions], np.int64))
+            np.save(files[-1], np.array([self.words.encode(caption) for caption in self.captions], np.int64))
         sha256 = digest(*files, words=self.words)
         manifest = _manifest(self.source, self._labels, self._shape, self._seen.result(), sha256)
         if self.words is not None:
@@ -220,6 +248,30 @@ def _encode(parts: Sequence[_Part], config: DataConfig, progress: Progress, make
         manifest = latents.finish({"codec": {"kind": config.codec.kind, "digest": codec.digest}, ENCODED: own})
         first = first or manifest
     return first
+
+
+def _add_text(parts: Sequence[_Part], text: EncodeText, config: DataConfig) -> dict[str, Any]:
+    """Encode the captions of all parts, each different one once; the result is the manifest of the first part."""
+    captions = sorted({caption for part in parts for caption in part.captions})
+    if not captions:
+        raise DataError(f"{config.place}: expected images with captions, which data.text encodes, got none")
+    try:
+        vectors = text.encode(["", *captions])
+    except ValueError as error:
+        raise DataError(f"{config.place}: {error}") from error
+    numbers, folder = {caption: k for k, caption in enumerate(captions)}, parts[0].folder
+    np.save(folder / VECTORS, vectors)
+    (folder / CAPTIONS).write_text(json.dumps(captions, ensure_ascii=False) + "\n", encoding="utf-8")
+    described = {"encoder": text.digest, "tokens": vectors.shape[1], "width": vectors.shape[2]}
+    for part in parts:
+        np.save(part.folder / NUMBERS, np.array([[numbers[caption]] for caption in part.captions], np.int64))
+        manifest = read_manifest(part.folder)
+        own = digest(part.folder / NUMBERS, folder / VECTORS, folder / CAPTIONS)
+        known = hashlib.sha256(f"{manifest['sha256']}{own}{text.digest}".encode()).hexdigest()
+        (part.folder / MANIFEST).write_text(
+            json.dumps({**manifest, "sha256": known, "text": described}, indent=2) + "\n", encoding="utf-8"
+        )
+    return read_manifest(folder)
 
 
 def _manifest(
