@@ -10,10 +10,11 @@ import torch
 from cmcore.data.mel import to_sounds
 from cmcore.data.wav import trimmed, write_wav
 from cmcore.report.captions import run_title
-from cmcore.report.readers import RunReport
+from cmcore.report.readers import Images, RunReport
 from cmcore.report.strips import encoded, uri
 
-MOST = 16  # sounds of a page, about 30 kB each
+MOST = 16  # sounds of a page: of a word about 30 kB, of noise up to 54 kB
+ROOM = 450_000  # bytes of the page that they may take, unless one of each run takes more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,29 +34,34 @@ class Sound:
 
 
 def sounds(runs: Sequence[RunReport]) -> tuple[Sound, ...]:
-    """A row of sounds for every run with samples: one-step samples, or of a diffusion model those with most steps.
+    """A row of sounds for every run with samples: one-step samples, or where there are none those with most steps.
 
-    All runs say the same words from the same noise: the first samples with different words.
+    All runs say the same words from the same noise: the first samples with different words, as far as there is room.
     """
     shown = [run for run in runs if run.samples]
-    found: list[Sound] = []
-    for run in shown:
-        assert run.samples is not None
-        label = next((name for name in run.samples if name.startswith("1 NFE")), [*run.samples][-1])
-        images = run.samples[label]
-        told = run.told or ("",) * len(images)
-        first = {word: place for place, word in reversed([*enumerate(told)])} if run.told else {}
-        places = sorted(first.values()) or [*range(len(images))]
-        for place in places[: max(1, MOST // len(shown))]:
-            image = images[place : place + 1]
-            wave = to_sounds(torch.from_numpy(np.array(image)))[0].numpy()
-            found.append(
-                Sound(
-                    title=run_title(run),
-                    label=label,
-                    word=told[place],
-                    picture=uri(encoded(image, "png")),
-                    source="data:audio/wav;base64," + base64.b64encode(write_wav(trimmed(wave))).decode("ascii"),
-                )
-            )
-    return tuple(found)
+    rows = [_row(run, max(1, MOST // len(shown))) for run in shown]
+    words = max(map(len, rows), default=0)
+    while words > 1 and sum(len(one.source) for row in rows for one in row[:words]) > ROOM:
+        words -= 1
+    return tuple(one for row in rows for one in row[:words])
+
+
+def _row(run: RunReport, most: int) -> list[Sound]:
+    assert run.samples is not None
+    label = next((name for name in run.samples if name.startswith("1 NFE")), [*run.samples][-1])
+    images = run.samples[label]
+    told = run.told or ("",) * len(images)
+    first = {word: place for place, word in reversed([*enumerate(told)])} if run.told else {}
+    places = sorted(first.values()) or [*range(len(images))]
+    return [_sound(run, label, told[place], images[place : place + 1]) for place in places[:most]]
+
+
+def _sound(run: RunReport, label: str, word: str, image: Images) -> Sound:
+    wave = trimmed(to_sounds(torch.from_numpy(np.array(image)))[0].numpy())
+    return Sound(
+        title=run_title(run),
+        label=label,
+        word=word,
+        picture=uri(encoded(image, "png")),
+        source="data:audio/wav;base64," + base64.b64encode(write_wav(wave)).decode("ascii"),
+    )
