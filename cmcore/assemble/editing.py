@@ -138,12 +138,15 @@ def denoise(run: TrainedRun, noisy: Tensor, sigma: float, labels: Tensor | None 
     return edit.denoise(function(run), noisy, sigma, labels)
 
 
-def interpolate(run: TrainedRun, seeds: Sequence[int], count: int, *, label: int | None = None) -> Tensor:
-    """Images (count, C, H, W) on the way between the noises of two seeds, by the run's first sampler."""
+def interpolate(run: TrainedRun, seeds: Sequence[int], count: int, *, label: Tensor | None = None) -> Tensor:
+    """Images (count, C, H, W) on the way between the noises of two seeds, by the run's first sampler.
+
+    All have one label, (1,) or a row of words (1, L).
+    """
     sampler = run.row()
     a, b = (NoiseSource(seed, [0], run.device).normal(run.shape)[0] for seed in seeds)
     x = torch.stack([edit.slerp(a, b, index / max(1, count - 1)) for index in range(count)])
-    labels = None if label is None else torch.full((count,), label, device=run.device)
+    labels = None if label is None else label.to(run.device).expand(count, *label.shape[1:])
     # Later noise is the same for every image, so that it breaks no path.
     later = NoiseSource(seeds[0], [1] * count, run.device)
     return sampler.from_noise(run.function(sampler), sampler.sigma_max * x, later, labels)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmcore.config import digest
 from cmcore.data.images import LatentData
-from cmcore.data.latent_space import normalisation, unnormalise
+from cmcore.data.latent_space import normalisation, normalise, unnormalise
 
 
 class Decoder(Protocol):
@@ -22,6 +22,10 @@ class Decoder(Protocol):
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Latents (B, C, h, w) on the autoencoder's own scale -> uint8 images (B, 3, H, W)."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) -> means and standard deviations (B, 2c, h, w) of their latents, on the CPU."""
         ...
 
 
@@ -44,6 +48,10 @@ class Decoding:
 
     def __call__(self, latents: Tensor) -> Tensor:
         return self.decoder(unnormalise(latents, self.manifest))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) -> their normalised latents (B, C, h, w), the means of the posteriors."""
+        return normalise(self.decoder.encode(images).chunk(2, dim=1)[0].to(images.device), self.manifest)
 
 
 class DecodedImages:

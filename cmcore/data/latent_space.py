@@ -27,7 +27,11 @@ def normalisation(raw_mean: Sequence[float] = RAW_MEAN, raw_std: Sequence[float]
 def sample_posterior(stored: Tensor, draws: Draws, manifest: dict[str, Any]) -> Tensor:
     """Normalised latents (B, C, H, W) float32 from means and standard deviations (B, 2C, H, W)."""
     mean, std = stored.float().chunk(2, dim=1)
-    raw = mean + std * draws.normal(mean.shape[1:], stream="latent")
+    return normalise(mean + std * draws.normal(mean.shape[1:], stream="latent"), manifest)
+
+
+def normalise(raw: Tensor, manifest: dict[str, Any]) -> Tensor:
+    """Normalised latents (B, C, H, W) from those on the autoencoder's own scale."""
     centre, width = (_per_channel(tuple(manifest[key]), raw.device) for key in ("raw_mean", "raw_std"))
     return (raw - centre) * (manifest["final_std"] / width)
 

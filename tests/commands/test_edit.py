@@ -6,10 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from stored import store
 
+from cmcore.assemble.models import ModelShape
 from cmcore.commands.app import main
+from cmcore.config import read
+from cmcore.data.codec import decoding_of
+from cmcore.data.images import open_data
+from cmcore.data.latent_space import unnormalise
+from cmcore.data.settings import DataConfig
+from cmcore.data.sources.prepare import prepare
 
 
 def call(*words: str) -> int:
@@ -147,3 +155,89 @@ def test_an_error_of_a_gallery_is_one_line(project, capsys, words, message):
     said = capsys.readouterr().err
     assert said.startswith("cmlab gallery: " + message)
     assert said.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of scenes as latents of a trained codec, with weights of a network that reads their captions."""
+    root = tmp_path_factory.mktemp("latents")
+    (root / "dvc.yaml").touch()
+    codec = {"channels": 2, "factor": 4, "width": 8, "images": 256, "batch": 32, "lr": 3e-3}
+    data = {"source": "shapes", "count": 64, "resolution": 16, "channels": 3, "codec": codec}
+    prepare(read(DataConfig, data, "data"), root / "outputs/tiny/data")
+    net = {"kind": "unet", "model_channels": 8, "channel_mult": [1], "blocks": 1, "attention_resolutions": [4]}
+    shape = ModelShape.of(open_data(root / "outputs/tiny/data"), "words")
+    store(root, "ect", shape=shape, data=data, net={**net, "dropout": 0.0}, conditional="words")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / "in.png")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:3, 5] = 255
+    Image.fromarray(mask).save(root / "mask.png")
+    return root
+
+
+def edited(*words: str) -> np.ndarray:
+    assert call("edit", "ect", "--image", "in.png", "--out", "out.npz", "-n", "2", *words) == 0
+    with np.load("out.npz") as found:
+        return found["images"]
+
+
+def test_prompts_decide_what_becomes_of_an_image_in_latents(latents, monkeypatch):
+    monkeypatch.chdir(latents)
+    red, blue, both = (
+        edited("--task", "stroke", "--sigma", "8", *(word for caption in captions for word in ("--prompt", caption)))
+        for captions in (["a red circle"], ["a blue square"], ["a red circle", "a blue square"])
+    )
+    assert red.shape == (2, 3, 16, 16)
+    assert not np.array_equal(red, blue)
+    for found, expected in ((both[0], red[0]), (both[1], blue[1])):
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_a_stroke_of_little_noise_is_the_image_as_the_codec_has_it(latents, monkeypatch):
+    """The last step of a consistency model moves hardly anything at sigma_min, so the codec alone shows."""
+    monkeypatch.chdir(latents)
+    found = edited("--task", "stroke", "--sigma", "0.0021", "--steps", "1", "--prompt", "a red circle")
+    space = decoding_of(latents / "outputs/tiny/data")
+    assert space is not None
+    given = torch.from_numpy(np.asarray(Image.open(latents / "in.png")).transpose(2, 0, 1).copy())[None]
+    expected = space(space.encode(given)).numpy()
+    assert np.abs(found[:1].astype(int) - expected).mean() < 3
+    raw = space.decoder.encode(given)[:, :2]
+    assert torch.allclose(unnormalise(space.encode(given), space.manifest), raw, atol=1e-5)
+
+
+def test_inpainting_in_latents_keeps_every_known_pixel(latents, monkeypatch, capsys):
+    monkeypatch.chdir(latents)
+    found = edited("--task", "inpaint", "--mask", "mask.png", "--steps", "3", "--prompt", "a red circle")
+    given = np.asarray(Image.open(latents / "in.png")).transpose(2, 0, 1)
+    missing = np.asarray(Image.open(latents / "mask.png")) > 127
+    assert (found[:, :, ~missing] == given[None][:, :, ~missing]).all()
+    assert not (found[:, :, missing] == given[None][:, :, missing]).all()
+    assert (
+        "the known latents are off by at most 0.0e+00; known pixels are those of the image" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--task", "colourise"],
+            "--task: expected one of inpaint, stroke, interpolate, as ect makes latents, got colou",
+        ),
+        (["--task", "stroke", "--prompt", "a green cat"], "--prompt: expected words of the captions that were learned"),
+        (["--task", "stroke", "--label", "1"], "--label: expected none, as the network reads captions, got 1"),
+    ],
+)
+def test_an_error_in_latents_is_one_line(latents, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(latents)
+    assert call("edit", "ect", "--image", "in.png", *words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("cmlab edit: " + message)
+    assert said.count("\n") == 1
+
+
+def test_a_prompt_wants_a_network_that_reads(project, capsys):
+    assert call("edit", "ect", "--task", "interpolate", "--prompt", "a cat") == 1
+    assert capsys.readouterr().err.startswith("cmlab edit: --prompt: expected none, as the network reads no captions")

@@ -111,6 +111,9 @@ def edit(
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Results, each from other noise.")] = 1,
     steps: Annotated[int, typer.Option(min=0, help="Evaluations; 0 for 40, or 2 of a stroke.")] = 0,
     label: Annotated[int | None, typer.Option(help="Class, of a conditional network.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A caption, of a network that reads them; several take turns.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; interpolate goes to the next.")] = 0,
     ema: Annotated[str, typer.Option(help=EMA)] = "",
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is some.")] = "auto",
@@ -127,6 +130,7 @@ def edit(
       cmlab edit ect --task super-resolution --image small.png --count 16 --out out.png
       cmlab edit edm --task denoise --image in.png --sigma 0.4
       cmlab edit ect --task interpolate --count 8 --out way.png
+      cmlab edit lcm --task stroke --image in.png --prompt "a red circle above a blue square" --out out.png
     """
     from cmcore.commands.edit import edit as change
 
@@ -134,7 +138,8 @@ def edit(
     show(
         change(
             what, Path.cwd(), start, task=task, image=image, mask=mask, factor=factor, sigma=sigma, out=out,
-            count=count, steps=steps, label=label, seed=seed, ema=ema, device=device, method=method,
+            count=count, steps=steps, label=label, prompts=prompt or [], seed=seed, ema=ema, device=device,
+            method=method,
         )
     )  # fmt: skip
 
