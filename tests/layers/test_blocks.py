@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from exports import diffusers_library
 from public_unet import TINY
 
 from cmcore import plugins
@@ -37,6 +38,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def denoiser(kind: str, **shape: Any) -> Denoiser:
+    if kind == "diffusers":
+        diffusers_library()  # or the test is skipped
     module = plugins.load("cmcore.nets", kind)
     config = module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in SMALL[kind].items()})
     with seeded(1, kind):
