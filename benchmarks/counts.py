@@ -154,11 +154,11 @@ class Kernels(Calls):
 
     def __enter__(self) -> Self:
         from torch._dynamo.utils import counters
-        from torch._functorch import config as autograd
-        from torch._inductor import config as inductor
+        from torch._inductor import config
         from torch._inductor.async_compile import AsyncCompile
         from torch._inductor.output_code import CompiledFxGraph
         from torch._inductor.scheduler import FusedSchedulerNode, Scheduler, SchedulerNode
+        from torch._inductor.utils import fresh_cache
 
         run, codegen = CompiledFxGraph.__call__, Scheduler.codegen
 
@@ -187,8 +187,8 @@ class Kernels(Calls):
             return kernel
 
         self._patches = ExitStack()
-        self._patches.enter_context(inductor.patch(fx_graph_cache=False))  # which knows kernels by their source
-        self._patches.enter_context(autograd.patch(enable_autograd_cache=False))
+        self._patches.enter_context(fresh_cache())  # of kernels that write zeros, and of graphs that were counted
+        self._patches.enter_context(config.patch({"cpp.simdlen": 1}))  # no vectors: they change no kernel's extent
         self._patches.enter_context(patch.object(CompiledFxGraph, "__call__", run_counted))
         self._patches.enter_context(patch.object(Scheduler, "codegen", codegen_counted))
         self._patches.enter_context(patch.object(AsyncCompile, "cpp_pybinding", zeros))
@@ -202,17 +202,17 @@ class Kernels(Calls):
 def compiled(case: Case, names: Sequence[str]) -> Rows:
     """A step of every method with compiled networks."""
     rows: Rows = []
-    for name in names:
-        torch.compiler.reset()
-        job = counted(replace(case, train={**case.train, "compile": True}), name)
-        with Kernels() as found:
+    with Kernels() as found:  # methods share the graphs that they have in common
+        for name in names:
+            torch.compiler.reset()
+            job = counted(replace(case, train={**case.train, "compile": True}), name)
             job()  # compiles, and makes the optimiser's state
             found.kernels = found.libraries = 0
             found.counts.clear()
             job()
-        calls = sum(found.counts.values())
-        rows.append({"method": name, "kernels": found.kernels, "library calls": found.libraries,
-                     "calls outside": calls, "in all": found.kernels + found.libraries + calls})  # fmt: skip
+            calls = sum(found.counts.values())
+            rows.append({"method": name, "kernels": found.kernels, "library calls": found.libraries,
+                         "calls outside": calls, "in all": found.kernels + found.libraries + calls})  # fmt: skip
     return rows
 
 

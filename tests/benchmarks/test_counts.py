@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.counts import Kernels, Saved, compiled, main, optimisers, steps
+from benchmarks.gpu import TINY
 from benchmarks.speed_jobs import NETS, Case
 
 
@@ -19,6 +20,16 @@ def test_operations_of_the_methods(case: Case):
     assert rows["ect"]["operations over EDM"] == pytest.approx(4 / 3, abs=0.08)
     assert rows["cd"]["operations over EDM"] == pytest.approx(2, abs=0.2)
     assert all(row["calls"] > 0 and row["peak MiB"] > row["saved MiB"] > 0 for row in rows.values())
+
+
+def test_derivatives_take_little_memory(monkeypatch: pytest.MonkeyPatch):
+    """At most 1.6 times that of an EDM step in a network of some depth, and nothing is kept for the backward pass."""
+    monkeypatch.setitem(NETS, "tiny", {**TINY, "model_channels": 16, "channel_mult": (1, 1), "blocks": 3})
+    case = Case("tiny", 8, torch.device("cpu"), {"optimiser": "adam"})
+    edm, *others = steps(case, ["edm", "sct", "scd", "meanflow"])
+    for row in others:
+        assert 1 <= row["memory over EDM"] < 1.6
+        assert row["saved MiB"] < 1.02 * edm["saved MiB"]
 
 
 def test_what_a_linear_layer_saves_is_its_input():
