@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -10,16 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cmcore import plugins
-from cmcore.assemble.gallery import edit_passes
 from cmcore.assemble.models import ModelShape
 from cmcore.assemble.project import Project, parse_project
-from cmcore.assemble.run import NONE, RANDOM, Run
+from cmcore.assemble.run import RANDOM, Run
 from cmcore.budget.host import Host
 from cmcore.budget.machines import Machine
 from cmcore.budget.measure import feature_seconds, forward_seconds, sample_data, training_seconds
-from cmcore.budget.need import halves
-from cmcore.budget.passes import passes
-from cmcore.budget.plan import Costs, RunPlan, plan_run, step_flops
+from cmcore.budget.plan import Costs, RunPlan, plan_run
 from cmcore.budget.plan import Setting as PlanSetting
 from cmcore.budget.recipes import (
     AUGMENT,
@@ -42,7 +39,7 @@ from cmcore.budget.recipes import (
     sigma_max,
     written,
 )
-from cmcore.budget.schedule import makespan
+from cmcore.budget.times import STARTING, Times, probe_rows, stage_seconds, total_seconds
 from cmcore.config import ConfigError, plain
 from cmcore.data.settings import AUGMENT_DIM
 from cmcore.data.sources.survey import Survey
@@ -53,9 +50,6 @@ T = TypeVar("T")
 
 PLANNED = 0.8  # share of the budget: other work on the machine, and what no measurement of seconds sees
 EVALUATED = 0.2  # share of the budget, of all cores, that sampling and measuring may take
-STARTING = 45.0  # seconds of Ray, DVC, MLflow, tables and figures
-STAGE = 6.0  # seconds of a stage beside its work
-ROW = 2.0  # seconds of the distances of a row, its bootstrap among them
 PROCESS = 1.2e9  # bytes of a process before its networks
 DRIVER = 1.5e9  # bytes of the processes that run the stages
 USED = 0.9  # share of the free memory
@@ -64,8 +58,6 @@ RESOLUTIONS = {"cpu": (32, 16, 8), "cuda": (64, 32)}  # that are chosen from, wh
 MODEST_GPU = 1e12  # operations a second that a small network reaches on a GPU, for a hint
 DATA = ("source", "path", "subfolder", "channels", "background")  # that the images decide
 SMALLEST = 8  # micro-batch
-PROBE = 2e10  # operations of a step that is measured, half a second of a core, but
-FEW_ROWS = 4  # not less than these
 FEWEST = 20  # images: nothing is measured by fewer
 ENOUGH = 1000  # images from which on a tenth is held out
 HALVINGS = 12  # of a bisection: a four-thousandth
@@ -83,16 +75,6 @@ class Request:
     methods: tuple[str, ...]
     resolution: int = 0  # 0: to be chosen
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what was measured, by its key
-
-
-@dataclass(frozen=True)
-class Times:
-    """What was measured of a network, in seconds by image."""
-
-    training: Mapping[str, float]  # by method
-    forward: float
-    feature: float
-    classifier: float
 
 
 @dataclass(frozen=True)
@@ -246,13 +228,8 @@ class Candidate:
         return self.once((self.resolution, repr(self.net), self.threads, method), measured)
 
     def rows(self, run: Run, most: int) -> int:
-        """Rows of a batch that is measured: of a large network a few, as on a CPU time is in proportion to them."""
-        if self.request.host.gpu:
-            return most
-        operations = sum(step_flops(run, passes(run), self._costs).values())
-        few = max(FEW_ROWS, int(PROBE / max(operations, 1)))
-        every = halves(most, run.objective.traits.group)
-        return next((rows for rows in every if rows <= few), every[-1])
+        """Rows of a batch that is measured."""
+        return most if self.request.host.gpu else probe_rows(run, most, self._costs)
 
     @cached_property
     def times(self) -> Times:
@@ -277,7 +254,7 @@ class Candidate:
         forward = self.once((self.resolution, "forward", first.threads), evaluation)
         trained, feature = self.once((self.resolution, "features"), features)
         training = {name: first.training_of(name) * larger for name in self.request.methods}
-        return Times(training, forward * larger, feature, trained)
+        return Times(training, dict.fromkeys(training, forward * larger), feature, trained)
 
     @cached_property
     def _data(self) -> Any:
@@ -313,22 +290,12 @@ class Candidate:
 
     def stage_seconds(self, project: Project) -> dict[str, float]:
         """Seconds of every stage."""
-        t, config = self.times, project.sections.eval
-        found = {"reference": STAGE + t.classifier * config.reference.images + 4 * ROW + t.feature * self.count}
-        for name, run in project.runs.items():
-            found[f"train@{name}"] = STAGE + t.training[name] * run.train.total
-            found[f"evaluate@{name}"] = STAGE + evaluation_seconds(run, project, t)
-        shape = self.request.survey.data.channels, self.resolution
-        found["edit"] = STAGE + t.forward * sum(edit_passes(run, *shape) for run in project.runs.values())
-        return found
+        return stage_seconds(project, self.times, self.count)
 
     def total(self, project: Project) -> float:
         """Seconds of the whole pipeline."""
-        return (
-            STARTING
-            + self.request.survey.decoding / self.request.host.cores
-            + makespan(self.stage_seconds(project), needs(project), self.jobs)
-        )
+        reading = self.request.survey.decoding / self.request.host.cores
+        return reading + total_seconds(project, self.stage_seconds(project), self.jobs)
 
     def samples(self) -> list[int]:
         """Samples of a row that the budget allows, the most first."""
@@ -522,7 +489,7 @@ def hint(request: Request) -> str:
         ways.append(f"a GPU, about {rounded(STARTING + work / MODEST_GPU)} of training")
     return (
         f"{number} at {resolution}x{resolution} cannot see enough images in {duration(request.budget)} on "
-        f"{request.host.cores} cores; expected {'; or '.join(ways)}"
+        f"{request.host.core_count}; expected {'; or '.join(ways)}"
     )
 
 
@@ -540,29 +507,3 @@ def averages(images: int) -> dict[str, Any]:
 def two_step(diffusion: Mapping[str, float]) -> float:
     """iCT's second level, 0.821 for sigma_data = 0.5 (arXiv 2310.14189, sec. 3.5), in proportion to the data."""
     return min(round(0.821 * diffusion["sigma_data"] / 0.5, 2), round(diffusion["sigma_max"] / 4, 2))
-
-
-def evaluation_seconds(run: Run, project: Project, times: Times) -> float:
-    """Seconds of sampling and measuring a run, as `cmcore.assemble.passes` lists them."""
-    config = project.sections.eval
-    sampling = run.sampling(config.teacher_steps)
-    rows, few_step = run.objective.samplers(sampling), run.objective.traits.few_step
-    scans = run.objective.scan(sampling, config.scan)
-    images = len(rows) * config.samples
-    passes = sum(row.nfe for row in rows) * config.samples
-    images += len(scans) * config.scan_samples + run.train.snapshots * config.snapshot_samples
-    passes += sum(scan.nfe for scan in scans) * config.scan_samples
-    passes += run.train.snapshots * config.snapshot_samples * rows[0].nfe
-    if few_step and (run.init != RANDOM or run.teacher != NONE):
-        passes += config.endpoints * (rows[0].nfe + 2 * config.teacher_steps - 1)
-    measured = ROW * (len(rows) + 0.3 * (len(scans) + run.train.snapshots))
-    return passes * times.forward + images * times.feature + measured
-
-
-def needs(project: Project) -> dict[str, Iterable[str]]:
-    """The stages that a stage waits for."""
-    found: dict[str, Iterable[str]] = {}
-    for name, run in project.runs.items():
-        found[f"train@{name}"] = [f"train@{parent}" for parent in run.parents]
-        found[f"evaluate@{name}"] = [f"train@{name}", "reference", *(f"train@{parent}" for parent in run.parents)]
-    return found | {"edit": [f"train@{name}" for name in project.runs]}

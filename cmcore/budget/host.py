@@ -24,6 +24,11 @@ class Host:
     busy: float = 0.0  # share of the time of its cores that other programs have
 
     @property
+    def core_count(self) -> str:
+        """The number of cores in words."""
+        return f"{self.cores} core{'s' * (self.cores > 1)}"
+
+    @property
     def device(self) -> str:
         """Where runs are trained."""
         return "cuda" if self.gpu else "cpu"

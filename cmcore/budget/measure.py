@@ -10,7 +10,7 @@ import torch
 from cmcore.assemble.models import ModelShape, build_denoiser, some_labels
 from cmcore.assemble.run import NONE, RANDOM, Run
 from cmcore.assemble.training import image_batches
-from cmcore.data.images import ImageData
+from cmcore.data.images import ImageData, Prepared
 from cmcore.diffusion.precond import Denoiser
 from cmcore.evaluate.classifier import train_classifier
 from cmcore.evaluate.features import NetworkExtractor, random_extractor
@@ -57,7 +57,9 @@ def sample_data(images: np.ndarray, classes: int) -> ImageData:
     return ImageData(images, labels, {"shape": list(images.shape[1:]), "classes": classes})
 
 
-def training_seconds(run: Run, data: ImageData, rows: int, device: str = "cpu") -> float:
+def training_seconds(
+    run: Run, data: Prepared, rows: int, device: str = "cpu", *, seconds: float = SECONDS
+) -> float:  # fmt: skip
     """Seconds of a training step of so many rows, by image: data, loss, optimiser, averages, and what else there is."""
     run = replace(run, train=replace(run.train, batch=rows, micro_batch=0))
     choose_matrix_units(run.train.precision, run.train.jvp_precision)
@@ -70,10 +72,12 @@ def training_seconds(run: Run, data: ImageData, rows: int, device: str = "cpu") 
     teacher = None if run.teacher == NONE else denoiser()
     state = new_state(run.objective, denoiser(run.objective.traits.boundary), run.train, init=init, teacher=teacher)
     loop = steps(state, run.objective, image_batches(data, run, device), run.train)
-    return seconds_of(lambda: next(loop), device) / rows
+    return seconds_of(lambda: next(loop), device, seconds) / rows
 
 
-def forward_seconds(run: Run, data: ImageData, rows: int, device: str = "cpu") -> float:
+def forward_seconds(
+    run: Run, data: Prepared, rows: int, device: str = "cpu", *, seconds: float = SECONDS
+) -> float:  # fmt: skip
     """Seconds of an evaluation of the network by image, in batches of so many rows."""
     shape = ModelShape.of(data, run.conditional)
     net = build_denoiser(run.net, shape, run.diffusion, boundary=False).to(device).eval()
@@ -82,7 +86,7 @@ def forward_seconds(run: Run, data: ImageData, rows: int, device: str = "cpu") -
     sigma = torch.ones(rows, dtype=torch.float64, device=device)
     labels = some_labels(shape, rows, device)
     with torch.no_grad(), autocast(run.train.precision, torch.device(device)):
-        return seconds_of(lambda: net(x, sigma, labels), device) / rows
+        return seconds_of(lambda: net(x, sigma, labels), device, seconds) / rows
 
 
 def feature_seconds(data: ImageData, config: ClassifierConfig, device: str = "cpu") -> tuple[float, float]:

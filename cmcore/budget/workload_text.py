@@ -73,7 +73,7 @@ def head(choice: Choice) -> list[str]:
     least, middle, most = seen.sides
     sides = f"{least} to {most} pixels, {middle} in the middle" if least != most else f"{least} pixels"
     labels = f", {seen.classes} classes" if seen.classes else ", no classes"
-    where = f"{r.host.gpu} and {r.host.cores} cores" if r.host.gpu else f"{r.host.cores} cores"
+    where = f"{r.host.gpu} and {r.host.core_count}" if r.host.gpu else r.host.core_count
     lines = [
         f"Written by `cmlab new` for a budget of {duration(r.budget)} on {where}: about {duration(choice.total)}",
         f"with `make repro JOBS={choice.jobs}`. `make use WORKLOAD={r.name}` copies this file to params.yaml.",

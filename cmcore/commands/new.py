@@ -69,7 +69,7 @@ def new(
         path.relative_to(root) if path.is_relative_to(root) else path, subfolder, resolution=max(resolution, FULL)
     )
     say(described(seen))
-    say(f"{host.gpu + ', ' if host.gpu else ''}{host.cores} cores, {size(host.memory, 'B', ' ')} free; measuring steps")
+    say(f"{host.gpu + ', ' if host.gpu else ''}{host.core_count}, {size(host.memory, 'B', ' ')} free; measuring steps")
     if host.busy > BUSY:
         say(f"other programs have {host.busy:.0%} of the cores now: the times of the plan are for when they are done")
     try:

@@ -6,14 +6,17 @@ from pathlib import Path
 from cmcore.assemble.project import Project, load_project
 from cmcore.budget.machines import machine
 from cmcore.budget.plan import RunPlan, Setting, plan
+from cmcore.budget.times import Here, plan_here
 from cmcore.commands.place import workload_files
-from cmcore.config import PARAMS, ConfigError, require
+from cmcore.config import PARAMS, ConfigError, read, require
+from cmcore.data.sources.pool import cores
+from cmcore.edge.settings import ComputeConfig
 from cmcore.numbers import duration, size
 from cmcore.pipeline.common import Folders
 from cmcore.pipeline.grow import longer
 from cmcore.pipeline.sizes import disk_of
 
-GPU, EFFICIENCY = "h100", 0.4
+GPU, CPU, EFFICIENCY = "h100", "cpu", 0.4
 HEADS = (
     *(
         "run",
@@ -28,7 +31,7 @@ HEADS = (
         "memory",
         "largest",
     ),
-    *("time", "cost"),
+    *("time", "evaluation", "cost"),
 )
 EXCHANGE = """\
 between machines: bytes that each sends in a step, over {link:.4g} GB/s each way; sums run beside the last backward
@@ -43,13 +46,22 @@ memory: of each machine, at the micro-batch; largest: the largest micro-batch th
 memory, not results.
 {exchange}\
 {seeds}\
+{time}
+Files of samples are not in the disk space, without which `cmlab repro` does not begin."""
+ASSUMED = """\
 time: operations over {efficiency:.0%} of the peak matrix rate of their precision. That share is an assumption;
-measure a step, and say --efficiency. Reading data, sampling and evaluation are not in it, nor their files in the disk
-space, without which `cmlab repro` does not begin."""
+measure a step, and say --efficiency. Reading data, sampling and evaluation are not in it."""
+MEASURED = """\
+time: of training steps that were measured now, by the processor's own clock, in which other programs do not count;
+evaluation: of sampling and measuring, likewise. The total is that of the whole pipeline but for reading the images."""
+LARGE = """
+~ not measured, as a step is too large, or too many came before: its operations at the rate of the other runs, or
+at 40% of that of a matrix product."""
 
 
-def row(run: RunPlan) -> tuple[str, ...]:
-    """A run as cells."""
+def row(run: RunPlan, here: Here | None = None) -> tuple[str, ...]:
+    """A run as cells; the time of one that was not measured among those that were has a mark."""
+    mark = "~" if here and run.seconds and run.name not in here.measured else ""
     largest = str(run.most_rows) if run.most_rows else "none"
     return (
         run.name,
@@ -63,7 +75,8 @@ def row(run: RunPlan) -> tuple[str, ...]:
         str(run.rows),
         f"{run.bytes / 1e9:.3g} GB" + ("" if run.fits else " !"),
         largest,
-        duration(run.seconds),
+        mark + duration(here.seconds[f"train@{run.name}"] if here else run.seconds),
+        mark + duration(here.seconds[f"evaluate@{run.name}"]) if here else "",
         "" if run.cost is None else f"{run.cost:,.2f}",
     )
 
@@ -89,14 +102,18 @@ def passes_of(run: RunPlan) -> str:
     return ", ".join(said)
 
 
-def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list[str]:
-    """The lines to print."""
+def report(project: Project, plans: Sequence[RunPlan], setting: Setting, here: Here | None = None) -> list[str]:
+    """The lines to print; `here` is the plan of all stages, where their times were measured."""
     machines = f"{setting.count} x {setting.machine.title}" + (", sharded" if setting.shard else "")
-    lines = [f"{project.workload} on {machines}", "", *table([HEADS, *map(row, plans)]), ""]
-    seconds = sum(run.seconds for run in plans)
+    lines = [f"{project.workload} on {machines}", "", *table([HEADS, *(row(run, here) for run in plans)]), ""]
+    seconds = here.total(project) if here else sum(run.seconds for run in plans)
     total = (
         f"total: {duration(seconds)}, {sum(run.operations * run.images * run.seeds for run in plans):.3g} operations"
     )
+    if here:
+        total += (
+            f", {here.jobs} stage{'s' * (here.jobs > 1)} of {here.threads} thread{'s' * (here.threads > 1)} at a time"
+        )
     if setting.price is not None:
         total += f", {sum(run.cost or 0.0 for run in plans):,.2f} at {setting.price:g} a machine and hour"
     needed = disk_of(project, {run.name: run.parameters for run in plans})
@@ -116,7 +133,10 @@ def report(project: Project, plans: Sequence[RunPlan], setting: Setting) -> list
             lines.append(f"! {run.name} does not fit: {way}{spread}")
     exchange = EXCHANGE.format(link=setting.link / 1e9) if setting.count > 1 else ""
     seeds = SEEDS if any(run.seeds > 1 for run in plans) else ""
-    return [*lines, NOTE.format(exchange=exchange, seeds=seeds, efficiency=setting.efficiency)]
+    time = MEASURED if here else ASSUMED.format(efficiency=setting.efficiency)
+    if here and not here.measured.issuperset(run.name for run in plans if run.seconds):
+        time += LARGE
+    return [*lines, NOTE.format(exchange=exchange, seeds=seeds, time=time)]
 
 
 def lines(
@@ -126,7 +146,7 @@ def lines(
     gpu: str = GPU,
     gpus: int = 1,
     price: float | None = None,
-    efficiency: float = EFFICIENCY,
+    efficiency: float | None = None,
     shard: bool = False,
     bandwidth: float | None = None,
 ) -> list[str]:
@@ -138,7 +158,7 @@ def lines(
         gpu: a machine of `cmcore.budget.machines`.
         gpus: how many of them.
         price: of one for an hour.
-        efficiency: share of the peak matrix rate that a training step reaches.
+        efficiency: share of the peak matrix rate that a training step reaches; on this CPU it is measured.
         shard: whether the networks are spread over the machines.
         bandwidth: GB a second, each way, between machines; by default that of the machine's own link.
 
@@ -149,14 +169,19 @@ def lines(
     require(workload in ("", *files), "WORKLOAD", f"one of {', '.join(files)}", workload)
     require(gpus >= 1, "--gpus", "at least 1", gpus)
     require(price is None or 0 < price < float("inf"), "--price", "a number above 0", price)
-    require(0 < efficiency <= 1, "--efficiency", "a number above 0 and at most 1", efficiency)
+    require(efficiency is None or 0 < efficiency <= 1, "--efficiency", "a number above 0 and at most 1", efficiency)
+    require(efficiency is None or gpu != CPU, "--efficiency", "a GPU, as on this CPU steps are measured", gpu)
     require(gpus > 1 or not shard, "--shard", "--gpus of at least 2", gpus)
     require(bandwidth is None or 0 < bandwidth < float("inf"), "--bandwidth", "a number above 0", bandwidth)
     try:
         chosen = machine(gpu)
     except ValueError as error:
         raise ConfigError("--gpu", str(error)) from error
-    setting = Setting(chosen, gpus, efficiency, price, shard, (bandwidth or 0.0) * 1e9)
+    setting = Setting(chosen, gpus, efficiency or EFFICIENCY, price, shard, (bandwidth or 0.0) * 1e9)
     project = load_project(files.get(workload, root / PARAMS))
-    folders = Folders(root, project.workload)
-    return [*report(project, plan(project, setting, folders.data), setting), *longer(project, folders)]
+    folders, here = Folders(root, project.workload), None
+    if gpu == CPU:
+        threads = read(ComputeConfig, project.sections.compute, "compute").threads
+        here = plan_here(project, setting, folders.data, threads, max(1, cores() // threads))
+    plans = here.plans if here else plan(project, setting, folders.data)
+    return [*report(project, plans, setting, here), *longer(project, folders)]

@@ -14,6 +14,7 @@ from cmcore.budget.passes import check_labels
 from cmcore.commands.before import before
 from cmcore.commands.programs import environment
 from cmcore.config import ConfigError
+from cmcore.data.sources.pool import cores
 from cmcore.edge.autoencoder import check_decoders
 from cmcore.edge.mlflow_writer import TrackingError
 from cmcore.edge.ray_session import SHARED, ComputeError, connection
@@ -162,7 +163,7 @@ def jobs_at_once(wanted: str, setup: Setup, ours: bool) -> int:
         if setup.compute.backend != "ray":
             return 1
         return (
-            max(1, (os.cpu_count() or 1) // setup.compute.threads)
+            max(1, cores() // setup.compute.threads)
             if ours
             else len(setup.project.runs) * setup.project.sections.replicates
         )

@@ -19,11 +19,9 @@ from cmcore.budget.choose import (
     Candidate,
     Choice,
     Request,
-    Times,
     UnfitError,
     choose,
     costs_of,
-    evaluation_seconds,
     resolutions,
 )
 from cmcore.budget.cost import on_meta
@@ -31,6 +29,7 @@ from cmcore.budget.host import Host, this_host
 from cmcore.budget.machines import Machine
 from cmcore.budget.plan import Setting, plan_run
 from cmcore.budget.recipes import EPOCHS, FILE, Book, book, level_shift, networks, sigma_data, sigma_max
+from cmcore.budget.times import PROBE, STAGE, Times, evaluation_seconds
 from cmcore.config import ConfigError, load_yaml, read
 from cmcore.data.sources.survey import Survey, survey
 from cmcore.diffusion.settings import DiffusionConfig
@@ -211,7 +210,7 @@ def test_evaluation_is_what_the_evaluation_lists(seen, method, tmp_path):
     expected = 0
     for one in passes(run, config, tmp_path, teacher, 1):
         expected += one.samples * (one.sampler.nfe + (2 * config.teacher_steps - 1 if one.teacher else 0))
-    assert evaluation_seconds(run, project, Times({}, 1.0, 0.0, 0.0)) == pytest.approx(expected, abs=60)
+    assert evaluation_seconds(run, project, Times({}, {method: 1.0}, 0.0, 0.0)) == pytest.approx(expected, abs=60)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +282,7 @@ def test_steps_that_are_measured_are_small(seen):
         run = candidate.usual().run("edm")
         rows = candidate.rows(run, net.batch)
         each = plan_run(run, costs_of(3, 32), Setting(Machine("cpu", "", 1e15, 1.0))).operations
-        assert rows * each <= module.PROBE or rows == 4
+        assert rows * each <= PROBE or rows == 4
         assert candidate.rows(candidate.usual().run("imm"), net.batch) % 4 == 0  # its groups
     assert Candidate(request(seen, 1e5, host=Host(8, 1e9, gpu="a GPU")), 32, net, 1).rows(run, 256) == 256
 
@@ -294,7 +293,7 @@ def test_larger_networks_take_the_same_multiple(seen):
     assert ratio > 2
     for name in THREE:
         assert large.times.training[name] == pytest.approx(ratio * small.times.training[name])
-    assert large.times.forward == pytest.approx(ratio * small.times.forward)
+    assert large.times.forward["edm"] == pytest.approx(ratio * small.times.forward["edm"])
     assert large.times.feature == small.times.feature
 
 
@@ -302,7 +301,7 @@ def test_editing_is_in_the_plan(seen):
     choice = choose(request(seen, 1200))
     alone = Candidate(request(seen, 1200), choice.resolution, networks(choice.resolution, "cpu")[0], 1)
     passes = 2 * 3 * 16 * 50  # runs, tasks, images, evaluations
-    assert choice.seconds["edit"] == pytest.approx(module.STAGE + passes * alone.times.forward)
+    assert choice.seconds["edit"] == pytest.approx(STAGE + passes * alone.times.forward["edm"])
 
 
 def test_sigma_max_is_the_largest_distance():

@@ -9,6 +9,7 @@ import photographs
 import pytest
 import yaml
 
+from cmcore.assemble import preview
 from cmcore.atomic import write_atomic
 from cmcore.budget import choose, measure
 from cmcore.budget.host import Host
@@ -199,7 +200,8 @@ def test_from_the_command_line(project, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("kind", "resolution"), [("faces", 8), pytest.param("photographs", 16, marks=pytest.mark.slow)]
+    ("kind", "resolution"),
+    [("faces", 8), pytest.param("photographs", 16, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
 def test_from_images_to_the_report(project, tmp_path, monkeypatch, kind, resolution):
     """Every stage in this process, on the workload as it is written but for its length."""
@@ -216,10 +218,14 @@ def test_from_images_to_the_report(project, tmp_path, monkeypatch, kind, resolut
         "kid_size": 10, "nearest": 10, "endpoints": 10,
     }  # fmt: skip
     values["eval"]["reference"]["images"] = 128
-    values["train"]["snapshots"] = 1
+    values["train"] |= {"snapshots": 1, "batch": 16}
+    for section in (values["train"], *(run.get("train", {}) for run in values["runs"].values())):
+        for key in {"images", "log_images", "lr_ref_images", "lr_ramp_images"} & set(section):
+            section[key] //= 4  # in batches of a quarter: as many steps
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.chdir(project)
     monkeypatch.setattr(edit, "STEPS", (3,))
+    monkeypatch.setattr(preview, "STEPS", 2)
     for stage in (digests, prepare, reference):
         stage.main()
     for name in ("edm", "ect"):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import photographs
 import pytest
 import yaml
 from every_run import every_run, make_inputs
@@ -18,7 +19,9 @@ from cmcore.assemble.project import Run
 from cmcore.assemble.training import FINAL, Inputs, fingerprint, train_run
 from cmcore.budget.passes import spans
 from cmcore.closure import ROOT
+from cmcore.commands.repro import Driver
 from cmcore.config import load_yaml
+from cmcore.data.sources.prepare import prepare
 from cmcore.pipeline.common import Folders, load
 from cmcore.pipeline.files import copy_into_place
 from cmcore.pipeline.grow import begin, keep, longer, shorter
@@ -203,3 +206,34 @@ def test_the_stage_goes_on(tmp_path, monkeypatch, capsys):
     grown = trained(tmp_path / "a", 2048, 4)
     assert "goes on from 1\u202f024 images of a shorter run" in "".join(capsys.readouterr())
     assert grown == trained(tmp_path / "b", 2048, 4) != first
+
+
+def test_more_files_are_said_before_anything_is_trained_anew(tmp_path, monkeypatch, capsys):
+    """Not at the first time, nor where the same images are prepared again; also where their order is another."""
+    photographs.faces(tmp_path / "faces", 30)
+    params = load_yaml(ROOT / "tests/e2e/tiny.yaml")
+    params["data"] = {"source": "folder", "path": str(tmp_path / "faces"), "resolution": 8, "channels": 1}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    setup = load(tmp_path)
+
+    def prepared(driver: Driver, stage: str, variables: object) -> None:
+        assert stage == "prepare"
+        shutil.rmtree(setup.folders.data, ignore_errors=True)  # as DVC does
+        prepare(setup.project.sections.data, setup.folders.data)
+
+    def said() -> str:
+        driver = Driver(setup, 1)
+        driver._todo = ["prepare"]
+        driver._run_all({})
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(Driver, "_by_dvc", prepared)
+    assert said() == ""
+    assert said() == ""
+    (tmp_path / "faces/000.png").rename(tmp_path / "faces/100.png")  # another order
+    assert said().startswith("other images than before (30, and 30 then): every run is trained from the start, as the")
+    shutil.copy(tmp_path / "faces/001.png", tmp_path / "faces/101.png")
+    assert said().startswith("other images than before (31, and 30 then): every run is trained from the start, as the")
+    setup.folders.manifest.write_text("damaged")
+    assert said() == ""

@@ -137,7 +137,9 @@ def plan(
     gpu: Annotated[str, typer.Option(help="The machine: h100, a100, rtx4090, ..., or cpu for this one.")] = "h100",
     gpus: Annotated[int, typer.Option(help="How many of them.")] = 1,
     price: Annotated[float | None, typer.Option(help="Of one for an hour: adds the cost.")] = None,
-    efficiency: Annotated[float, typer.Option(help="Share of the peak matrix rate that training reaches.")] = 0.4,
+    efficiency: Annotated[
+        float | None, typer.Option(help="Share of the peak matrix rate that training reaches.", show_default="0.4")
+    ] = None,
     shard: Annotated[bool, typer.Option("--shard", help="Networks spread over the machines: compute.shard.")] = False,
     bandwidth: Annotated[
         float | None, typer.Option(help="GB a second, each way, between machines.", show_default="the machine's link")
@@ -145,7 +147,7 @@ def plan(
 ) -> None:
     """Estimate operations, memory, time and cost of a workload.
 
-    Reads a parameter file, and neither data nor a GPU. Writes nothing.
+    Reads a parameter file, and neither data nor a GPU; with --gpu cpu it measures some steps. Writes nothing.
 
     \b
     Example:
