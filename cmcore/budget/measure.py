@@ -61,7 +61,8 @@ def training_seconds(
     run: Run, data: Prepared, rows: int, device: str = "cpu", *, seconds: float = SECONDS
 ) -> float:  # fmt: skip
     """Seconds of a training step of so many rows, by image: data, loss, optimiser, averages, and what else there is."""
-    run = replace(run, train=replace(run.train, batch=rows, micro_batch=0))
+    # Uncompiled, as to compile takes longer than all that is measured.
+    run = replace(run, train=replace(run.train, batch=rows, micro_batch=0, compile=False, cuda_graphs=False))
     choose_matrix_units(run.train.precision, run.train.jvp_precision)
     shape = ModelShape.of(data, run.conditional)
 

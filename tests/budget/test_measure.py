@@ -2,8 +2,10 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
+from tiny_runs import tiny_project
 
 from cmcore.budget import machines, measure
 from cmcore.budget.measure import seconds_of
@@ -66,3 +68,10 @@ def test_the_clock_of_the_processor_is_that_of_real_work():
     start = time.thread_time()
     found = seconds_of(lambda: torch.mm(a, a), seconds=0.05)
     assert 0 < found < time.thread_time() - start
+
+
+def test_networks_are_not_compiled_for_a_few_steps(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", None)
+    run = tiny_project(compile=True).run("edm")
+    data = measure.sample_data(np.zeros((16, 1, 8, 8), np.uint8), 0)
+    assert measure.training_seconds(run, data, 8, seconds=0.0) > 0
