@@ -33,7 +33,7 @@ class GroupedBatchNorm(nn.Module):
         """
         if len(x) % GROUP:
             raise ValueError(f"expected a multiple of {GROUP} images, got {len(x)}")
-        groups = x.unflatten(0, (-1, GROUP))
+        groups = x.float().unflatten(0, (-1, GROUP))
         variance, mean = torch.var_mean(groups, (1, 3, 4), correction=0, keepdim=True)
         normed = ((groups - mean) * (variance + 1e-5).rsqrt()).flatten(0, 1)
         return normed * self.weight[:, None, None] + self.bias[:, None, None]

@@ -79,7 +79,7 @@ def test_it_says_what_the_values_are_worth(project):
 
 
 def test_new_sections_are_made_on_one_line():
-    change = {"runs": {"ect": {"train": {"ema": {"tuned": {"power_std": 0.08}}, "eval_ema": "tuned"}}}}
+    change = {"runs": {"ctm": {"train": {"ema": {"tuned": {"power_std": 0.08}}, "eval_ema": "tuned"}}}}
     lines = [line for line in changed(TEXT, change).splitlines() if "tuned" in line]
     assert len(lines) == 1
     assert yaml.safe_load(lines[0]) == {"train": {"ema": {"tuned": {"power_std": 0.08}}, "eval_ema": "tuned"}}

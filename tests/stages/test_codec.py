@@ -89,7 +89,7 @@ def test_the_reference_is_of_the_images_themselves_and_says_what_the_codec_loses
     assert "| images that the codec decodes |" in Path("reports/tiny/tables/measures.md").read_text(encoding="utf-8")
 
 
-def test_a_run_is_sampled_as_images_from_python_and_is_not_edited(project: Path):
+def test_a_run_is_sampled_as_images_from_python_and_is_not_colourised(project: Path):
     run = open_run("ect")
     assert run.shape == (2, 4, 4)
     images = run.sample(5, seed=1).numpy()
@@ -97,8 +97,8 @@ def test_a_run_is_sampled_as_images_from_python_and_is_not_edited(project: Path)
         np.testing.assert_array_equal(arrays["nfe_1"][:5], images)
     with pytest.raises(CommandError, match="makes latents"):
         edit_command(
-            "ect", project, project, task="interpolate", image=None, mask=None, factor=None, sigma=0.0,
-            out=Path("x.png"), count=1, steps=0, label=None, seed=0, ema="", device="cpu", method="",
+            "ect", project, project, task="colourise", image=None, mask=None, factor=None, sigma=0.0,
+            out=Path("x.png"), count=1, steps=0, label=None, prompts=(), seed=0, ema="", device="cpu", method="",
         )  # fmt: skip
     assert json.loads(Path("outputs/tiny/edits/edits.json").read_text(encoding="utf-8"))["errors"] == {}
 
