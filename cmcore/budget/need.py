@@ -66,7 +66,9 @@ def rows_matter(run: Run) -> str:
 
 
 def training_need(run: Run, costs: Costs, setting: Setting) -> Need:
-    """Of a training run, on each of the machines that share its batch."""
+    """Of a training run, on each of the machines that share its batch; of one that reads its weights, to hold them."""
+    if run.weights:
+        return Need({1: 2 * FLOAT * costs.parameters(run) + PROCESS}, 0.0)
     share = -(-run.train.batch // setting.count)
     rows = halves(min(run.train.micro_batch or share, share), run.objective.traits.group)
     plans = {n: plan_run(replace(run, train=replace(run.train, micro_batch=n)), costs, setting) for n in rows}

@@ -99,7 +99,7 @@ class Driver:
             print(f"{len(computed)} stages, up to {self._jobs} at a time", flush=True)
             compute_stages(
                 self._setup, computed, self._jobs, self._repository.record,
-                self._computed, self._expect, self._fit,
+                self._computed, self._expect, self._fit, self._speeds,
             )  # fmt: skip
         if LAST in self._todo:
             self._by_dvc(LAST, variables)

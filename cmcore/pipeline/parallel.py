@@ -181,6 +181,7 @@ def compute_stages(
     say: Callable[[str, float], None] = lambda stage, left: None,
     expect: Callable[[float], None] = lambda left: None,
     fit: Fit | None = None,
+    speeds: Speeds | None = None,
 ) -> None:
     """Compute some stages, up to `jobs` replicates at a time, each after the stages that it reads from.
 
@@ -192,6 +193,7 @@ def compute_stages(
         say: called for every stage that is recorded, with the seconds that the rest may take.
         expect: called at the start and after every job with these seconds.
         fit: memory and time that the stages were planned with.
+        speeds: what is known of this machine, and learns more; by default, what is remembered.
 
     Raises:
         JobsFailedError: a stage could not be computed or recorded.
@@ -206,7 +208,7 @@ def compute_stages(
         for stage, own in parts.items()
         for job in own
     }
-    speeds = Speeds.read(setup.folders.work / "speeds.json", fit.seconds)
+    speeds = speeds or Speeds.read(setup.folders.work / "speeds.json", fit.seconds)
     costs = {job: speeds.work(split(job)[0], setup.project) for job in inner}
     made: dict[str, Any] = {}
     left, lock, folder = list(inner), threading.Lock(), setup.folders.work / setup.folders.workload

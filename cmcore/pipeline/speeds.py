@@ -12,12 +12,16 @@ from cmcore.atomic import write_atomic
 GUESS = {"prepare": 1.0, "reference": 15.0, "train": 1.5e-4, "evaluate": 20.0, "edit": 10.0, "tabulate": 10.0}
 STARTING = 5.0
 RECORDING = 0.5  # and what it costs to record the results of one
+BESIDE = {"evaluate": 10.0, "edit": 5.0}  # seconds that no plan counts: of distances, and of pictures
 
 
 def units(stage: str, project: Project) -> float:
-    """Units of work of a stage: images seen for a training run, one for any other."""
-    kind, _, run = stage.partition("@")
-    return float(project.runs[run].train.total) if kind == "train" else 1.0
+    """Units of work of a stage: images seen for a training run, none where its weights are read; one for any other."""
+    kind, _, name = stage.partition("@")
+    if kind != "train":
+        return 1.0
+    run = project.runs[name]
+    return 0.0 if run.weights else float(run.train.total)
 
 
 def kinds(stage: str, project: Project) -> tuple[str, str]:
@@ -29,11 +33,16 @@ def kinds(stage: str, project: Project) -> tuple[str, str]:
 
 @dataclass
 class Speeds:
-    """Seconds a unit of work takes on this machine, remembered from run to run."""
+    """Seconds a unit of work takes on this machine, remembered from run to run.
+
+    A method that was never measured takes what is planned, times what stages of its kind take of their plans; without a
+    plan it is as fast as the last stage of its kind.
+    """
 
     path: Path
     seconds: dict[str, float]
-    planned: Mapping[str, float] = field(default_factory=dict)  # seconds of stages that were never measured
+    planned: Mapping[str, float] = field(default_factory=dict)  # of stages, or of one of their replicates
+    against: dict[str, tuple[float, float]] = field(default_factory=dict)  # by kind: measured, and planned for the same
 
     @classmethod
     def read(cls, path: Path, planned: Mapping[str, float] | None = None) -> "Speeds":
@@ -46,15 +55,26 @@ class Speeds:
 
     def learn(self, stage: str, project: Project, seconds: float) -> None:
         """Remember how long the work of a stage took."""
-        for kind in kinds(stage, project):
-            self.seconds[kind] = max(seconds, 0.0) / units(stage, project)
+        if not units(stage, project):
+            return
+        own, general = kinds(stage, project)
+        self.seconds[own] = self.seconds[general] = max(seconds, 0.0) / units(stage, project)
+        if stage in self.planned:
+            measured, planned = self.against.get(general, (0.0, 0.0))
+            self.against[general] = measured + max(seconds, 0.0), planned + self._plan(stage)
         write_atomic(self.path, json.dumps(self.seconds, indent=1, sort_keys=True).encode())
 
     def work(self, stage: str, project: Project) -> float:
         """How long the work of a stage will take, or that of one of its replicates."""
-        known = [self.seconds[kind] * units(stage, project) for kind in kinds(stage, project) if kind in self.seconds]
-        guess = GUESS[stage.partition("@")[0]] * units(stage, project)
-        return known[0] if known else self.planned.get(stage, guess)
+        own, general = kinds(stage, project)
+        if own not in self.seconds and stage in self.planned:
+            measured, planned = self.against.get(general, (1.0, 1.0))
+            return self._plan(stage) * measured / planned
+        guess = GUESS[stage.partition("@")[0]]
+        return units(stage, project) * self.seconds.get(own, self.seconds.get(general, guess))
+
+    def _plan(self, stage: str) -> float:
+        return BESIDE.get(stage.partition("@")[0], 0.0) + self.planned[stage]
 
     def expected(self, stage: str, project: Project) -> float:
         """How long a stage will take in a process of its own."""

@@ -7,20 +7,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import PARAMS, tiny_inputs
+from tiny_runs import PARAMS, SILENT, Made
 from torch import Tensor
 
 from cmcore.assemble.adapters import CONFIG, TENSORS, load_adapter, save_peft
 from cmcore.assemble.imports import WeightsError, import_run
 from cmcore.assemble.models import load_model
 from cmcore.assemble.project import Project, parse_project
-from cmcore.assemble.training import WEIGHTS, Inputs, fingerprint, train_run
+from cmcore.assemble.training import WEIGHTS, fingerprint
 from cmcore.config import ConfigError, merge
 from cmcore.errors import DataError
-from cmcore.tracking.base import Null
 from cmcore.train import checkpoint
 
-SILENT: dict[str, Any] = {"tracker": Null(), "on_progress": lambda *_: None}
 LORA = {"adapter": {"rank": 4, "alpha": 8.0}, "lr": 1e-2}
 RUNS: dict[str, Any] = {
     "edm": {"method": "edm", "init": "random", "teacher": "none"},
@@ -41,32 +39,9 @@ def project(changes: dict[str, Any] | None = None) -> Project:
     return parse_project(merge(PARAMS | {"train": train, "runs": RUNS}, {"runs": changes or {}}))
 
 
-class Made:
-    """Runs of the project with their results, each made once."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.start, self.project = root, tiny_inputs(root), project()
-
-    def inputs(self, name: str, project: Project | None = None) -> Inputs:
-        run = (project or self.project).run(name)
-        init, teacher = (
-            self.start.init if one in ("random", "none") else self.final(one) / WEIGHTS
-            for one in (run.init, run.teacher)
-        )
-        return Inputs(self.start.data, init, teacher)
-
-    def final(self, name: str) -> Path:
-        run = self.project.run(name)
-        make = train_run if run.weights is None else import_run
-        return make(run, self.inputs(name), self.root / name, **SILENT)
-
-    def weights(self, name: str, profile: str = "") -> dict[str, Tensor]:
-        return dict(load_model(self.final(name) / WEIGHTS, profile).denoiser.net.state_dict())
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("adapters"))
+    return Made(tmp_path_factory.mktemp("adapters"), project())
 
 
 @pytest.mark.parametrize("profile", ["raw", "ema"])

@@ -6,23 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from killed import killed_at
 from public_unet import write_model
-from tiny_runs import PARAMS, tiny_inputs
+from tiny_runs import PARAMS, SILENT, Made
 
-from cmcore.assemble import training
 from cmcore.assemble.checks import require_files
 from cmcore.assemble.imports import UNET, WeightsError, import_run, read_public
 from cmcore.assemble.models import load_model
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.results import open_run
-from cmcore.assemble.training import WEIGHTS, Inputs, train_run
+from cmcore.assemble.training import WEIGHTS, train_run
 from cmcore.commands.import_weights import describe
 from cmcore.config import ConfigError, parse_yaml
 from cmcore.errors import DataError
-from cmcore.tracking.base import Null
 from cmcore.train.settings import AdapterConfig
 
-SILENT: dict[str, Any] = {"tracker": Null(), "on_progress": lambda *_: None}
 NOISE = {"sigma_data": 0.5, "sigma_min": 0.0145836, "sigma_max": 7.30732}  # of Stable Diffusion's schedule
 
 
@@ -44,34 +42,11 @@ def project(folder: Path, **changes: Any) -> Project:
     return parse_project(known | changes)
 
 
-class Made:
-    """Runs with their results, each made once."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.start = root, tiny_inputs(root)
-        write_model(root / "sd")
-        self.project = project(root / "sd")
-
-    def inputs(self, name: str) -> Inputs:
-        run = self.project.run(name)
-        init, teacher = (
-            self.start.init if one in ("random", "none") else self.final(one) / WEIGHTS
-            for one in (run.init, run.teacher)
-        )
-        return Inputs(self.start.data, init, teacher)
-
-    def final(self, name: str) -> Path:
-        run = self.project.run(name)
-        make = train_run if run.weights is None else import_run
-        return make(run, self.inputs(name), self.root / name, **SILENT)
-
-    def weights(self, name: str) -> dict[str, torch.Tensor]:
-        return dict(load_model(self.final(name) / WEIGHTS).denoiser.net.state_dict())
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("sd"))
+    root = tmp_path_factory.mktemp("sd")
+    write_model(root / "sd")
+    return Made(root, project(root / "sd"))
 
 
 def test_the_folder_is_described_and_read_as_a_diffusion_model(made: Made):
@@ -91,28 +66,12 @@ def test_the_imported_run_has_the_weights_of_the_folder(made: Made):
 
 
 @pytest.mark.parametrize("adapter", [AdapterConfig(rank=2), None], ids=["adapter", "whole"])
-def test_an_interrupted_student_ends_in_the_same_bits(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: AdapterConfig | None
-):
+def test_an_interrupted_student_ends_in_the_same_bits(made: Made, tmp_path: Path, adapter: AdapterConfig | None):
     run = made.project.run("lcm")
     run, inputs = replace(run, train=replace(run.train, adapter=adapter, checkpoint_seconds=0.0)), made.inputs("lcm")
     expected = train_run(run, inputs, tmp_path / "whole", **SILENT)
-    real = training.image_batches
-
-    def until(*arguments: Any) -> Any:
-        batches = real(*arguments)
-
-        def batch(draws: Any) -> Any:
-            if draws.images == 64:
-                raise KeyboardInterrupt
-            return batches(draws)
-
-        return batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "image_batches", until)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(run, inputs, tmp_path / "broken", **SILENT)
+    with killed_at(64):
+        train_run(run, inputs, tmp_path / "broken", **SILENT)
     torch.rand(1)
     found = train_run(run, inputs, tmp_path / "broken", **SILENT)
     for name in (WEIGHTS, "history.jsonl", "summary.json"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import killed_at
 from tiny_runs import PARAMS, tiny_inputs
 
 from cmcore.assemble import training
@@ -21,8 +22,6 @@ from cmcore.diffusion.guidance import at_scale
 from cmcore.diffusion.inputs import GUIDANCE, NO_LABEL
 from cmcore.evaluate.reference import reference
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
-from cmcore.methods.base import Batch
-from cmcore.rng import Draws
 from cmcore.sample.presets import ode_sampler
 from cmcore.sample.stream import generate
 from cmcore.tracking.base import Null
@@ -130,31 +129,13 @@ def student(inputs: Inputs, teacher: Path, tmp_path_factory: pytest.TempPathFact
     )
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize("name", ["edm", "scd"])
 def test_dropped_labels_and_drawn_scales_survive_a_kill(
-    name: str, inputs: Inputs, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, inputs: Inputs, teacher: Path, student: Path, tmp_path: Path
 ):
-    real = training.image_batches
-
-    def image_batches(*arguments: Any) -> Callable[[Draws], Batch]:
-        batches = real(*arguments)
-
-        def until(draws: Draws) -> Batch:
-            if draws.images == 576 and (draws.rows.start or 0) > 0:  # in the middle of an accumulated gradient
-                raise Killed
-            return batches(draws)
-
-        return until
-
     use = inputs if name == "edm" else Inputs(inputs.data, teacher / WEIGHTS, teacher / WEIGHTS)
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "image_batches", image_batches)
-        with pytest.raises(Killed):
-            train(name, use, tmp_path / "broken")
+    with killed_at(576, row=1):  # in the middle of an accumulated gradient
+        train(name, use, tmp_path / "broken")
     whole, again = teacher if name == "edm" else student, train(name, use, tmp_path / "broken")
     assert (again / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 

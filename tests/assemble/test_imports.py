@@ -10,6 +10,7 @@ import torch
 import yaml
 from public_weights import CASES, inputs, nvlabs_pickle, weights
 from safetensors.torch import save_file
+from tiny_runs import SILENT
 
 from cmcore.assemble.checks import require_files
 from cmcore.assemble.imports import WeightsError, import_run, read_public, section
@@ -24,7 +25,6 @@ from cmcore.config import ConfigError
 from cmcore.data.sources.prepare import prepare
 from cmcore.diffusion.precond import Condition
 from cmcore.errors import DataError
-from cmcore.tracking.base import Null
 from cmcore.train import checkpoint
 
 UNET = {
@@ -36,7 +36,6 @@ ADM = {
     "attention_resolutions": [8, 4], "head_channels": 16, "norm": "group", "group_channels": 1, "dropout": 0.0,
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {"edm": {}, "ect": {}, "cd": {"options": {"distance": "l2"}}}
-SILENT = {"tracker": Null(), "on_progress": lambda *_: None}
 
 
 @pytest.fixture(scope="module")

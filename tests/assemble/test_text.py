@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from killed import killed_at
 from public_unet import TINY, write_model
 from text_models import WIDTH, write_clip
+from tiny_runs import SILENT
 
-from cmcore.assemble import training
 from cmcore.assemble.evaluation import Evaluation, _told, captions_drawn, evaluate_run
 from cmcore.assemble.imports import UNET, import_run, read_public
 from cmcore.assemble.models import ModelShape, build_denoiser, load_model, provide_text, save_empty, some_labels
@@ -36,9 +37,7 @@ from cmcore.evaluate.reference import reference
 from cmcore.evaluate.settings import ClassifierConfig, EvalConfig
 from cmcore.layers import text as tables
 from cmcore.nets import diffusers, unet
-from cmcore.tracking.base import Null
 
-SILENT: dict[str, Any] = {"tracker": Null(), "on_progress": lambda *_: None}
 NET = {
     "kind": "unet", "model_channels": 8, "channel_mult": [1], "blocks": 1, "attention_resolutions": [4], "patch": 4,
     "dropout": 0.0,
@@ -166,22 +165,8 @@ def test_runs_train_resume_and_answer_prompts(places: Places, tmp_path: Path, mo
     """A teacher, and a student of it that is told the guidance scale; prompts have words that no caption has."""
     project, edm, lcm = places.project(), places.trained("edm"), places.trained("lcm")
     run, inputs = project.run("lcm"), Inputs(places.data, edm, edm)
-    real = training.image_batches
-
-    def until(*arguments: Any) -> Any:
-        batches = real(*arguments)
-
-        def batch(draws: Any) -> Any:
-            if draws.images == 32:
-                raise KeyboardInterrupt
-            return batches(draws)
-
-        return batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "image_batches", until)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(run, inputs, tmp_path / "broken", **SILENT)
+    with killed_at(32):
+        train_run(run, inputs, tmp_path / "broken", **SILENT)
     again = train_run(run, inputs, tmp_path / "broken", **SILENT)
     assert (again / WEIGHTS).read_bytes() == lcm.read_bytes()
     assert len(fingerprint(run, inputs)) == len(fingerprint(project.run("edm"), inputs))

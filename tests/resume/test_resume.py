@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from every_run import every_run, make_inputs
+from killed import killed_at
 from tiny import METHODS
 
 from cmcore.assemble import training
@@ -31,10 +32,6 @@ from cmcore.train.settings import AdapterConfig
 ROOT = Path(__file__).parents[2]
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inputs]:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
@@ -49,23 +46,7 @@ def results(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def kill_at(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the process end while it computes the step that starts at `images`."""
-    real = training.image_batches
-
-    def image_batches(*arguments: Any) -> Callable[[Draws], Batch]:
-        batches = real(*arguments)
-
-        def until(draws: Draws) -> Batch:
-            if draws.images == images and (draws.rows.start or 0) > 0:  # in the middle of an accumulated gradient
-                raise Killed
-            return batches(draws)
-
-        return until
-
-    monkeypatch.setattr(training, "image_batches", image_batches)
-
-
+MIDDLE = 1  # a row from which on the parts of an accumulated gradient are not the first
 ADAPTED = ["lcm", "pd"]  # with an average of the adapter as the target, and with stages
 
 
@@ -79,7 +60,6 @@ def test_interrupted_runs_end_in_the_same_bits(
     adapter: AdapterConfig | None,
     inputs: dict[str, Inputs],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ):
     run = every_run().run(name)
     run = replace(run, train=replace(run.train, adapter=adapter))
@@ -88,10 +68,8 @@ def test_interrupted_runs_end_in_the_same_bits(
     assert len(expected) == 3 + run.train.snapshots
     chance, folder = random.Random(name), tmp_path / "broken"
     for step in sorted(chance.sample(range(run.train.steps), 3)):
-        with monkeypatch.context() as patch:
-            kill_at(step * run.train.batch, patch)
-            with pytest.raises(Killed):
-                train(run, inputs[name], folder)
+        with killed_at(step * run.train.batch, MIDDLE):
+            train(run, inputs[name], folder)
         with (folder / HISTORY).open("a") as file:
             file.write('{"images": 12')  # a line that the kill cut in two
     assert results(train(run, inputs[name], folder)) == expected
@@ -130,21 +108,17 @@ def test_a_finished_run_is_not_trained_again(
 ):
     run, said = every_run(images=128).run("edm"), []
     final = train(run, inputs["edm"], tmp_path / "run")
-    kill_at(0, monkeypatch)
+    monkeypatch.setattr(training, "image_batches", None)
     again = train_run(
         run, inputs["edm"], tmp_path / "run", tracker=Null(), on_progress=lambda *now: said.append(now)
     )  # fmt: skip
     assert (again, said) == (final, [(128, 128)])
 
 
-def test_a_checkpoint_of_another_run_is_refused(
-    inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_checkpoint_of_another_run_is_refused(inputs: dict[str, Inputs], tmp_path: Path):
     run = every_run().run("edm")
-    with monkeypatch.context() as patch:
-        kill_at(512, patch)
-        with pytest.raises(Killed):
-            train(run, inputs["edm"], tmp_path)
+    with killed_at(512, MIDDLE):
+        train(run, inputs["edm"], tmp_path)
     other = replace(run, train=replace(run.train, lr=2e-3))
     with pytest.raises(CheckpointError, match=rf"{CHECKPOINT}: expected fingerprint \w+, got \w+"):
         train(other, inputs["edm"], tmp_path)
@@ -154,14 +128,10 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 
 @pytest.mark.parametrize("harm", ["lost line", "another number", "no JSON", "lost file"])
-def test_a_damaged_history_is_not_continued(
-    inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
-):
+def test_a_damaged_history_is_not_continued(inputs: dict[str, Inputs], tmp_path: Path, harm: str):
     run, path = every_run().run("edm"), tmp_path / HISTORY
-    with monkeypatch.context() as patch:
-        kill_at(512, patch)
-        with pytest.raises(Killed):
-            train(run, inputs["edm"], tmp_path)
+    with killed_at(512, MIDDLE):
+        train(run, inputs["edm"], tmp_path)
     text = path.read_text()
     lines = text.splitlines(keepends=True)
     changed = {

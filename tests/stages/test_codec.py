@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from every_stage import every_stage
 
 from cmcore.assemble.results import open_run
 from cmcore.commands.edit import edit as edit_command
@@ -18,7 +19,6 @@ from cmcore.edge import mlflow_model
 from cmcore.evaluate.reference import facts_of
 from cmcore.pipeline import common
 from cmcore.pipeline.sizes import count_parameters
-from stages import edit, evaluate, prepare, reference, tabulate, train
 
 
 def parameters() -> dict[str, Any]:
@@ -37,13 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         Path("params.yaml").write_text(yaml.safe_dump(parameters(), sort_keys=False), encoding="utf-8")
-        prepare.main()
-        reference.main()
-        for name in ("edm", "ect"):
-            train.main(name)
-            evaluate.main(name)
-        edit.main()
-        tabulate.main()
+        every_stage(("edm", "ect"))
     return root
 
 

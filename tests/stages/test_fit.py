@@ -25,7 +25,7 @@ from cmcore.pipeline import fit as fitting
 from cmcore.pipeline.common import Setup, load
 from cmcore.pipeline.fit import KEPT, fit
 from cmcore.pipeline.parallel import run_graph, stage_needs
-from cmcore.pipeline.speeds import Speeds
+from cmcore.pipeline.speeds import BESIDE, Speeds
 
 GB = 1e9
 MACHINE = Machine("cpu", "this machine", 16 * GB, 1e11)
@@ -138,6 +138,20 @@ def test_a_training_need_is_that_of_the_plan_at_every_number_of_rows(tmp_path: P
         whole = replace(run, train=replace(run.train, micro_batch=rows))
         assert needed == plan_run(whole, costs, setting).bytes + need.PROCESS
     assert found.most == found.memory[64]
+
+
+def test_weights_that_are_read_take_no_training(tmp_path: Path):
+    """Neither its memory nor its time, and how long it takes to read them says nothing of the training of others."""
+    runs = PARAMS["runs"] | {"known": PARAMS["runs"]["edm"] | {"weights": {"file": "edm.pkl"}}}
+    project, stages = setup(tmp_path, runs=runs).project, ["train@edm", "train@known"]
+    found = needs(project, stages, MACHINE, tmp_path, tmp_path / "needs.json")
+    assert found["train@known"].seconds == 0.0 < found["train@edm"].seconds
+    assert found["train@known"].most < found["train@edm"].most
+    speeds = Speeds(tmp_path / "speeds.json", {}, {stage: need.seconds for stage, need in found.items()})
+    speeds.learn("train@known", project, 2.0)
+    assert (speeds.work("train@known", project), speeds.work("train@edm", project)) == (0.0, found["train@edm"].seconds)
+    speeds.learn("train@edm", project, 50.0)
+    assert speeds.work("train@known", project) == 0.0
 
 
 def test_the_largest_rows_that_fit():
@@ -414,6 +428,17 @@ def test_the_plan_stands_for_what_was_never_measured(tmp_path):
     speeds.learn("train@edm", project, 3.0)
     assert speeds.work("train@edm", project) == pytest.approx(3.0)
     assert json.loads((tmp_path / "speeds.json").read_text())["tiny/train/edm"] == pytest.approx(3.0 / 4096)
+
+
+def test_a_plan_is_scaled_by_what_others_take_of_theirs(tmp_path):
+    """As a machine that is slower than planned is slower for every method; each method has its own cost of an image."""
+    project = setup(tmp_path).project
+    speeds = Speeds(tmp_path / "speeds.json", {}, {"train@edm": 7.0, "train@ect": 14.0, "evaluate@ect": 2.0})
+    speeds.learn("train@edm", project, 21.0)
+    assert speeds.work("train@ect", project) == pytest.approx(42.0)
+    assert speeds.work("evaluate@ect", project) == pytest.approx(2.0 + BESIDE["evaluate"])
+    speeds.learn("train@ect", project, 20.0)
+    assert (speeds.work("train@edm", project), speeds.work("train@ect", project)) == pytest.approx((21.0, 20.0))
 
 
 def test_the_kernel_says_how_many_processes_it_has_killed_for_want_of_memory(tmp_path: Path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from every_stage import every_stage
 from pictures_on_disk import write_zip
 
 from cmcore.assemble.models import load_model
@@ -27,7 +28,7 @@ from cmcore.evaluate.reference import load_reference
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.pipeline import common
 from cmcore.sample.stream import generate
-from stages import edit, evaluate, prepare, reference, tabulate, train, train_job
+from stages import evaluate, reference, train, train_job
 
 COUNT, SIZE = 96, 8
 RUNS = ("edm", "ect")
@@ -82,13 +83,7 @@ def made(stand_in: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
         write(parameters())
         write_zip(Path("latents.zip"), stored())
         stand_in.write(Path("vae"))
-        prepare.main()
-        reference.main()
-        for name in RUNS:
-            train.main(name)
-            evaluate.main(name)
-        edit.main()
-        tabulate.main()
+        every_stage(RUNS)
     return root
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from every_stage import every_stage
 from sounds import WORDS, write_words
 
 from cmcore.assemble.project import parse_project
@@ -21,7 +22,6 @@ from cmcore.data.mel import described, samples, seconds, to_sounds
 from cmcore.data.wav import read_wav, trimmed
 from cmcore.evaluate.reference import facts_of
 from cmcore.sample.stream import drawn_captions
-from stages import edit, evaluate, prepare, reference, tabulate, train
 
 SIDE = 16
 RUNS = ("edm", "ect")
@@ -55,13 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_words(Path("words/train"), 120)
         write_words(Path("words/test"), 30, seed=1)
         Path("params.yaml").write_text(yaml.safe_dump(parameters(), sort_keys=False), encoding="utf-8")
-        prepare.main()
-        reference.main()
-        for name in RUNS:
-            train.main(name)
-            evaluate.main(name)
-        edit.main()
-        tabulate.main()
+        every_stage(RUNS)
     return root
 
 
