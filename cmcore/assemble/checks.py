@@ -187,7 +187,7 @@ def check_guidance(run: Run, runs: Mapping[str, Run]) -> None:
     }
     for key in (key for key, value in asked.items() if value and not run.conditional):
         raise ConfigError(join(path, key), "is about labels, which these networks do not see; see `conditional`")
-    teacher = runs.get(run.teacher)
+    teacher = runs.get(run.teacher) if run.weights is None else None  # that of an adapter teaches nothing
     if traits.guidance is not None and teacher is not None and not _knows_no_label(teacher):
         raise _untrained(teacher.name, join(path, "options.guidance"))
     s, where = run.sample.guidance, join(path, "sample.guidance")

@@ -34,9 +34,10 @@ RUNS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def project(changes: dict[str, Any] | None = None) -> Project:
+def project(changes: dict[str, Any] | None = None, *, conditional: bool = False) -> Project:
     train = PARAMS["train"] | {"images": 1024, "log_images": 256, "snapshots": 2, "micro_batch": 40}
-    return parse_project(merge(PARAMS | {"train": train, "runs": RUNS}, {"runs": changes or {}}))
+    params = PARAMS | {"train": train, "runs": RUNS, "conditional": conditional}
+    return parse_project(merge(params, {"runs": changes or {}}))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,19 @@ def test_an_adapter_moves_a_base_that_was_tuned_apart(made: Made):
     summary = json.loads((made.final("moved") / "summary.json").read_text())
     assert (summary["images"], summary["init"], summary["teacher"]) == (0, "other", "lcm")
     assert summary["source"]["file"] == "the adapter of lcm"
+
+
+@pytest.mark.parametrize("scales", [[2.0, 2.0], [1.0, 3.0]])
+def test_an_adapter_of_a_guided_student_moves_another_base(tmp_path: Path, scales: list[float]):
+    """Also one that is told the scale, which the base has no input for."""
+    dropped, guided = {"options": {"label_dropout": 0.2}}, {"options": {"guidance": scales}}
+    changes = {"edm": dropped, "other": dropped, "lcm": guided, "moved": guided}
+    made = Made(tmp_path, project(changes, conditional=True))
+    edm, other, lcm, moved = (made.weights(name) for name in ("edm", "other", "lcm", "moved"))
+    assert (moved.keys() == other.keys()) == (scales[0] == scales[1])
+    for name, tensor in moved.items():
+        before, base = (known[name] if name in known else torch.zeros_like(tensor) for known in (edm, other))
+        torch.testing.assert_close(tensor - base, lcm[name] - before, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5])
