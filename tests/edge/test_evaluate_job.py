@@ -29,6 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         every_run().run("ect"), found["ect"], folder / "work", tracker=Null(), on_progress=lambda *_: None
     )
     final.rename(folder / "ect")
+    found["ect"].init.rename(folder / "edm.safetensors")
     reference(ImageData.open(folder / "data"), evaluation_driver.CONFIG, "tiny", folder / "reference")
     return folder
 

@@ -23,7 +23,7 @@ CONFIG = EvalConfig(
 def record(inputs: Path, work: Path, workers: int) -> str:
     """The text of the run's metrics."""
     compute = ComputeConfig(backend="inline" if workers == 1 else "ray", threads=1, workers=workers)
-    files = EvaluationFiles(inputs / "reference", inputs / "ect", inputs / "edm/final/weights.safetensors", work)
+    files = EvaluationFiles(inputs / "reference", inputs / "ect", inputs / "edm.safetensors", work)
     outcome = evaluate(compute, every_run().run("ect"), "tiny", CONFIG, files, lambda event: None)
     return json.dumps(outcome.metrics.to_json(), indent=1, sort_keys=True)
 
