@@ -23,7 +23,7 @@ from cmcore.bounded import parse_json
 from cmcore.config import ConfigError, join, plain, read
 from cmcore.data.images import open_data
 from cmcore.errors import DataError, reason
-from cmcore.nets.public import diffusers, edm, edm2, openai, own, unet2d_condition
+from cmcore.nets.public import diffusers, edm, edm2, latent_diffusion, openai, own
 from cmcore.nets.public.base import MappingError, PublicNet
 from cmcore.nets.public.foreign import Record, load_foreign, named_tensors
 from cmcore.tracking.base import Tracker
@@ -31,8 +31,9 @@ from cmcore.train import checkpoint
 from cmcore.train.session import HISTORY
 from cmcore.train.timing import TIME, TrainingTime
 
-MAPPINGS = (own, diffusers, unet2d_condition, edm2, edm, openai)
-UNET = Path("unet", "diffusion_pytorch_model.safetensors")  # in a folder of diffusers
+MAPPINGS = (own, diffusers, latent_diffusion, edm2, edm, openai)
+UNET, TRANSFORMER = (Path(part, "diffusion_pytorch_model.safetensors") for part in ("unet", "transformer"))
+IN_FOLDERS = (UNET, TRANSFORMER)  # of diffusers
 INITIAL = ("dropout", "dropout_resolution", "residual_gain", "attention_gain", "fourier_scale")  # no part of weights
 
 
@@ -47,7 +48,7 @@ def read_public(path: Path, part: str = "", hints: Mapping[str, Any] | None = No
         path: a pickle of NVlabs, a state dict of OpenAI, a .safetensors file of this project, or one of diffusers
             beside its config.json.
         part: the entry of a pickle that holds the network, by default "ema"; of a file of this project the profile of
-            weights, by default the one that its run evaluates; of one of diffusers "unet".
+            weights, by default the one that its run evaluates; of one of diffusers "unet" or "transformer".
         hints: what the file may not say (see cmcore/nets/public/base.py).
 
     Returns:
@@ -111,7 +112,7 @@ def default_part(path: Path) -> str:
     NVlabs' averages, the network of diffusers, or the profile that the run of our own file evaluates.
     """
     if is_diffusers(path):
-        return "unet"
+        return "transformer" if path.parent.name == "transformer" else "unet"
     try:
         return str(checkpoint.header(path, early=True).get("eval_ema", "")) if _is_own(path) else "ema"
     except checkpoint.CheckpointError as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 from cmcore import plugins
 from cmcore.assemble.choice import choose
 from cmcore.assemble.evaluation import captions_drawn, classes_drawn
-from cmcore.assemble.imports import UNET, default_part, is_diffusers, net_of, read_public, shape_of
+from cmcore.assemble.imports import IN_FOLDERS, default_part, is_diffusers, net_of, read_public, shape_of
 from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, drawn, load_model, provide_text
 from cmcore.assemble.passes import weights_at
 from cmcore.assemble.posthoc import reconstruct
@@ -272,14 +272,14 @@ def _of_path(path: Path, project: Project | None, profile: str, device: str, met
 
 def _weights_in(folder: Path) -> Path:
     """The final weights in a folder of results or of work, else the latest snapshot."""
-    for file in (folder / WEIGHTS, folder / FINAL / WEIGHTS, folder / UNET):
-        if file.is_file():
-            return file
+    known = (WEIGHTS, f"{FINAL}/{WEIGHTS}", *IN_FOLDERS)
+    for file in known:
+        if (folder / file).is_file():
+            return folder / file
     snapshots = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
     if not snapshots:
-        raise DataError(
-            f"{folder}: expected {WEIGHTS}, {FINAL}/{WEIGHTS}, {SNAPSHOTS}/*.safetensors or {UNET}, got none"
-        )
+        files = ", ".join(map(str, known))
+        raise DataError(f"{folder}: expected {files} or {SNAPSHOTS}/*.safetensors, got none")
     return snapshots[-1]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cmcore.assemble.imports import UNET, is_diffusers, mismatches, net_of, read_public, section
+from cmcore.assemble.imports import IN_FOLDERS, is_diffusers, mismatches, net_of, read_public, section
 from cmcore.assemble.summary import file_digest
 from cmcore.commands.place import CommandError
 
@@ -16,11 +16,11 @@ def describe(path: Path, part: str) -> str:
         CommandError: a folder that holds no such file.
     """
     if path.is_dir():
-        if not (path / UNET).is_file():
-            raise CommandError(
-                f"FILE: expected a weight file, or a folder of diffusers with {UNET}, got {path} without it"
-            )
-        path /= UNET
+        found = next((path / file for file in IN_FOLDERS if (path / file).is_file()), None)
+        if found is None:
+            files = " or ".join(map(str, IN_FOLDERS))
+            raise CommandError(f"FILE: expected a weight file, or a folder of diffusers with {files}, got {path}")
+        path = found
     public = read_public(path, part)
     lines = mismatches(public, net_of(public))
     classes = f"{public.classes} classes" if public.classes else "unconditional"

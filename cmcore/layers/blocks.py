@@ -8,10 +8,10 @@ from cmcore.tensors import expand_like
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
-    """The blocks of a network, or of the public one in it: the members of its lists and dictionaries of modules."""
+    """The blocks of a network, or of the library's in it: the members of its lists and dictionaries of modules."""
     return [
         block
-        for child in getattr(net, "unet", net).children()
+        for child in getattr(net, "library", net).children()
         if isinstance(child, nn.ModuleList | nn.ModuleDict)
         for block in child.children()
     ]

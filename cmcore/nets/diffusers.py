@@ -1,4 +1,7 @@
-"""UNet2DConditionModel of Hugging Face's diffusers as a network here, such as Stable Diffusion's (arXiv 2112.10752).
+"""Networks of Hugging Face's diffusers as networks here.
+
+UNet2DConditionModel, such as Stable Diffusion's (arXiv 2112.10752), and PixArtTransformer2DModel, of PixArt-alpha
+(arXiv 2310.00426) and PixArt-Sigma (arXiv 2403.04692). The latter also predicts a variance, which is not used.
 
 Such a model sees a_n x_0 + s_n z, with a_n^2 + s_n^2 = 1 and x_0 of deviation 1, at the timesteps n = 0, ..., N - 1.
 In units of sigma_data this is u = c_in x, with x = x_0 + sigma z and sigma = s_n/a_n: the input of every network here.
@@ -8,13 +11,13 @@ diffusion/precond.py
     epsilon:       D = x - sigma eps,   so F = sigma u - sqrt(1 + sigma^2) eps;
     v_prediction:  D = a^2 x - s v,     so F = -v (arXiv 2202.00512, App. D).
 
-This is the one network that a package from elsewhere computes; it is imported where one is built.
+These are the only networks that a package from elsewhere computes; it is imported where one is built.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +44,24 @@ WITHOUT = (
     "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type",
     "time_cond_proj_dim",
 )  # fmt: skip
+PIXELS = 8  # along the side of an image for each along that of its latent, in every published PixArt
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+class Model(NamedTuple):
+    """One of the library's networks."""
+
+    library: str  # its class
+    name: str  # begins the names of its tensors here, and is that of its folder in a pipeline
+    width: str  # the argument that holds the width of the vectors that it attends to
+    default_width: int | None
+    outputs: int  # numbers predicted for each of the image, of which the first belongs to the noise
+
+
+MODELS = {
+    "unet": Model("UNet2DConditionModel", "unet", "cross_attention_dim", 1280, 1),
+    "pixart": Model("PixArtTransformer2DModel", "transformer", "caption_channels", None, 2),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +73,7 @@ class Config:
 
     c_noise: NoiseCoordinate = "log"
     sigma_data: float = 0.5  # of the preconditioning
+    model: Literal["unet", "pixart"] = "unet"
     arguments: dict[str, Any] = field(default_factory=dict)  # of config.json, where they are not the library's defaults
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     timesteps: int = 1000  # N
@@ -69,8 +90,9 @@ class Config:
             require(False, f"arguments.{key}", "nothing, as the data decide it", self.arguments[key])
         for key in WITHOUT:
             require(self.arguments.get(key) is None, f"arguments.{key}", "null", self.arguments.get(key))
-        width = self.arguments.get("cross_attention_dim", 1)
-        require(isinstance(width, int), "arguments.cross_attention_dim", "one number for all blocks", width)
+        known = MODELS[self.model]
+        width = self.arguments.get(known.width, known.default_width)
+        require(isinstance(width, int), f"arguments.{known.width}", "one number for all blocks", width)
 
     @property
     def log_sigmas(self) -> Tensor:
@@ -111,12 +133,13 @@ class Extra(nn.Module):
         return self.inputs(e, c_noise, labels)
 
 
-class DiffusersUNet(nn.Module):
+class DiffusersNet(nn.Module):
     """F(x (B, C, H, W), c_noise (B,), labels (B,), a Condition or None) -> (B, C, H, W).
 
     With `words`, labels are rows of words, or numbers of encoded captions, to whose vectors the library's network
-    attends; without, it attends to one vector of zeros. Derivatives along a direction are those of PyTorch's forward
-    mode, which keeps more in memory than those of other networks here.
+    attends; without, it attends to one vector of zeros. PixArt leaves out the zeros that follow the last token of T5,
+    as the library's pipeline does. Derivatives along a direction are those of PyTorch's forward mode, which keeps more
+    in memory than those of other networks here.
     """
 
     log_sigmas: Tensor
@@ -127,13 +150,24 @@ class DiffusersUNet(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.channels, self.resolution = config, channels, resolution
-        self.unet = _library_net(config, channels, resolution)
-        embedding = self.unet.time_embedding
+        self.model = MODELS[config.model]
+        net = _library_net(config, channels, resolution)
+        self.add_module(self.model.name, net)
+        if config.model == "unet":
+            embedding = net.time_embedding
+            embedding.cond_proj = nn.Identity()  # adds what `Extra` makes
+        else:  # which takes nothing else: `Extra` adds to the features of the timestep before it sees them
+            embedding = net.adaln_single.emb.timestep_embedder
+            self.features, net.adaln_single.emb.time_proj = net.adaln_single.emb.time_proj, nn.Identity()
         self.embedding = Extra(embedding.linear_1.in_features, classes, inputs)
-        embedding.cond_proj = nn.Identity()  # adds what `Extra` makes
-        self.width = self.unet.config["cross_attention_dim"]
+        self.width = net.config[self.model.width]
         self.words = self._reader(words) if words else None
         self.register_buffer("log_sigmas", config.log_sigmas.to(torch.get_default_dtype()), persistent=False)
+
+    @property
+    def library(self) -> Any:
+        """The library's network."""
+        return self.get_submodule(self.model.name)
 
     def forward(self, x: Value, c_noise: Value, labels: Labels = None) -> Value:
         check_images(x, self.channels, self.resolution)
@@ -153,7 +187,7 @@ class DiffusersUNet(nn.Module):
             return WordEncoder(words, self.width)
         if words.width != self.width:
             wanted = f"data.text.width = {words.width}"
-            raise ValueError(f"arguments.cross_attention_dim: expected {wanted}, got {self.width}")
+            raise ValueError(f"arguments.{self.model.width}: expected {wanted}, got {self.width}")
         return TextTable(words)
 
     def _value(self, u: Tensor, c_noise: Tensor, given: Condition) -> Tensor:
@@ -162,11 +196,24 @@ class DiffusersUNet(nn.Module):
             states, given = self.words(given)
             states = states.to(u.dtype)
         sigma = self._level(c_noise)
-        seen = {"encoder_hidden_states": states, "timestep_cond": self.embedding(c_noise, given)}
-        out = self.unet(u, self._timestep(sigma), **seen, return_dict=False)[0].to(u.dtype)
+        out = self._prediction(u, self._timestep(sigma), self.embedding(c_noise, given), states).to(u.dtype)
         if self.config.prediction == "v_prediction":
             return -out
         return expand_like(sigma, u) * u - expand_like((1 + sigma**2).sqrt(), u) * out
+
+    def _prediction(self, u: Tensor, n: Tensor, extra: Tensor, states: Tensor) -> Tensor:
+        """eps or v (B, C, H, W) at the timesteps n (B,), from the vectors (B, T, D) to attend to."""
+        seen: dict[str, Any] = {"encoder_hidden_states": states, "return_dict": False}
+        if self.config.model == "unet":
+            return self.library(u, n, timestep_cond=extra, **seen)[0]
+        if isinstance(self.words, TextTable):
+            seen["encoder_attention_mask"] = (states != 0).any(-1)
+        size = {
+            "resolution": u.new_full((len(u), 2), PIXELS * self.resolution),
+            "aspect_ratio": u.new_ones(len(u), 1),
+        }  # that networks with `use_additional_conditions` see
+        out = self.library(u, timestep=self.features(n) + extra, added_cond_kwargs=size, **seen)[0]
+        return out[:, : self.channels]
 
     def _level(self, c_noise: Tensor) -> Tensor:
         """sigma/sigma_data (B,), from its coordinate (diffusion/precond.py)."""
@@ -187,16 +234,41 @@ def _forward_mode(value: Any) -> Any:
     return forward_ad.make_dual(value.value, value.tangent.to(value.dtype)) if isinstance(value, Dual) else value
 
 
-def _library_net(config: Config, channels: int, resolution: int) -> Any:
+def library_class(model: str) -> Any:
+    """The library's class of one of `MODELS`; a ConfigError where the package is not installed."""
     try:
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        if model == "unet":
+            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+            return UNet2DConditionModel
+        from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+
+        return PixArtTransformer2DModel
     except ModuleNotFoundError as error:
         raise missing("net.kind") from error
-    shape = {"sample_size": resolution, "in_channels": channels, "out_channels": channels}
+
+
+def _library_net(config: Config, channels: int, resolution: int) -> Any:
+    made, known = library_class(config.model), MODELS[config.model]
+    shape = {"sample_size": resolution, "in_channels": channels, "out_channels": known.outputs * channels}
     try:
-        return UNet2DConditionModel(**shape, **config.arguments)
+        net = made(**shape, **config.arguments)
     except Exception as error:  # the library raises many kinds
-        raise ValueError(f"arguments: expected those of UNet2DConditionModel, got others ({reason(error)})") from error
+        raise ValueError(f"arguments: expected those of {known.library}, got others ({reason(error)})") from error
+    if config.model == "pixart":
+        _check_pixart(net, resolution)
+    return net
+
+
+def _check_pixart(net: Any, resolution: int) -> None:
+    """A ValueError for arguments that the library would take until the first images."""
+    heads, patch = "num_attention_heads * attention_head_dim", net.config["patch_size"]
+    if (got := net.config["cross_attention_dim"]) != net.inner_dim:
+        raise ValueError(f"arguments.cross_attention_dim: expected {heads} = {net.inner_dim}, got {got}")
+    if net.use_additional_conditions and net.inner_dim % 3:
+        raise ValueError(f"arguments.use_additional_conditions: expected {heads} to be 3 n, got {net.inner_dim}")
+    if resolution % patch:
+        raise ValueError(f"arguments.patch_size: expected a divisor of the resolution {resolution}, got {patch}")
 
 
 def missing(path: str) -> ConfigError:
@@ -207,7 +279,7 @@ def missing(path: str) -> ConfigError:
 def build(
     config: Config, *, channels: int, resolution: int, classes: int, inputs: Sequence[Input] = (),
     words: Words | Text | None = None,
-) -> DiffusersUNet:  # fmt: skip
+) -> DiffusersNet:  # fmt: skip
     """The network for images (channels, resolution, resolution), with random weights; without classes and words it is
     unconditional.
 
@@ -215,6 +287,6 @@ def build(
 
     Raises:
         ConfigError: diffusers is not installed.
-        ValueError: the arguments are not those of a UNet2DConditionModel.
+        ValueError: the arguments are not those of the library's class.
     """
-    return DiffusersUNet(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs, words=words)
+    return DiffusersNet(config, channels=channels, resolution=resolution, classes=classes, inputs=inputs, words=words)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from killed import killed_at
-from public_unet import write_model
+from latent_models import FILES, write_model
 from tiny_runs import PARAMS, SILENT, Made
 
 from cmcore.assemble.checks import require_files
-from cmcore.assemble.imports import UNET, WeightsError, import_run, read_public
+from cmcore.assemble.imports import WeightsError, import_run, read_public
 from cmcore.assemble.models import load_model
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.results import open_run
@@ -19,6 +19,7 @@ from cmcore.assemble.training import WEIGHTS, train_run
 from cmcore.commands.import_weights import describe
 from cmcore.config import ConfigError, parse_yaml
 from cmcore.errors import DataError
+from cmcore.nets.diffusers import MODELS
 from cmcore.train.settings import AdapterConfig
 
 NOISE = {"sigma_data": 0.5, "sigma_min": 0.0145836, "sigma_max": 7.30732}  # of Stable Diffusion's schedule
@@ -42,16 +43,21 @@ def project(folder: Path, **changes: Any) -> Project:
     return parse_project(known | changes)
 
 
+@pytest.fixture(scope="module", params=list(MODELS))
+def model(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(model: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("sd")
-    write_model(root / "sd")
+    write_model(root / "sd", model)
     return Made(root, project(root / "sd"))
 
 
-def test_the_folder_is_described_and_read_as_a_diffusion_model(made: Made):
+def test_the_folder_is_described_and_read_as_a_diffusion_model(made: Made, model: str):
     said = describe(made.root / "sd", "").splitlines()
-    assert "UNet2DConditionModel of a diffusion model" in said[0]
+    assert f"{MODELS[model].library} of a diffusion model" in said[0]
     assert said[1:3] == ["images: 1 x 8 x 8, unconditional", "every name and shape matches"]
     run = open_run(made.root / "sd")
     assert (run.name, run.method.traits.few_step) == ("sd", False)
@@ -59,8 +65,8 @@ def test_the_folder_is_described_and_read_as_a_diffusion_model(made: Made):
     assert run.sample(2, nfe=run.nfes[0]).shape == (2, 1, 8, 8)
 
 
-def test_the_imported_run_has_the_weights_of_the_folder(made: Made):
-    expected, found = read_public(made.root / "sd" / UNET).tensors, made.weights("sd")
+def test_the_imported_run_has_the_weights_of_the_folder(made: Made, model: str):
+    expected, found = read_public(made.root / "sd" / FILES[model]).tensors, made.weights("sd")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -89,10 +95,18 @@ def test_an_adapter_moves_a_base_that_was_tuned_apart(made: Made):
         torch.testing.assert_close(moved[name] - styled[name], lcm[name] - sd[name], rtol=1e-3, atol=1e-6)
 
 
-def test_another_network_or_noise_range_than_the_files_is_refused(made: Made, tmp_path: Path):
+def test_another_network_or_noise_range_than_the_files_is_refused(made: Made, model: str, tmp_path: Path):
     for changes, path in (
         ({"net": {"kind": "mlp"}}, "runs.sd.net"),
         ({"net": made_net(made, prediction="v_prediction")}, "runs.sd.net"),
+        (
+            {
+                "net": made_net(
+                    made, model="unet" if model == "pixart" else "pixart", arguments={"caption_channels": 12}
+                )
+            },
+            "runs.sd.net",
+        ),
         ({"diffusion": NOISE | {"sigma_max": 80.0}}, "diffusion.sigma_max"),
     ):
         run = project(made.root / "sd", **changes).run("sd")
@@ -105,7 +119,7 @@ def test_another_network_or_noise_range_than_the_files_is_refused(made: Made, tm
 
 def made_net(made: Made, **changes: Any) -> dict[str, Any]:
     config = made.project.run("sd").net.config
-    return {"kind": "diffusers", "arguments": config.arguments, **changes}
+    return {"kind": "diffusers", "model": config.model, "arguments": config.arguments, **changes}
 
 
 @pytest.mark.parametrize(
@@ -116,18 +130,18 @@ def made_net(made: Made, **changes: Any) -> dict[str, Any]:
         ({"prediction_type": "sample"}, "net.prediction: expected "),
     ],
 )
-def test_other_schedules_are_refused(tmp_path: Path, scheduler: dict[str, Any], message: str):
-    write_model(tmp_path, **scheduler)
+def test_other_schedules_are_refused(model: str, tmp_path: Path, scheduler: dict[str, Any], message: str):
+    write_model(tmp_path, model, **scheduler)
     with pytest.raises(WeightsError, match=message) as error:
-        read_public(tmp_path / UNET)
+        read_public(tmp_path / FILES[model])
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_without_a_scheduler_is_refused(tmp_path: Path):
-    write_model(tmp_path)
+def test_a_folder_without_a_scheduler_is_refused(model: str, tmp_path: Path):
+    write_model(tmp_path, model)
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(DataError, match=r"scheduler: expected scheduler/scheduler_config\.json beside"):
-        read_public(tmp_path / UNET)
+        read_public(tmp_path / FILES[model])
 
 
 def test_a_missing_package_is_said_before_any_compute(made: Made, monkeypatch: pytest.MonkeyPatch):

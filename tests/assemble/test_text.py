@@ -11,13 +11,21 @@ import pytest
 import torch
 import yaml
 from killed import killed_at
-from public_unet import TINY, write_model
+from latent_models import FILES, TINY, write_model
 from text_models import WIDTH, write_clip
 from tiny_runs import SILENT
 
 from cmcore.assemble.evaluation import Evaluation, _told, captions_drawn, evaluate_run
-from cmcore.assemble.imports import UNET, import_run, read_public
-from cmcore.assemble.models import ModelShape, build_denoiser, load_model, provide_text, save_empty, some_labels
+from cmcore.assemble.imports import import_run, read_public
+from cmcore.assemble.models import (
+    ModelShape,
+    build_denoiser,
+    load_model,
+    provide_text,
+    save_empty,
+    some_labels,
+    start_from,
+)
 from cmcore.assemble.project import Project, parse_project
 from cmcore.assemble.results import open_run
 from cmcore.assemble.run import NetChoice
@@ -30,6 +38,7 @@ from cmcore.data.images import TEST, ImageData, open_data, read_text
 from cmcore.data.settings import DataConfig, TextConfig
 from cmcore.data.sources.prepare import prepare
 from cmcore.diffusion.inputs import NO_LABEL, InputError
+from cmcore.diffusion.precond import with_inputs
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.diffusion.words import Text
 from cmcore.edge.text import load_text_encoder
@@ -237,13 +246,18 @@ def test_prompts_want_the_encoder_of_the_run(places: Places, tmp_path: Path, cap
     assert "data.text.path: expected the encoder of edm, " in capsys.readouterr().err
 
 
-def test_stable_diffusion_is_told_the_vectors_of_its_encoder(places: Places, tmp_path: Path):
-    """The network of a folder, imported, computes what the library's does with these vectors as hidden states."""
-    theirs = write_model(tmp_path / "sd", channels=3, resolution=16)
-    public = read_public(tmp_path / "sd" / UNET)
-    net = {"kind": "diffusers", "arguments": public.options["arguments"]}
-    entry = {"method": "edm", "init": "random", "teacher": "none", "weights": {"file": str(tmp_path / "sd" / UNET)}}
-    project = places.project(net, runs={"sd": entry}, diffusion={"sigma_data": 0.5, **public.noise})
+@pytest.mark.parametrize("model", list(TINY))
+def test_networks_of_diffusers_are_told_the_vectors_of_their_encoder(model: str, places: Places, tmp_path: Path):
+    """The network of a folder, imported, computes what the library's does with these vectors as hidden states.
+
+    A student that is told the guidance scale starts as this network, and learns to heed it.
+    """
+    theirs, file = write_model(tmp_path / "sd", model, channels=3, resolution=16), tmp_path / "sd" / FILES[model]
+    public = read_public(file)
+    net = {"kind": "diffusers", "model": model, "arguments": public.options["arguments"]}
+    lcm = {"method": "lcm", "init": "sd", "teacher": "sd", "options": {"N": 20, "k": 4, "guidance": [1, 3]}}
+    sd = {"method": "edm", "init": "random", "teacher": "none", "weights": {"file": str(file)}}
+    project = places.project(net, runs={"sd": sd, "lcm": lcm}, diffusion={"sigma_data": 0.5, **public.noise})
     inputs = Inputs(places.data, places.empty, places.empty)
     final = import_run(project.run("sd"), inputs, tmp_path / "work", **SILENT)
     provide_text(places.data)
@@ -254,11 +268,23 @@ def test_stable_diffusion_is_told_the_vectors_of_its_encoder(places: Places, tmp
         found = denoiser.net(x, c_noise, torch.tensor([[3], [NO_LABEL]]))
         sigma = (4 * c_noise).exp() / 0.5
         n = denoiser.net._timestep(sigma)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-        eps = theirs(x, n, torch.from_numpy(vectors[[4, 0]])).sample
+        eps = theirs(x, timestep=n, encoder_hidden_states=torch.from_numpy(vectors[[4, 0]])).sample[:, :3]
         expected = sigma[:, None, None, None] * x - (1 + sigma**2).sqrt()[:, None, None, None] * eps
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match=r"cross_attention_dim: expected data\.text\.width = 7, got 12"):
-        diffusers.build(diffusers.Config(arguments=TINY), channels=3, resolution=16, classes=0, words=Text("e", 48, 7))
+    run, weights, shape = project.run("lcm"), final / WEIGHTS, ModelShape.of(open_data(places.data), "words")
+    student = build_denoiser(run.net, shape, run.diffusion, boundary=True).eval()
+    start_from(student.net, dict(denoiser.net.state_dict()))
+    told = with_inputs(torch.tensor([[3], [NO_LABEL]]), guidance=torch.tensor([1.5, 3.0]))
+    with torch.no_grad():
+        assert torch.equal(student.net(x, c_noise, told), found)
+    trained = train_run(run, Inputs(places.data, weights, weights), tmp_path / "lcm", **SILENT)
+    learned = load_model(trained / WEIGHTS).denoiser.net.state_dict()
+    assert learned["embedding.inputs.guidance.layer.weight"].abs().max() > 0
+    config = diffusers.Config(**{"model": model, "arguments": TINY[model]})
+    with pytest.raises(
+        ValueError, match=r"(cross_attention_dim|caption_channels): expected data\.text\.width = 7, got 12"
+    ):
+        diffusers.build(config, channels=3, resolution=16, classes=0, words=Text("e", 48, 7))
 
 
 def test_a_plan_needs_no_encoder(places: Places):

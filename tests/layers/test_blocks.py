@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from exports import diffusers_library
-from public_unet import TINY
+from latent_models import TINY
 
 from cmcore import plugins
 from cmcore.diffusion.precond import Denoiser
@@ -19,7 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"model_channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4]},
     "gaussian_unet": {"model_channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4]},
     "dit": {"hidden": 16, "depth": 2, "heads": 2},
-    "diffusers": {"arguments": TINY},
+    **{f"diffusers {model}": {"model": model, "arguments": TINY[model]} for model in TINY},
     "adm": {
         "model_channels": 16,
         "head_channels": 8,
@@ -38,9 +38,9 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def denoiser(kind: str, **shape: Any) -> Denoiser:
-    if kind == "diffusers":
+    module = plugins.load("cmcore.nets", kind.split()[0])
+    if module.__name__.endswith(".diffusers"):
         diffusers_library()  # or the test is skipped
-    module = plugins.load("cmcore.nets", kind)
     config = module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in SMALL[kind].items()})
     with seeded(1, kind):
         net = module.build(config, channels=2, resolution=8, **{"classes": 3, **shape})
@@ -48,7 +48,7 @@ def denoiser(kind: str, **shape: Any) -> Denoiser:
 
 
 def test_every_network_is_tried():
-    assert set(SMALL) == set(plugins.available("cmcore.nets"))
+    assert {kind.split()[0] for kind in SMALL} == set(plugins.available("cmcore.nets"))
 
 
 @pytest.mark.parametrize("kind", SMALL)

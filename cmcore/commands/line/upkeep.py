@@ -17,7 +17,7 @@ def import_weights(
         Path,
         typer.Argument(
             help="A network of EDM, EDM2, Consistency Models or ECT: .pkl or .pt; of this project: .safetensors; or a "
-            "folder of diffusers with a consistency model."
+            "folder of diffusers with the network of a consistency model or of a latent diffusion model."
         ),
     ],
     part: Annotated[str, typer.Option(help="Which weights of a file that holds several.")] = "",
