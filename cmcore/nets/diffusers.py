@@ -39,7 +39,7 @@ from cmcore.tensors import expand_like
 
 NEEDS = "diffusers"  # the package, of the extra `latents`
 BY_DATA = ("sample_size", "in_channels", "out_channels")  # arguments that the data decide
-# Further inputs of the library's network, which are None here: classes and numbers are embedded as in other networks.
+# Further inputs of the library's U-Net, which are None here: classes and numbers are embedded as in other networks.
 WITHOUT = (
     "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type",
     "time_cond_proj_dim",
@@ -92,7 +92,7 @@ class Config:
             require(self.arguments.get(key) is None, f"arguments.{key}", "null", self.arguments.get(key))
         known = MODELS[self.model]
         width = self.arguments.get(known.width, known.default_width)
-        require(isinstance(width, int), f"arguments.{known.width}", "one number for all blocks", width)
+        require(isinstance(width, int), f"arguments.{known.width}", "one number, the width of encoded captions", width)
 
     @property
     def log_sigmas(self) -> Tensor:
@@ -208,10 +208,9 @@ class DiffusersNet(nn.Module):
             return self.library(u, n, timestep_cond=extra, **seen)[0]
         if isinstance(self.words, TextTable):
             seen["encoder_attention_mask"] = (states != 0).any(-1)
-        size = {
-            "resolution": u.new_full((len(u), 2), PIXELS * self.resolution),
-            "aspect_ratio": u.new_ones(len(u), 1),
-        }  # that networks with `use_additional_conditions` see
+        # Networks with `use_additional_conditions` see the size of the images.
+        side, ratio = u.new_full((len(u), 2), PIXELS * self.resolution), u.new_ones(len(u), 1)
+        size = {"resolution": side, "aspect_ratio": ratio}
         out = self.library(u, timestep=self.features(n) + extra, added_cond_kwargs=size, **seen)[0]
         return out[:, : self.channels]
 
