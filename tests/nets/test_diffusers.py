@@ -219,6 +219,12 @@ def test_pixart_is_told_the_size_of_images_where_it_asks(tmp_path: Path):
     assert (found - other).abs().max() > 1e-3
 
 
+def test_pixart_has_the_positions_of_one_size(model: str, tmp_path: Path):
+    write_model(tmp_path, model)
+    found = read_public(tmp_path / FILES[model], hints={"resolution": 16})
+    assert found.resolution == {"unet": 16, "pixart": 8}[model]
+
+
 def test_pixart_of_an_earlier_version_is_read(tmp_path: Path):
     """Its class was one for all transformers, with arguments that are no more."""
     write_model(tmp_path, "pixart")
