@@ -19,10 +19,10 @@ from cmcore.data.decoded import DecodedData, Decoding
 from cmcore.data.images import ImageData, open_data, open_images, read_manifest
 from cmcore.data.mel import SOUND
 from cmcore.data.settings import LATENT_CHANNELS, DataConfig
-from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError, reason
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.tensors import to_float, to_uint8
+from cmcore.torchvision_ops import import_torchvision
 
 FILES = ("config.json", "diffusion_pytorch_model.safetensors")  # as diffusers writes them
 DECODING = "decoding.json"

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError, reason
 from cmcore.evaluate.records import INCEPTION_DIGEST
 from cmcore.evaluate.settings import InceptionConfig
 from cmcore.nets.public.foreign import load_foreign
+from cmcore.torchvision_ops import import_torchvision
 
 DIM = 2048
 _BATCH, _ROWS = 100, 10_000  # images, and features, at a time

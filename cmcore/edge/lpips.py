@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError, reason
 from cmcore.nets.public.foreign import load_foreign
+from cmcore.torchvision_ops import import_torchvision
 
 Trunk = Literal["vgg", "alex", "squeeze"]
 Pooling = Literal["max", "average"]

@@ -14,8 +14,8 @@ import torch
 from cmcore.bounded import check_safetensors, parse_json
 from cmcore.config import ConfigError
 from cmcore.data.settings import DataConfig, TextConfig
-from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError, reason
+from cmcore.torchvision_ops import import_torchvision
 
 KINDS = {"clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}  # by `model_type` of config.json
 PARTS = ("text_encoder", "tokenizer")  # folders of a pipeline of diffusers; else all is in one folder

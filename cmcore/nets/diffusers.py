@@ -14,6 +14,7 @@ diffusion/precond.py
 These are the only networks that a package from elsewhere computes; it is imported where one is built.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from cmcore.layers.text import TextTable
 from cmcore.layers.unet import check_images
 from cmcore.layers.words import WordEncoder
 from cmcore.tensors import expand_like
+from cmcore.torchvision_ops import import_torchvision
 
 NEEDS = "diffusers"  # the package, of the extra `latents`
 BY_DATA = ("sample_size", "in_channels", "out_channels")  # arguments that the data decide
@@ -235,6 +237,8 @@ def _forward_mode(value: Any) -> Any:
 
 def library_class(model: str) -> Any:
     """The library's class of one of `MODELS`; a ConfigError where the package is not installed."""
+    with contextlib.suppress(ImportError):  # diffusers imports it where it is installed
+        import_torchvision()
     try:
         if model == "unet":
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -30,11 +30,11 @@ from cmcore.edge.autoencoder import (
     reconstructions_of,
 )
 from cmcore.edge.encoder import encoder_maker
-from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.errors import DataError
 from cmcore.evaluate.settings import DecoderConfig
 from cmcore.rng import Draws
 from cmcore.tensors import to_float, to_uint8
+from cmcore.torchvision_ops import import_torchvision
 
 STAND_IN = Path(__file__).parents[1] / "support/without_diffusers"
 

@@ -8,9 +8,9 @@ import torch
 
 from cmcore.edge import inception
 from cmcore.edge.inception import load_inception
-from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.evaluate.records import INCEPTION_DIGEST
 from cmcore.evaluate.settings import InceptionConfig
+from cmcore.torchvision_ops import import_torchvision
 
 try:
     import_torchvision()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmcore.edge.lpips import load_lpips
-from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.torchvision_ops import import_torchvision
 
 try:
     torchvision = import_torchvision()

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cmcore.edge.inception import load_inception
-from cmcore.edge.torchvision_ops import import_torchvision
 from cmcore.evaluate.collect import collect
 from cmcore.evaluate.features import FeatureExtractor, NetworkExtractor
 from cmcore.evaluate.kernel import kid
@@ -18,6 +17,7 @@ from cmcore.evaluate.score import classifier_score
 from cmcore.evaluate.settings import EvalConfig, InceptionConfig
 from cmcore.evaluate.suite import Reference, evaluate_samples
 from cmcore.layers.classifier import Shape, build_classifier
+from cmcore.torchvision_ops import import_torchvision
 
 try:
     import_torchvision()

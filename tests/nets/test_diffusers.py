@@ -1,6 +1,7 @@
 """Networks of diffusers: the denoiser of the library's own scheduler, derivatives, captions, inputs."""
 
 import json
+import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +16,7 @@ from latent_models import FILES, SCHEDULE, TINY, write_model
 from cmcore.assemble.imports import WeightsError, mismatches, net_of, read_public, shape_of
 from cmcore.assemble.models import ModelShape, build_denoiser
 from cmcore.assemble.run import NetChoice
+from cmcore.closure import ROOT
 from cmcore.config import ConfigError, plain, read
 from cmcore.diffusion.inputs import GUIDANCE, NO_LABEL, Input, InputError
 from cmcore.diffusion.precond import Denoiser, with_inputs
@@ -299,6 +301,13 @@ def test_pixart_without_a_variance_is_refused(tmp_path: Path, outputs: int):
 def test_options_are_plain_data(model: str):
     config = Config(**{"model": model, "arguments": TINY[model], "prediction": "v_prediction"})
     assert read(Config, plain(config), "net") == config
+
+
+def test_the_library_is_found_by_a_process_that_has_not_imported_torchvision():
+    """Its compiled operators may not fit the installed torch (cmcore/torchvision_ops.py)."""
+    code = f"from cmcore.nets.diffusers import library_class; print(*(library_class(m).__name__ for m in {[*MODELS]}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [known.library for known in MODELS.values()], done.stderr
 
 
 def test_without_the_package_it_says_so(model: str, monkeypatch: pytest.MonkeyPatch):

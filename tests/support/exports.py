@@ -10,7 +10,7 @@ import torch
 from stored import PARAMS
 
 from cmcore.closure import ROOT
-from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.torchvision_ops import import_torchvision
 
 PIPELINE = ROOT / "cmcore/edge/diffusers_pipeline.py"
 RUNS = {

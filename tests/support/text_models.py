@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmcore.edge.torchvision_ops import import_torchvision
+from cmcore.torchvision_ops import import_torchvision
 
 WIDTH, TOKENS = 12, 16
 
