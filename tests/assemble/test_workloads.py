@@ -62,6 +62,8 @@ def test_what_a_run_says_is_what_it_gets(name, projects):
                     assert {n: {k: players[n][k] for k in known} for n, known in own.items()} == own, (key, field)
                 elif field != "kind":
                     got = getattr(config, field)
+                    if isinstance(value, dict):
+                        got = {name: getattr(got, name) for name in value}
                     wanted = tuple(value) if isinstance(value, list) else value
                     assert got == (float(wanted) if isinstance(got, float) else wanted), (key, section, field)
 
