@@ -181,10 +181,24 @@ def step(place: Place, net: str, name: str, **train: Any) -> dict[str, Any]:
     seconds = place.clock.least({name: job}, 1 if place.smoke else 20)[name]
     peak = torch.cuda.max_memory_allocated() - held if place.device.type == "cuda" else 0
     place.rows.add("device", device=device_name(place.device), torch=torch.__version__, dtype=str(dtype), rate=rate)
+    for row in kernels(job, place.device):
+        place.rows.add("kernels", net=net, method=name, **train, **row)
     return {
         "method": name, "batch": case.batch, "ms": 1e3 * seconds, "images/s": case.batch / seconds,
         "GFLOP": flops / 1e9, "share": flops / rate / seconds, "MiB": peak / 2**20, "compiling, s": CLOCK.seconds,
     }  # fmt: skip
+
+
+def kernels(job: Callable[[], object], device: torch.device, most: int = 40) -> Iterator[dict[str, Any]]:
+    """What takes the time of a step: kernels on a GPU, operators on a CPU, the longest first."""
+    kind = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as found:
+        job()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    timed = [(event.self_device_time_total or event.self_cpu_time_total, event) for event in found.key_averages()]
+    for microseconds, event in sorted(timed, key=lambda pair: -pair[0])[:most]:
+        yield {"kernel": event.key[:160], "calls": event.count, "of it, ms": microseconds / 1e3}
 
 
 def variant(place: Place, said: str) -> None:
