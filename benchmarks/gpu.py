@@ -1,6 +1,6 @@
 """Every speed target on one GPU within nine minutes, then training with what was measured.
 
-    python -m benchmarks.gpu [--out FOLDER] [--seconds 540] [--data ARCHIVE] [--together N] [--smoke]
+    python -m benchmarks.gpu [--out FOLDER] [--seconds 540] [--data ARCHIVE] [--together N] [--parts ...] [--smoke]
     python -m benchmarks.gpu --train edm ect [--out FOLDER] [--seconds 540] [--data ARCHIVE]
 
 The first form measures training steps of the methods, sampling, evaluation and the stages, and prints a table of the
@@ -55,18 +55,19 @@ from cmcore.train.timing import device_name
 
 WORKLOAD = ROOT / "workloads" / "cifar10-jpeg-gpu.yaml"
 FAST: dict[str, Any] = {
-    "precision": "bf16", "jvp_precision": "bf16", "channels_last": True, "compile": True, "optimiser": "adam",
+    "precision": "bf16", "jvp_precision": "bf16", "channels_last": True, "compile": True, "cuda_graphs": True,
+    "optimiser": "adam",
 }  # fmt: skip
-SMOKE = FAST | {"compile": False}
+SMOKE = FAST | {"compile": False, "cuda_graphs": False}
 STEPS = {  # network: batch and methods
     "teacher": (256, ("edm", "ect", "sct", "scd", "cd", "meanflow")), "ddpmpp": (128, ("edm", "ect", "sct")),
 }  # fmt: skip
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # of a step of the teacher's network
     "RAdam": ("edm", {"optimiser": "radam"}),
-    "CUDA graphs": ("edm", {"cuda_graphs": True}),
+    "kernels started one by one": ("edm", {"cuda_graphs": False}),
     "contiguous": ("edm", {"channels_last": False}),
-    "eager": ("edm", {"compile": False}),
-    "eager, contiguous": ("edm", {"compile": False, "channels_last": False}),
+    "eager": ("edm", {"compile": False, "cuda_graphs": False}),
+    "eager, contiguous": ("edm", {"compile": False, "cuda_graphs": False, "channels_last": False}),
     "derivative in TF32": ("sct", {"jvp_precision": "tf32"}),
     "derivative in fp32": ("sct", {"jvp_precision": "fp32"}),
 }
@@ -163,10 +164,10 @@ def step(place: Place, net: str, name: str, **train: Any) -> dict[str, Any]:
     CLOCK.watch()
     torch.set_num_threads(1)  # other parts count, too
     case = place.case(net, **train)
-    small = replace(case, batch=4, device=torch.device("cpu"), train={"precision": "fp32"})
+    small = replace(case, batch=2, device=torch.device("cpu"), train={"precision": "fp32"})
     with Meter() as meter:  # a compiled step cannot be counted; operations are in proportion to the batch
         training(small, name)()
-    flops = sum(meter.flops.values()) * case.batch / 4
+    flops = sum(meter.flops.values()) * case.batch / 2
     held = torch.cuda.memory_allocated() if place.device.type == "cuda" else 0
     job = training(case, name)
     for _ in range(3):
@@ -204,8 +205,7 @@ def kernels(job: Callable[[], object], device: torch.device, most: int = 40) -> 
 def variant(place: Place, said: str) -> None:
     """A step of the teacher's network in other settings."""
     name, train = VARIANTS[said]
-    if place.device.type == "cuda" or not train.get("cuda_graphs"):
-        place.rows.add("variants", settings=said, **step(place, "teacher", name, **train))
+    place.rows.add("variants", settings=said, **step(place, "teacher", name, **train))
 
 
 def against_edm(rows: Rows, net: str) -> list[dict[str, Any]]:
@@ -392,10 +392,10 @@ def _until_ready(process: subprocess.Popen[str]) -> None:
         pass
 
 
-def measure(place: Place, seconds: float, together: int) -> None:
+def measure(place: Place, seconds: float, together: int, groups: Sequence[Sequence[str]] = GROUPS) -> None:
     """Every part in a process of its own, until the time is up; the report is written after each."""
     end = time.monotonic() + seconds
-    for group in GROUPS:
+    for group in groups:
         for first in range(0, len(group), together):
             for part, why in side_by_side(place, group[first : first + together], end, PATIENCE * seconds):
                 if why:
@@ -487,6 +487,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--train", nargs="+", metavar="RUN")
     parser.add_argument("--part", choices=PARTS, help="one part alone, in this process")
+    parser.add_argument("--parts", nargs="+", default=[""], metavar="BEGINNING", help="those alone that begin so")
     parser.add_argument("--together", type=int, default=max(1, cores() - 4), help="parts that compile side by side")
     options = parser.parse_args(words)
     if not options.smoke and not options.data.is_file():
@@ -497,7 +498,8 @@ def main(words: Sequence[str] | None = None) -> int:
     elif options.train:
         train_runs(place, options.seconds, options.train)
     else:
-        measure(place, options.seconds, options.together)
+        groups = [[part for part in group if part.startswith(tuple(options.parts))] for group in GROUPS]
+        measure(place, options.seconds, options.together, groups)
         print((place.out / "targets.md").read_text(encoding="utf-8"))
     return 0
 
