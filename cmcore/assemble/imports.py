@@ -23,6 +23,7 @@ from cmcore.bounded import parse_json
 from cmcore.config import ConfigError, join, plain, read
 from cmcore.data.images import open_data
 from cmcore.errors import DataError, reason
+from cmcore.nets.diffusers import MODELS
 from cmcore.nets.public import diffusers, edm, edm2, latent_diffusion, openai, own
 from cmcore.nets.public.base import MappingError, PublicNet
 from cmcore.nets.public.foreign import Record, load_foreign, named_tensors
@@ -32,8 +33,8 @@ from cmcore.train.session import HISTORY
 from cmcore.train.timing import TIME, TrainingTime
 
 MAPPINGS = (own, diffusers, latent_diffusion, edm2, edm, openai)
-UNET, TRANSFORMER = (Path(part, "diffusion_pytorch_model.safetensors") for part in ("unet", "transformer"))
-IN_FOLDERS = (UNET, TRANSFORMER)  # of diffusers
+PARTS = tuple(known.name for known in MODELS.values())  # folders of a network in a pipeline of diffusers
+IN_FOLDERS = tuple(Path(part, "diffusion_pytorch_model.safetensors") for part in PARTS)
 INITIAL = ("dropout", "dropout_resolution", "residual_gain", "attention_gain", "fourier_scale")  # no part of weights
 
 
@@ -112,7 +113,7 @@ def default_part(path: Path) -> str:
     NVlabs' averages, the network of diffusers, or the profile that the run of our own file evaluates.
     """
     if is_diffusers(path):
-        return "transformer" if path.parent.name == "transformer" else "unet"
+        return path.parent.name if path.parent.name in PARTS else PARTS[0]
     try:
         return str(checkpoint.header(path, early=True).get("eval_ema", "")) if _is_own(path) else "ema"
     except checkpoint.CheckpointError as error:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from exports import diffusers_library
 
+from cmcore.assemble.imports import IN_FOLDERS
 from cmcore.nets.diffusers import MODELS
 
 TINY: dict[str, dict[str, Any]] = {
@@ -19,7 +20,7 @@ TINY: dict[str, dict[str, Any]] = {
         "caption_channels": 12,
     },
 }  # fmt: skip
-FILES = {model: Path(known.name, "diffusion_pytorch_model.safetensors") for model, known in MODELS.items()}
+FILES = dict(zip(MODELS, IN_FOLDERS, strict=True))
 SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
