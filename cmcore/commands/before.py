@@ -14,13 +14,14 @@ from cmcore.pipeline.speeds import Speeds
 LONG = 86400.0  # seconds of work above which one says so first
 
 
-def before(setup: Setup, stages: Iterable[str], jobs: int, *, yes: bool) -> Fit:
+def before(setup: Setup, stages: Iterable[str], jobs: int, speeds: Speeds, *, yes: bool) -> Fit:
     """Say what does not suit this machine, and ask on a terminal before work of more than a day.
 
     Args:
         setup: the parameters.
         stages: those that are about to run.
         jobs: how many of them at a time.
+        speeds: what is known of this machine, and is told what is planned.
         yes: whether to go on in any case.
 
     Raises:
@@ -29,7 +30,7 @@ def before(setup: Setup, stages: Iterable[str], jobs: int, *, yes: bool) -> Fit:
     """
     stages = list(stages)
     found = fit(setup, stages, jobs, refuse=not yes)
-    speeds = Speeds.read(setup.folders.work / "speeds.json", found.seconds)
+    speeds.planned = found.seconds
     each = {s: speeds.work(s, setup.project) * setup.project.replicates(s.partition("@")[2]) for s in stages}
     seconds = duration_of(setup, each, jobs)
     if seconds > LONG:

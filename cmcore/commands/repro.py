@@ -73,8 +73,7 @@ class Driver:
             self._say(f"{stage}: restored", stage)
         if computed := [stage for stage in self._todo if is_computed(stage)]:
             check_disk(setup.project, setup.folders.root, computed, count_parameters(setup.project))
-            self._fit = before(setup, computed, self._jobs, yes=self._yes)
-            self._speeds.planned = self._fit.seconds
+            self._fit = before(setup, computed, self._jobs, self._speeds, yes=self._yes)
         if self._todo:
             ray = setup.compute.backend == "ray"
             with (

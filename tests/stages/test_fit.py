@@ -376,15 +376,20 @@ class Terminal:
 DAY = 86400.0
 
 
+def unknown(root: Path) -> Speeds:
+    """Those of a machine of which nothing is known."""
+    return Speeds(root / "speeds.json", {})
+
+
 def test_work_of_more_than_a_day_is_said_first(tmp_path, monkeypatch, capsys):
     planned(monkeypatch, 20 * GB, {"train@edm": of(15.0, 10 * DAY), "train@ect": of(15.0, 30 * DAY)})
-    before(setup(tmp_path), ["train@edm", "train@ect"], 1, yes=False)
+    before(setup(tmp_path), ["train@edm", "train@ect"], 1, unknown(tmp_path), yes=False)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
     assert said[0].startswith(
         "about 40 d of work on this machine, 30 d of it train@ect; a 1/80 of train.images takes half"
     )
-    before(setup(tmp_path), ["train@edm", "train@ect"], 2, yes=False)
+    before(setup(tmp_path), ["train@edm", "train@ect"], 2, unknown(tmp_path), yes=False)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("about 40 d of work"), "ect waits for edm"
     assert said[1].startswith("20 GB of memory are free")
@@ -393,18 +398,18 @@ def test_work_of_more_than_a_day_is_said_first(tmp_path, monkeypatch, capsys):
 def test_work_of_less_than_a_day_is_not(tmp_path, monkeypatch, capsys, terminal):
     terminal("no")
     planned(monkeypatch, 20 * GB, {"train@edm": of(1.0, 0.9 * DAY)})
-    before(setup(tmp_path), ["train@edm"], 1, yes=False)
+    before(setup(tmp_path), ["train@edm"], 1, unknown(tmp_path), yes=False)
     assert capsys.readouterr().out == ""
 
 
 def test_what_was_measured_is_believed(tmp_path, monkeypatch, capsys):
     planned(monkeypatch, 20 * GB, {"train@edm": of(1.0, 10 * DAY)})
-    tiny = setup(tmp_path)
-    Speeds.read(tmp_path / ".work/speeds.json").learn("train@edm", tiny.project, 60.0)
-    before(tiny, ["train@edm"], 1, yes=False)
+    tiny, speeds = setup(tmp_path), unknown(tmp_path)
+    speeds.learn("train@edm", tiny.project, 60.0)
+    before(tiny, ["train@edm"], 1, speeds, yes=False)
     assert capsys.readouterr().out == ""
-    Speeds.read(tmp_path / ".work/speeds.json").learn("train@edm", tiny.project, 2 * DAY)
-    before(tiny, ["train@edm"], 1, yes=False)
+    speeds.learn("train@edm", tiny.project, 2 * DAY)
+    before(tiny, ["train@edm"], 1, speeds, yes=False)
     assert capsys.readouterr().out.startswith("about 2 d of work")
 
 
@@ -413,11 +418,11 @@ def test_a_terminal_is_asked(tmp_path, monkeypatch, terminal, answer: str, goes_
     planned(monkeypatch, 20 * GB, {"train@edm": of(1.0, 10 * DAY)})
     terminal(answer)
     if goes_on:
-        before(setup(tmp_path), ["train@edm"], 1, yes=False)
+        before(setup(tmp_path), ["train@edm"], 1, unknown(tmp_path), yes=False)
     else:
         with pytest.raises(ComputeError, match="nothing was started"):
-            before(setup(tmp_path), ["train@edm"], 1, yes=False)
-    before(setup(tmp_path), ["train@edm"], 1, yes=True)
+            before(setup(tmp_path), ["train@edm"], 1, unknown(tmp_path), yes=False)
+    before(setup(tmp_path), ["train@edm"], 1, unknown(tmp_path), yes=True)
 
 
 def test_the_plan_stands_for_what_was_never_measured(tmp_path):
