@@ -1,4 +1,4 @@
-"""A sampler by what a user says of it: steps, levels, solver, guidance."""
+"""A sampler by what a user says of it: steps, levels, solver, guidance, a negative prompt."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, get_args
 
 from cmcore.diffusion.grids import karras_grid
+from cmcore.diffusion.inputs import GUIDANCE
 from cmcore.methods.base import Method
 from cmcore.sample.base import Sampler
 from cmcore.sample.guided import GuidedSampler
@@ -60,6 +61,34 @@ def at_levels(sampler: Sampler, levels: Sequence[float]) -> Sampler:
         return replace(sampler, inner=at_levels(sampler.inner, levels))
     changed: Any = sampler
     return replace(changed, levels=tuple(levels))
+
+
+def check_negative(method: Method, sampler: Sampler | None, *, labelled: bool) -> GuidedSampler:
+    """The sampler, where it takes a negative prompt: each evaluation is guided when sampled.
+
+    Args:
+        method: of the model.
+        sampler: of such models, None for evaluations without guidance.
+        labelled: whether the network sees labels, classes or captions.
+
+    Raises:
+        ValueError: a sampler, network or scale for which it has no meaning.
+    """
+    if isinstance(sampler, GuidedSampler) and not sampler.learned:
+        return sampler
+    traits = method.traits
+    low, high = traits.guidance or (0.0, 1.0)
+    if not labelled:
+        why = "none, as the network sees no labels"
+    elif GUIDANCE in traits.inputs:
+        why = "none, as the network is told the guidance scale, and has learned it without negative prompts"
+    elif low == high:
+        why = f"none, as the guidance scale {low} is part of the weights"
+    elif traits.few_step and traits.guidance is None:
+        why = "none, as the model has learned no guidance"
+    else:
+        why = "a guidance scale other than 1 beside it, as it has no effect without guidance"
+    raise ValueError(f"negative: expected {why}")
 
 
 def _few_step(method: Method, sampling: Sampling, steps: int, levels: Sequence[float]) -> Sampler:

@@ -11,7 +11,9 @@ from cmcore.diffusion.grids import karras_grid, with_zero
 from cmcore.methods.base import Method
 from cmcore.rng import NoiseSource
 from cmcore.sample import edit
+from cmcore.sample.base import Sampler
 from cmcore.sample.fewstep import Multistep
+from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.imputation import impute
 from cmcore.sample.known import Known, grey, known_grey, known_means, known_pixels
 from cmcore.sample.presets import ode_sampler
@@ -56,7 +58,7 @@ def known_part(
 
 def restore(
     run: TrainedRun, known: Known, rows: Sequence[int], *, steps: int = STEPS, seed: int = 0,
-    labels: Tensor | None = None,
+    labels: Tensor | None = None, sampler: Sampler | None = None,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Images that agree with the known part, and the number of function evaluations.
 
@@ -67,9 +69,10 @@ def restore(
         run: the model.
         known: of the images.
         rows: the numbers of the images (B,), by which each has its own noise.
-        steps: evaluations.
+        steps: evaluations, of which each is two under guidance that was not learned.
         seed: of the noise.
         labels: (B,), of a conditional network.
+        sampler: whose guidance each evaluation has; by default none.
 
     Returns:
         float64 (B, C, H, W) on the model's device, the known part in it to rounding; and the NFE.
@@ -77,14 +80,14 @@ def restore(
     Raises:
         ValueError: the model is none of both, or there are too few steps.
     """
-    source, f = NoiseSource(seed, rows, run.device), function(run)
+    source, f, each = NoiseSource(seed, rows, run.device), function(run, sampler), evaluations(sampler)
     if not run.method.traits.few_step:
         if steps < 3:
             raise ValueError(f"steps: expected at least 3 for a diffusion model, got {steps}")
-        sampler = ode_sampler(run.model.diffusion, (steps + 1) // 2)
-        return impute(sampler, f, known, source, labels), sampler.nfe
-    sampler = Multistep(levels(run, steps), run.model.diffusion.sigma_min, clamp=True)
-    return edit.restore(sampler, f, known, source, labels), sampler.nfe
+        ode = ode_sampler(run.model.diffusion, (steps + 1) // 2)
+        return impute(ode, f, known, source, labels), each * ode.nfe
+    multistep = Multistep(levels(run, steps), run.model.diffusion.sigma_min, clamp=True)
+    return edit.restore(multistep, f, known, source, labels), each * multistep.nfe
 
 
 def can_restore(method: Method, sampling: Sampling) -> bool:
@@ -92,13 +95,22 @@ def can_restore(method: Method, sampling: Sampling) -> bool:
     return not method.traits.few_step or bool(method.scan(sampling, [sampling.diffusion.sigma_max * (1 - 1e-6)]))
 
 
-def function(run: TrainedRun) -> Callable[..., Tensor]:
-    """The model as a function of image and noise level; a ValueError where it knows some levels alone."""
+def function(run: TrainedRun, sampler: Sampler | None = None) -> Callable[..., Tensor]:
+    """The model as a function of image and noise level, under the guidance of a sampler.
+
+    A ValueError says that it knows some levels alone.
+    """
     if not can_restore(run.method, run.sampling):
         raise ValueError(
             f"{run.name}: expected a diffusion model, or a method whose steps may start at any level, to edit with"
         )
-    return run.method.model(run.model.denoiser)
+    f = run.method.model(run.model.denoiser)
+    return sampler.function(f) if isinstance(sampler, GuidedSampler) else f
+
+
+def evaluations(sampler: Sampler | None) -> int:
+    """Of the network, for each of the function under the guidance of a sampler."""
+    return sampler.evaluations if isinstance(sampler, GuidedSampler) else 1
 
 
 def levels(run: TrainedRun, steps: int, start: float = 0.0) -> tuple[float, ...]:
@@ -112,44 +124,52 @@ def levels(run: TrainedRun, steps: int, start: float = 0.0) -> tuple[float, ...]
 
 def stroke(
     run: TrainedRun, painting: Tensor, *, sigma: float = 0.0, steps: int = 0, seed: int = 0,
-    labels: Tensor | None = None,
+    labels: Tensor | None = None, sampler: Sampler | None = None,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Images guided by a painting (B, C, H, W), and the NFE.
 
     A consistency function takes two steps from `sigma`, in the proportion of arXiv 2303.01469, App. D, or `steps` of
-    the Karras grid; a diffusion model solves its ODE from there (SDEdit, arXiv 2108.01073).
+    the Karras grid; a diffusion model solves its ODE from there (SDEdit, arXiv 2108.01073). Each evaluation has the
+    guidance of `sampler`, by default none.
     """
-    d, f = run.model.diffusion, function(run)
+    d, f, each = run.model.diffusion, function(run, sampler), evaluations(sampler)
     sigma = sigma or min(STROKE[0], d.sigma_max / 2)
     _inside(sigma, run)
     source = NoiseSource(seed, range(len(painting)), run.device)
     if run.method.traits.few_step:
         through = levels(run, steps, sigma) if steps else (sigma, sigma * STROKE[1] / STROKE[0])
-        sampler = Multistep(through, d.sigma_min, clamp=True)
-        return edit.stroke(sampler, f, painting, source, labels), sampler.nfe
-    sampler = Heun(with_zero(karras_grid(max(2, (steps + 1) // 2 or 9), d.sigma_min, sigma, d.rho)))
+        multistep = Multistep(through, d.sigma_min, clamp=True)
+        return edit.stroke(multistep, f, painting, source, labels), each * multistep.nfe
+    heun = Heun(with_zero(karras_grid(max(2, (steps + 1) // 2 or 9), d.sigma_min, sigma, d.rho)))
     x = painting.double() + sigma * source.normal(painting.shape[1:])
-    return sampler.from_noise(f, x, source, labels), sampler.nfe
+    return heun.from_noise(f, x, source, labels), each * heun.nfe
 
 
-def denoise(run: TrainedRun, noisy: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-    """Remove noise of standard deviation sigma in one evaluation: a sample, or of a diffusion model the mean."""
+def denoise(
+    run: TrainedRun, noisy: Tensor, sigma: float, labels: Tensor | None = None, sampler: Sampler | None = None
+) -> tuple[Tensor, int]:
+    """Remove noise of standard deviation sigma in one step, and the NFE: a sample, or of a diffusion model the mean.
+
+    The step has the guidance of `sampler`, by default none.
+    """
     _inside(sigma, run)
-    return edit.denoise(function(run), noisy, sigma, labels)
+    return edit.denoise(function(run, sampler), noisy, sigma, labels), evaluations(sampler)
 
 
-def interpolate(run: TrainedRun, seeds: Sequence[int], count: int, *, label: Tensor | None = None) -> Tensor:
-    """Images (count, C, H, W) on the way between the noises of two seeds, by the run's first sampler.
+def interpolate(
+    run: TrainedRun, seeds: Sequence[int], count: int, *, label: Tensor | None = None, sampler: Sampler | None = None
+) -> tuple[Tensor, int]:
+    """Images (count, C, H, W) on the way between the noises of two seeds, by the run's first sampler; and the NFE.
 
     All have one label, (1,) or a row of words (1, L).
     """
-    sampler = run.row()
+    sampler = sampler or run.row()
     a, b = (NoiseSource(seed, [0], run.device).normal(run.shape)[0] for seed in seeds)
     x = torch.stack([edit.slerp(a, b, index / max(1, count - 1)) for index in range(count)])
     labels = None if label is None else label.to(run.device).expand(count, *label.shape[1:])
     # Later noise is the same for every image, so that it breaks no path.
     later = NoiseSource(seeds[0], [1] * count, run.device)
-    return sampler.from_noise(run.function(sampler), sampler.sigma_max * x, later, labels)
+    return sampler.from_noise(run.function(sampler), sampler.sigma_max * x, later, labels), sampler.nfe
 
 
 def _inside(sigma: float, run: TrainedRun) -> None:

@@ -1,7 +1,7 @@
 """Models from Python: a trained run or a weight file, and samples of it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmcore import plugins
-from cmcore.assemble.choice import choose
+from cmcore.assemble.choice import check_negative, choose
 from cmcore.assemble.evaluation import captions_drawn, classes_drawn
 from cmcore.assemble.imports import IN_FOLDERS, default_part, is_diffusers, net_of, read_public, shape_of
 from cmcore.assemble.models import LoadedModel, ModelShape, build_denoiser, drawn, load_model, provide_text
@@ -31,6 +31,7 @@ from cmcore.evaluate.settings import EvalConfig
 from cmcore.layers.text import number
 from cmcore.methods.base import Method
 from cmcore.sample.base import Sampler
+from cmcore.sample.guided import GuidedSampler
 from cmcore.sample.settings import Sampling
 from cmcore.sample.stream import generate
 from cmcore.tensors import to_uint8
@@ -101,6 +102,24 @@ class TrainedRun:
         if self.earlier and found.nfe not in self.nfes:
             raise ValueError(f"steps: expected one of {', '.join(map(str, self.nfes))}, got {steps or found.nfe}")
         return found
+
+    def check_negative(self, sampler: Sampler | None) -> GuidedSampler:
+        """The sampler, where it takes a negative prompt; see `check_negative` of assemble/choice.py."""
+        return check_negative(self.method, sampler, labelled=self.model.shape.labelled)
+
+    def away_from(self, sampler: Sampler | None, negative: int | str) -> Sampler:
+        """A guided sampler that leads away from a class or a caption, in the place of no label.
+
+        Raises:
+            ValueError: the sampler takes no negative prompt, or the network does not know it.
+        """
+        guided, chosen = self.check_negative(sampler), [negative]
+        try:
+            label = self.labels(1, chosen=chosen)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            raise ValueError(f"negative: {str(error).partition(': ')[2]}") from error
+        assert label is not None
+        return replace(guided, negative=label[0].to(self.device))
 
     def labels(self, count: int, *, seed: int = 0, chosen: Labels | None = None) -> Tensor | None:
         """The labels of samples: the chosen ones, else drawn as the evaluation does.

@@ -12,7 +12,7 @@ from cmcore.assemble import editing
 from cmcore.assemble.editing import Task
 from cmcore.assemble.results import TrainedRun
 from cmcore.commands.place import CommandError
-from cmcore.commands.sample import decoded, encode_prompts, opened, option_errors
+from cmcore.commands.sample import away_from, decoded, encode_prompts, opened, option_errors
 from cmcore.data.decoded import Decoding
 from cmcore.data.files import check_target, save_image, save_images
 from cmcore.data.sources.decode import decode
@@ -47,6 +47,8 @@ def edit(
     steps: int,
     label: int | None,
     prompts: Sequence[str],
+    guidance: float | None,
+    negative: str | None,
     seed: int,
     ema: str,
     device: str,
@@ -63,7 +65,13 @@ def edit(
         _check_label(run, label)
         if prompts and label is not None:
             raise CommandError(f"--prompt: expected classes or captions, got both, --label {label} too")
-        encode_prompts(run, root, prompts)
+        sampler = run.row() if task == "interpolate" else None
+        if guidance is not None:
+            sampler = run.sampler(guidance=guidance)
+        if negative is None:
+            encode_prompts(run, root, prompts)
+        else:
+            sampler = away_from(negative, run, root, sampler, prompts)
         told = [label] if label is not None else prompts
         chosen: Any = [told[index % len(told)] for index in range(count)] if told else None
         labels = run.labels(count, seed=seed, chosen=chosen)
@@ -71,7 +79,7 @@ def edit(
         if task == "interpolate":
             count = FRAMES if count == 1 else count
             one = None if labels is None else labels[:1]  # one label all the way
-            images, nfe = editing.interpolate(run, (seed, seed + 1), count, label=one), run.row().nfe
+            images, nfe = editing.interpolate(run, (seed, seed + 1), count, label=one, sampler=sampler)
         else:
             assert image is not None
             given = _read(start / image, _image_shape(run, space), task).to(run.device)
@@ -82,14 +90,17 @@ def edit(
                 known = editing.known_part(task, whole, missing=there, factor=factor or FACTOR, resolution=run.shape[1])
                 wanted = replace(known, coefficients=known.coefficients.expand(count, *known.coefficients.shape[1:]))
                 images, nfe = editing.restore(
-                    run, wanted, range(count), steps=steps or editing.STEPS, seed=seed, labels=labels
-                )  # fmt: skip
+                    run, wanted, range(count), steps=steps or editing.STEPS, seed=seed, labels=labels, sampler=sampler
+                )
             elif task == "stroke":
                 whole = to_float(given) if space is None else space.encode(given)
                 painting = whole.expand(count, *whole.shape[1:])
-                images, nfe = editing.stroke(run, painting, sigma=sigma, steps=steps, seed=seed, labels=labels)
+                images, nfe = editing.stroke(
+                    run, painting, sigma=sigma, steps=steps, seed=seed, labels=labels, sampler=sampler
+                )
             else:
-                images, nfe = editing.denoise(run, to_float(given), sigma, None if labels is None else labels[:1]), 1
+                one = None if labels is None else labels[:1]
+                images, nfe = editing.denoise(run, to_float(given), sigma, one, sampler)
     pixels = (to_uint8(images) if space is None else space(images.float())).cpu()
     if space is not None and task == "inpaint":  # a codec changes the known pixels, too
         assert missing is not None

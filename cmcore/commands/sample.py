@@ -16,10 +16,14 @@ from cmcore.data.settings import DataConfig
 from cmcore.edge.autoencoder import image_converter
 from cmcore.edge.text import load_text_encoder
 from cmcore.evaluate.settings import EvalConfig
-from cmcore.layers.text import provide
+from cmcore.layers.text import add, provide
 from cmcore.pipeline.progress import Done, listener
+from cmcore.sample.base import Sampler
 
-OPTIONS = ("count", "steps", "levels", "solver", "guidance", "labels", "prompt", "sigma", "factor", "mask", "image")
+OPTIONS = (
+    "count", "steps", "levels", "solver", "guidance", "labels", "prompt", "negative", "sigma", "factor", "mask",
+    "image",
+)  # fmt: skip
 
 
 def opened(what: str, root: Path, start: Path, *, ema: str, device: str, method: str = "") -> TrainedRun:
@@ -50,10 +54,20 @@ def is_sound(root: Path) -> bool:
     return params.is_file() and load_yaml(params).get("data", {}).get("source") == "speech"
 
 
-def encode_prompts(run: TrainedRun, root: Path, prompts: Sequence[str]) -> None:
-    """Encode prompts for a network that is told encoded captions, by the encoder that the parameter file names."""
+def away_from(negative: str, run: TrainedRun, root: Path, sampler: Sampler | None, prompts: Sequence[str]) -> Sampler:
+    """The sampler that leads away from a negative prompt, or from the class of a number; all prompts are encoded."""
+    run.check_negative(sampler)  # before the encoder is read
+    encode_prompts(run, root, prompts, negative)
+    return run.away_from(sampler, int(negative) if run.model.shape.classes and negative.isdecimal() else negative)
+
+
+def encode_prompts(run: TrainedRun, root: Path, prompts: Sequence[str], *negative: str) -> None:
+    """Encode prompts for a network that is told encoded captions, by the encoder that the parameter file names.
+
+    Without prompts samples have captions of the data, which stay known beside a negative one.
+    """
     text = run.model.shape.text
-    if text is None or not prompts:
+    if text is None or not (prompts or negative):
         return
     params = root / PARAMS
     config = read(DataConfig, load_yaml(params).get("data", {}), "data").text if params.is_file() else None
@@ -64,8 +78,8 @@ def encode_prompts(run: TrainedRun, root: Path, prompts: Sequence[str]) -> None:
     encoder = load_text_encoder(config, run.device)
     if encoder.digest != text.encoder:
         raise ConfigError("data.text.path", f"expected the encoder of {run.name}, {text.encoder}, got {encoder.digest}")
-    captions = list(dict.fromkeys(prompts))
-    provide(text.encoder, captions, encoder.encode(["", *captions]))
+    captions = list(dict.fromkeys([*prompts, *negative]))
+    (provide if prompts else add)(text.encoder, captions, encoder.encode(["", *captions]))
 
 
 @contextmanager
@@ -101,6 +115,7 @@ def sample(
     guidance: float | None,
     labels: str,
     prompts: Sequence[str],
+    negative: str | None,
     seed: int,
     ema: str,
     device: str,
@@ -120,7 +135,10 @@ def sample(
         sampler = run.sampler(
             steps, levels=numbers(levels, float, "--levels"), solver=solver, guidance=guidance
         )  # fmt: skip
-        encode_prompts(run, root, prompts)
+        if negative is None:
+            encode_prompts(run, root, prompts)
+        else:
+            sampler = away_from(negative, run, root, sampler, prompts)
         chosen = [classes[index % len(classes)] for index in range(count)] if classes else None
         told = run.labels(count, seed=seed, chosen=chosen)
         begun, done = time.monotonic(), 0
@@ -135,7 +153,8 @@ def sample(
         rate = count / (time.monotonic() - begun)
         words = None if told is None else told.numpy()
         save_images(images.numpy(), target, columns=columns, labels=words, sound=sound)
-    how = f"EMA {run.model.profile}, {sampler.name}, NFE {sampler.nfe}"
+    away = "" if negative is None else f" away from {negative!r}"
+    how = f"EMA {run.model.profile}, {sampler.name}{away}, NFE {sampler.nfe}"
     if sampler.noise_levels:
         how += f", levels {', '.join(f'{level:.4g}' for level in sampler.noise_levels)}"
     return f"{count} images of {run.name} ({how}, seed {seed}) in {out}; {rate:.3g} images/s on {run.device}"

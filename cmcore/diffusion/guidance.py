@@ -3,6 +3,7 @@
 D_s = D(no label) + s (D(label) - D(no label)), with the scale s of sCM (arXiv 2410.11081) and EDM2, where 1 is none.
 The same holds of F and of the velocity, which are affine in D. The network has to have learned what has no label, by
 training on labels of which some were dropped. A label is a class or a caption; without one is the empty caption.
+A negative label, such as a negative prompt, takes the place of no label, and guidance leads away from it.
 """
 
 from collections.abc import Callable
@@ -72,33 +73,35 @@ class Guided:
     Args:
         model: the network that is guided.
         s: the scale: a number, or one for each image (B,).
+        negative: a label () or a row of words (L,) that is the same for all images, in the place of no label.
     """
 
     model: Model
     s: Tensor | float
+    negative: Tensor | None = None
 
     def __call__(self, x: Tensor, level: Tensor, labels: Labels = None) -> Tensor:
-        with_label, without = self.model(_twice(x), _twice(level), _with_and_without(labels)).chunk(2)
+        with_label, without = self.model(_twice(x), _twice(level), self._both(labels)).chunk(2)
         s = self.s if isinstance(self.s, Tensor) else torch.full((len(x),), self.s, device=x.device)
         # Unlike the formula as it stands, lerp gives D(label) to the last bit at s = 1.
         return torch.lerp(without, with_label, expand_like(s, with_label))
+
+    def _both(self, labels: Labels) -> Condition:
+        """The condition of a batch, then the same without labels, or with the negative one."""
+        indices, augment, inputs = as_condition(labels)
+        if indices is None:
+            raise InputError("labels", "class indices, which guidance needs", None, "`conditional` in the parameters")
+        none = torch.full_like(indices, NO_LABEL) if self.negative is None else self.negative.expand_as(indices)
+        return Condition(
+            torch.cat([indices, none]),
+            None if augment is None else _twice(augment),
+            {name: _twice(value) for name, value in inputs.items()},
+        )
 
 
 def guided_at(model: Model, s: float) -> Model:
     """The model under guidance at one scale; the very same at 1."""
     return model if s == 1 else Guided(model, s)
-
-
-def _with_and_without(labels: Labels) -> Condition:
-    """The condition of a batch, then the same without labels."""
-    indices, augment, inputs = as_condition(labels)
-    if indices is None:
-        raise InputError("labels", "class indices, which guidance needs", None, "`conditional` in the parameters")
-    return Condition(
-        torch.cat([indices, torch.full_like(indices, NO_LABEL)]),
-        None if augment is None else _twice(augment),
-        {name: _twice(value) for name, value in inputs.items()},
-    )
 
 
 def _twice(x: Value) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmcore.diffusion.inputs import InputError
+from cmcore.diffusion.inputs import NO_LABEL, InputError
 from cmcore.diffusion.precond import Condition, Labels, as_condition
 from cmcore.diffusion.words import Text, Words
 from cmcore.layers.linear import linear
@@ -24,8 +24,20 @@ def provide(encoder: str, captions: Sequence[str], vectors: np.ndarray) -> None:
     _tables[encoder] = (torch.from_numpy(vectors), {caption: number for number, caption in enumerate(captions)})
 
 
+def add(encoder: str, captions: Sequence[str], vectors: np.ndarray) -> None:
+    """Make captions known beside those that are, which keep their numbers; vectors (1 + M, T, D) as of `provide`."""
+    if encoder not in _tables:
+        return provide(encoder, captions, vectors)
+    table, numbers = _tables[encoder]
+    more = {caption: len(table) - 1 + index for index, caption in enumerate(captions)}
+    _tables[encoder] = (torch.cat([table, torch.from_numpy(vectors[1:]).to(table)]), numbers | more)
+    return None
+
+
 def number(encoder: str, caption: str) -> int:
     """The number of a caption; a ValueError where it is not known."""
+    if not caption:
+        return NO_LABEL
     _, numbers = _tables.get(encoder, (None, {}))
     if caption not in numbers:
         raise ValueError(f"prompt: expected one of the {len(numbers)} captions that were encoded, got {caption!r}")

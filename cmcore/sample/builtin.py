@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from cmcore.diffusion.ode import Denoise
-from cmcore.rng import NoiseSource
 from cmcore.sample.guided import GuidedSampler
 
 
@@ -15,5 +12,6 @@ class BuiltIn(GuidedSampler):
 
     learned: bool = True
 
-    def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
-        return self.inner.from_noise(denoiser, x_T, source, labels)
+    def function(self, denoiser: Denoise) -> Denoise:
+        """The denoiser as it is."""
+        return denoiser

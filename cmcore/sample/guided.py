@@ -19,11 +19,13 @@ class GuidedSampler(Sampler):
         s: the scale.
         learned: whether the scale is an input of the model. Any other is evaluated with the labels and without them,
             which counts as two evaluations, as in the papers.
+        negative: a label () or a row of words (L,), in the place of none in the second evaluation.
     """
 
     inner: Sampler
     s: float
     learned: bool = False
+    negative: Tensor | None = None
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -31,7 +33,12 @@ class GuidedSampler(Sampler):
 
     @property
     def nfe(self) -> int:
-        return self.inner.nfe * (1 if self.learned else 2)
+        return self.inner.nfe * self.evaluations
+
+    @property
+    def evaluations(self) -> int:
+        """For each of the inner sampler."""
+        return 1 if self.learned else 2
 
     @property
     def noise_levels(self) -> tuple[float, ...]:
@@ -42,5 +49,8 @@ class GuidedSampler(Sampler):
         return self.inner.sigma_max
 
     def from_noise(self, denoiser: Denoise, x_T: Tensor, source: NoiseSource, labels: Tensor | None = None) -> Tensor:
-        guided = at_scale(denoiser, self.s) if self.learned else Guided(denoiser, self.s)
-        return self.inner.from_noise(guided, x_T, source, labels)
+        return self.inner.from_noise(self.function(denoiser), x_T, source, labels)
+
+    def function(self, denoiser: Denoise) -> Denoise:
+        """The guided denoiser, which the inner sampler evaluates."""
+        return at_scale(denoiser, self.s) if self.learned else Guided(denoiser, self.s, self.negative)

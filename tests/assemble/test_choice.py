@@ -3,7 +3,7 @@
 import pytest
 from tiny import METHODS, make_method
 
-from cmcore.assemble.choice import at_levels, choose
+from cmcore.assemble.choice import at_levels, check_negative, choose
 from cmcore.diffusion.grids import karras_grid
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.methods.base import Method
@@ -86,6 +86,37 @@ def test_other_levels_stay_under_the_guidance():
     moved = at_levels(guided, (20.0, 3.0, 2.0))
     assert isinstance(moved, GuidedSampler)
     assert (moved.s, moved.noise_levels) == (2.0, (20.0, 3.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "s"),
+    [("edm", {}, 2.0), ("rf", {"label_dropout": 0.1}, 0.5), ("imm", {"label_dropout": 0.1}, 2.0)],
+)
+def test_models_that_are_guided_when_sampled_take_a_negative_prompt(name: str, options: dict[str, object], s: float):
+    method = conditional(name, **options)
+    found = choose(method, SAMPLING, guidance=s, labelled=True)
+    assert check_negative(method, found, labelled=True) is found
+    for sampler in (choose(method, SAMPLING, guidance=1.0, labelled=True), None):
+        with pytest.raises(ValueError, match=r"^negative: expected a guidance scale other than 1 beside it"):
+            check_negative(method, sampler, labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "asked", "message"),
+    [
+        ("cd", {"guidance": (1.0, 4.0)}, {"guidance": 2.0}, "the network is told the guidance scale"),
+        ("cd", {"guidance": (1.0, 4.0)}, {}, "the network is told the guidance scale"),
+        ("lcm", {"guidance": (2.0, 2.0)}, {}, r"the guidance scale 2\.0 is part of the weights"),
+        ("dmd2", {"guidance": 2.0}, {}, r"the guidance scale 2\.0 is part of the weights"),
+        ("ect", {}, {}, "the model has learned no guidance"),
+        ("edm", {}, {"labelled": False}, "the network sees no labels"),
+    ],
+)
+def test_models_that_are_not_guided_when_sampled_take_no_negative_prompt(name, options, asked, message):
+    method, asked = conditional(name, **options), {"labelled": True} | asked
+    for sampler in (choose(method, SAMPLING, **asked), None):
+        with pytest.raises(ValueError, match=f"^negative: expected none, as {message}"):
+            check_negative(method, sampler, labelled=asked["labelled"])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from torch.nn.functional import avg_pool2d
 
 from cmcore.assemble import editing
 from cmcore.assemble.results import open_run
+from cmcore.diffusion.guidance import at_scale
+from cmcore.diffusion.inputs import NO_LABEL
 
 RUNS = {
     **PARAMS["runs"],
@@ -19,7 +21,7 @@ RUNS = {
 @pytest.fixture
 def opened(tmp_path):
     def one(name, **changes):
-        store(tmp_path, name, runs=RUNS, **changes)
+        store(tmp_path, name, **{"runs": RUNS, **changes})
         return open_run(name, tmp_path)
 
     return one
@@ -73,7 +75,8 @@ def test_strokes_are_guided_from_below_the_highest_level(opened):
 
 def test_interpolation_ends_at_the_samples_of_the_seeds(opened):
     run = opened("ect")
-    way = editing.interpolate(run, (3, 4), 5)
+    way, nfe = editing.interpolate(run, (3, 4), 5)
+    assert nfe == 1
     for index, seed in ((0, 3), (-1, 4)):
         assert torch.equal(run.to_images(way)[index], run.sample(1, seed=seed)[0])
 
@@ -82,7 +85,48 @@ def test_denoising_is_one_evaluation(opened):
     run, noisy = opened("ect"), images().double()
     level = torch.full((2,), 0.5, dtype=torch.float64)
     with torch.no_grad():
-        assert torch.equal(editing.denoise(run, noisy, 0.5), run.model.denoiser(noisy, level, None))
+        found, nfe = editing.denoise(run, noisy, 0.5)
+        assert torch.equal(found, run.model.denoiser(noisy, level, None))
+    assert nfe == 1
+
+
+@pytest.mark.parametrize("away", [None, 2])
+def test_every_evaluation_of_an_edit_is_guided(opened, away: int | None):
+    """By the formula in one step; in several it counts, and what is known stays known."""
+    run, noisy, labels = opened("edm", classes=3, conditional=True), images().double(), torch.tensor([0, 1])
+    guided = run.sampler(guidance=1.7)
+    guided = guided if away is None else run.away_from(guided, away)
+    known, many = editing.known_part("super-resolution", images(), factor=2, resolution=8), {"steps": 9, "seed": 1}
+    with torch.no_grad():
+        level = torch.full((2,), 0.5, dtype=torch.float64)
+        told, none = (
+            run.model.denoiser(noisy, level, y) for y in (labels, torch.full((2,), NO_LABEL if away is None else away))
+        )
+        found, nfe = editing.denoise(run, noisy, 0.5, labels, guided)
+        torch.testing.assert_close(found, none + 1.7 * (told - none), rtol=0, atol=1e-5)
+    assert nfe == 2
+    x, nfe = editing.restore(run, known, range(2), labels=labels, sampler=guided, **many)
+    plain, once = editing.restore(run, known, range(2), labels=labels, **many)
+    assert (nfe, once) == (18, 9)
+    assert known.error(x) < 1e-12
+    assert (x - plain).abs().max() > 1e-3
+    painted, nfe = editing.stroke(run, images(), labels=labels, sampler=guided, **many)
+    plain, once = editing.stroke(run, images(), labels=labels, **many)
+    assert (nfe, once) == (18, 9)
+    assert (painted - plain).abs().max() > 1e-3
+
+
+def test_a_student_edits_at_the_scale_that_it_is_told(opened):
+    options = {"guidance": [1, 3], "distance": "l2"}
+    runs = {"cd": {"method": "cd", "init": "edm", "teacher": "edm", "options": options}}
+    runs["edm"] = {**RUNS["edm"], "options": {"label_dropout": 0.1}}
+    run, noisy, labels = opened("cd", classes=3, conditional=True, runs=runs), images().double(), torch.tensor([0, 1])
+    level = torch.full((2,), 0.5, dtype=torch.float64)
+    with torch.no_grad():
+        found, nfe = editing.denoise(run, noisy, 0.5, labels, run.sampler(guidance=2.5))
+        assert torch.equal(found, at_scale(run.model.denoiser, 2.5)(noisy, level, labels))
+        assert not torch.equal(found, editing.denoise(run, noisy, 0.5, labels)[0])
+    assert nfe == 1
 
 
 @pytest.mark.parametrize(

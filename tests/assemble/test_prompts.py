@@ -24,6 +24,7 @@ from cmcore.diffusion.inputs import NO_LABEL
 from cmcore.errors import DataError
 from cmcore.pipeline.sizes import check_data, count_parameters
 from cmcore.rng import Draws
+from cmcore.sample.base import Sampler
 from cmcore.tensors import to_float
 
 
@@ -101,6 +102,78 @@ def test_the_command_takes_prompts_in_turn(tmp_path: Path, monkeypatch: pytest.M
     store(tmp_path, "ect")
     assert call("sample", "ect", "-n", "1", "--prompt", "a cat", "--out", "a.npz") != 0
     assert "--prompt: expected none, as the network reads no captions" in capsys.readouterr().err
+
+
+def test_samples_are_led_away_from_a_negative_prompt(tmp_path: Path):
+    """In one step of the Euler method the image is D at sigma_max, so the formula can be read off it."""
+    store_reader(tmp_path)
+    run, told = open_run("edm", tmp_path), ["a red circle"] * 2
+    sampler = run.sampler(2, solver="euler", guidance=1.7)
+
+    def images(sampler: Sampler, caption: str = told[0]) -> torch.Tensor:
+        opened = replace(run, to_images=torch.clone)
+        return opened.sample(2, sampler=sampler, labels=[caption] * 2, seed=3)
+
+    plain, other = (images(run.sampler(1, solver="euler_linear", guidance=1.0), c) for c in (told[0], "a blue square"))
+    away = images(run.away_from(run.sampler(1, solver="euler_linear", guidance=1.7), "a blue square"))
+    torch.testing.assert_close(away, other + 1.7 * (plain - other), rtol=0, atol=1e-4)
+    assert (plain - other).abs().max() > 1e-2
+    assert torch.equal(images(run.away_from(sampler, "")), images(sampler))
+    assert (images(run.away_from(sampler, "blue")) - images(sampler)).abs().max() > 1e-2
+
+
+def test_samples_are_led_away_from_a_class(tmp_path: Path):
+    store(tmp_path, "edm", classes=3, conditional=True)
+    run = replace(open_run("edm", tmp_path), to_images=torch.clone)
+    plain = run.sampler(1, solver="euler_linear")
+    away = run.away_from(run.sampler(1, solver="euler_linear", guidance=1.7), 2)
+    one, two, found = (
+        run.sample(1, sampler=sampler, labels=[k], seed=3) for sampler, k in ((plain, 1), (plain, 2), (away, 1))
+    )
+    torch.testing.assert_close(found, two + 1.7 * (one - two), rtol=0, atol=1e-4)
+    for wrong, said in ((3, "expected 1 classes from 0 to 2, got"), ("cat", "expected class labels, as the network")):
+        with pytest.raises(ValueError, match=f"^negative: {said}"):
+            run.away_from(away, wrong)
+
+
+def test_the_command_takes_a_negative_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    (tmp_path / "dvc.yaml").touch()
+    store_reader(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            main(("sample", *words, "-n", "2", "--out", "a.npz"))
+        return end.value.code if isinstance(end.value.code, int) else -1
+
+    told = ("edm", "--prompt", "a red circle")
+    made = []
+    for more in ((), ("--negative", ""), ("--negative", "a blue square"), ("--guidance", "1")):
+        assert call(*told, *more) == 0
+        with np.load("a.npz") as found:
+            made.append(found["images"])
+    assert np.array_equal(made[0], made[1])
+    assert len({images.tobytes() for images in made}) == 3
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("2 images of edm")]
+    assert "heun, guidance 2.0, NFE 10" in said[0]
+    assert "heun, guidance 2.0 away from 'a blue square', NFE 10" in said[2]
+    (tmp_path / "a.npz").unlink()
+    for words, message in (
+        ((*told, "--negative", "a cat"), "expected words of the captions that were learned"),
+        ((*told, "--negative", "a", "--guidance", "1"), "expected a guidance scale other than 1 beside it"),
+        (("ect", "--negative", "a"), "expected none, as the model has learned no guidance"),
+    ):
+        if words[0] == "ect":
+            store(tmp_path, "ect", classes=3, conditional=True)
+        assert call(*words) == 1
+        assert capsys.readouterr().err.startswith(f"cmlab sample: --negative: {message}")
+    assert not (tmp_path / "a.npz").exists()
+    store(tmp_path, "edm", classes=3, conditional=True)
+    assert call("edm", "--labels", "0", "--guidance", "2", "--negative", "1") == 0
+    with np.load("a.npz") as found:
+        run = open_run("edm", tmp_path)
+        expected = run.sample(2, sampler=run.away_from(run.sampler(guidance=2.0), 1), labels=[0, 0])
+        assert np.array_equal(found["images"], expected)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 import yaml
 from killed import killed_at
 from latent_models import FILES, TINY, write_model
+from stored import store
 from text_models import WIDTH, write_clip
 from tiny_runs import SILENT
 
@@ -244,6 +245,61 @@ def test_prompts_want_the_encoder_of_the_run(places: Places, tmp_path: Path, cap
             main(("sample", "edm", "-n", "1", "--out", "a.npz", "--prompt", "a cat"))
     assert end.value.code == 2
     assert "data.text.path: expected the encoder of edm, " in capsys.readouterr().err
+
+
+def test_a_negative_prompt_is_encoded_beside_the_captions_of_the_data(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Samples without prompts keep their captions, and are what the vectors of the encoder make of them."""
+    shutil.copytree(places.data, tmp_path / "outputs/tiny/data")
+    params = _params(places)
+    sections = {key: params[key] for key in ("data", "net", "conditional", "runs")}
+    for name in ("edm", "lcm"):
+        store(tmp_path, name, shape=ModelShape.of(open_data(places.data), "words"), **sections)
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def images(run: str, *words: str) -> np.ndarray:
+        with pytest.raises(SystemExit) as end:
+            main(("sample", run, "-n", "2", "--guidance", "2", "--out", "a.npz", *words))
+        assert end.value.code in (0, None)
+        with np.load("a.npz") as found:
+            assert np.array_equal(found["labels"], told) or "--prompt" in words
+            return found["images"]
+
+    run, negative = open_run("edm", tmp_path), "a violet zebra"
+    drawn, (captions, vectors) = run.labels(2), read_text(places.data) or ([], np.zeros(0))
+    assert drawn is not None
+    told = drawn.numpy()
+    made = images("edm", "--negative", negative)
+    assert np.array_equal(images("edm", "--negative", ""), images("edm"))
+    prompts = [word for (k,) in told.tolist() for word in ("--prompt", captions[k])]
+    assert np.abs(made.astype(int) - images("edm", *prompts, "--negative", negative)).max() <= 1
+    text = run.model.shape.text
+    assert text is not None
+    number = len(captions)  # the first after those of the data
+    tables.provide(text.encoder, [*captions, negative], np.concatenate([vectors, places.encoder().encode([negative])]))
+    assert (tables.number(text.encoder, negative), tables.number(text.encoder, "")) == (number, NO_LABEL)
+    expected = run.sample(2, sampler=run.away_from(run.sampler(guidance=2.0), negative))
+    assert np.abs(made.astype(int) - expected.numpy()).max() <= 1
+    assert np.abs(made.astype(int) - images("edm")).max() > 9
+    assert np.abs(made.astype(int) - images("edm", "--prompt", "a", "--negative", negative)).max() > 9
+    monkeypatch.setattr("cmcore.commands.sample.load_text_encoder", None)  # it is not read for what is refused
+    with pytest.raises(SystemExit) as end:
+        main(("sample", "lcm", "-n", "1", "--out", "b.npz", "--negative", negative))
+    assert end.value.code == 1
+    assert "--negative: expected none, as the network is told the guidance scale" in capsys.readouterr().err
+
+
+def test_a_negative_prompt_wants_the_encoder_of_the_parameters(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A weight file alone does not say where its encoder is."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(("sample", str(places.trained("edm")), "-n", "1", "--guidance", "2", "--out", "a.npz", "--negative", "a"))
+    assert end.value.code == 2
+    assert "data.text: expected the text encoder of edm, as prompts are encoded by it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", list(TINY))

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
-from stored import store
+from stored import PARAMS, store
 
 from cmcore.assemble.models import ModelShape
 from cmcore.commands.app import main
@@ -125,6 +126,53 @@ def test_images_of_a_conditional_model_are_of_one_class(tmp_path, monkeypatch, c
     capsys.readouterr()
     assert call(*words, "--label", "3") == 1
     assert capsys.readouterr().err.startswith("cmlab edit: --label: expected a class from 0 to 2, got 3")
+
+
+def test_edits_are_guided_away_from_a_class(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dvc.yaml").touch()
+    store(tmp_path, "edm", classes=3, conditional=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "in.png")
+    monkeypatch.chdir(tmp_path)
+    for task, nfe in (
+        (("stroke", "--image", "in.png", "--steps", "9"), 9),
+        (("denoise", "--image", "in.png", "--sigma", "2"), 1),
+        (("super-resolution", "--image", "in.png", "--steps", "9"), 9),
+        (("interpolate",), 5),
+    ):
+        words, made = ("edit", "edm", "--label", "0", "--task", *task), []
+        for more, twice in (((), 1), (("--guidance", "2"), 2), (("--guidance", "2", "--negative", "1"), 2)):
+            assert call(*words, *more) == 0
+            made.append(pixels(tmp_path / "edited.png").tobytes())
+            assert f"NFE {twice * nfe}, " in capsys.readouterr().out
+        assert len(set(made)) == 3, task
+    (tmp_path / "edited.png").unlink()
+    for more, message in (
+        (("--negative", "1"), "--negative: expected a guidance scale other than 1 beside it"),
+        (("--negative", "3", "--guidance", "2"), "--negative: expected 1 classes from 0 to 2, got [3]"),
+        (("--negative", "a cat", "--guidance", "2"), "--negative: expected class labels, as the network reads no"),
+        (("--guidance", "-1"), "--guidance: expected a scale from 0.0 to inf, got -1.0"),
+    ):
+        assert call("edit", "edm", "--task", "stroke", "--image", "in.png", *more) == 1
+        assert capsys.readouterr().err.startswith(f"cmlab edit: {message}")
+    assert not (tmp_path / "edited.png").exists()
+
+
+def test_a_negative_prompt_changes_what_becomes_of_an_image_in_latents(latents, monkeypatch, capsys):
+    monkeypatch.chdir(latents)
+    shape = ModelShape.of(open_data(latents / "outputs/tiny/data"), "words")
+    params = yaml.safe_load((latents / "params.yaml").read_text())
+    same = {key: params[key] for key in ("data", "net", "conditional")}
+    edm = {**PARAMS["runs"]["edm"], "options": {"label_dropout": 0.1}}
+    store(latents, "edm", shape=shape, runs={**PARAMS["runs"], "edm": edm}, **same)
+    words = ("edit", "edm", "--task", "stroke", "--image", "in.png", "--prompt", "a red circle", "--guidance", "2")
+    made = []
+    for more in ((), ("--negative", ""), ("--negative", "a blue square")):
+        assert call(*words, *more) == 0
+        made.append(pixels(latents / "edited.png").tobytes())
+    assert made[0] == made[1] != made[2]
+    capsys.readouterr()
+    assert call("edit", "ect", *words[2:-2], "--negative", "a blue square") == 1
+    assert "--negative: expected none, as the model has learned no guidance" in capsys.readouterr().err
 
 
 def test_a_gallery_has_figure_errors_and_provenance(project, capsys):

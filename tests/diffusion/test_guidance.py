@@ -67,6 +67,36 @@ def test_the_guided_velocity_follows_the_sharpened_density(point):
     torch.testing.assert_close(velocity, -sigma[:, None] * score)
 
 
+@pytest.mark.parametrize("s", [0.0, 0.4, 1.0, 1.7, 3.0])
+def test_guidance_away_from_a_class_is_the_exact_denoiser_of_a_moved_one(point, s: float):
+    """D of a normal class is affine in its mean, so D_1 + s (D_0 - D_1) is that of the mean m_1 + s (m_0 - m_1)."""
+    x, sigma, _ = point
+    mean = MEANS[1] + s * (MEANS[0] - MEANS[1])
+    found = Guided(denoiser, s, torch.tensor(1))(x, sigma, torch.zeros(8, dtype=torch.int64))
+    torch.testing.assert_close(found, Gaussian(mean, STD).denoise(x, sigma))
+
+
+def test_a_negative_label_counts_where_it_is_another(point):
+    x, sigma, labels = point
+    plain, no_label = denoiser(x, sigma, labels), Guided(denoiser, 1.7)(x, sigma, labels)
+    assert torch.equal(Guided(denoiser, 1.0, torch.tensor(1))(x, sigma, labels), plain)
+    assert torch.equal(Guided(denoiser, 1.7, torch.tensor(NO_LABEL))(x, sigma, labels), no_label)
+    away = Guided(denoiser, 1.7, torch.tensor(1))(x, sigma, labels)
+    assert torch.equal(away[1::2], plain[1::2])  # its own label is no other
+    assert ((away - no_label)[::2].abs() > 1e-3).all()
+
+
+def test_a_negative_caption_is_that_of_every_image():
+    seen: list[Condition] = []
+    told, negative = torch.tensor([[4, 5], [6, NO_LABEL]]), torch.tensor([7, 8])
+    Guided(lambda x, level, labels: seen.append(as_condition(labels)) or x, 1.5, negative)(
+        torch.zeros(2, 3), torch.ones(2), told
+    )
+    (one,) = seen
+    assert one.labels is not None
+    assert one.labels.tolist() == [[4, 5], [6, NO_LABEL], [7, 8], [7, 8]]
+
+
 def test_all_images_with_and_without_labels_are_one_pass():
     seen: list[Condition] = []
 

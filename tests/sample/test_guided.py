@@ -16,10 +16,14 @@ from cmcore.sample.solvers import DPMSolverPP2M, Euler, Heun
 
 GRID = with_zero(karras_grid(200, 0.002, 40.0))
 SHAPE, LABELS, MEAN, STD = (1, 2, 2), torch.tensor([0, 0, 0]), 0.3, 0.5
+OTHER = -0.2  # the mean under another label, 1
 
 
 class Model:
-    """N(MEAN, STD^2) under the label, N(0, STD^2) without: guided with s it is N(s MEAN, STD^2) exactly."""
+    """N(MEAN, STD^2) under the label 0, N(0, STD^2) without: guided with s it is N(s MEAN, STD^2) exactly.
+
+    Away from the label 1 it is N(OTHER + s (MEAN - OTHER), STD^2).
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, Tensor | None]] = []
@@ -28,18 +32,22 @@ class Model:
         condition = as_condition(labels)
         assert condition.labels is not None
         self.calls.append((len(x), condition.inputs.get("guidance")))
-        mean = torch.where(condition.labels == NO_LABEL, 0.0, MEAN)[:, None, None, None]
+        mean = torch.tensor([MEAN, OTHER, 0.0])[condition.labels][:, None, None, None]  # the last of NO_LABEL = -1
         return Gaussian(mean, STD).denoise(x, sigma)
 
 
 @pytest.mark.parametrize(("solver", "tolerance"), [(Euler, 2e-2), (Heun, 2e-3), (DPMSolverPP2M, 2e-3)])
 @pytest.mark.parametrize("s", [0.0, 1.0, 1.4, 3.0])
-def test_every_solver_ends_where_the_guided_flow_does(solver: type[Euler], tolerance: float, s: float):
-    model, sampler = Model(), GuidedSampler(solver(GRID), s)
+@pytest.mark.parametrize(("negative", "away"), [(None, 0.0), (NO_LABEL, 0.0), (1, OTHER)])
+def test_every_solver_ends_where_the_guided_flow_does(
+    solver: type[Euler], tolerance: float, s: float, negative: int | None, away: float
+):
+    told = None if negative is None else torch.tensor(negative)
+    model, sampler = Model(), GuidedSampler(solver(GRID), s, negative=told)
     images = sampler(model, SHAPE, NoiseSource(1, range(3)), LABELS)
     x_T = sampler.sigma_max * NoiseSource(1, range(3)).normal(SHAPE)
     levels = torch.full((3,), sampler.sigma_max, dtype=torch.float64)
-    exact = Gaussian(s * MEAN, STD).flow(x_T, levels, torch.zeros_like(levels))
+    exact = Gaussian(away + s * (MEAN - away), STD).flow(x_T, levels, torch.zeros_like(levels))
     torch.testing.assert_close(images, exact, rtol=0, atol=tolerance)
 
 

@@ -11,6 +11,7 @@ from cmcore.commands.line.call import EMA, MODEL, Call, Device, show
 ToyData = Literal["mixture", "checkerboard", "spirals", "all"]
 ExportKind = Literal["diffusers", "onnx", "torch", "peft"]
 EditTask = Literal["inpaint", "colourise", "super-resolution", "stroke", "denoise", "interpolate"]
+NEGATIVE = "A caption, or the number of a class, that guidance leads away from; by default none."
 app = typer.Typer()
 
 
@@ -34,7 +35,9 @@ def sample(
     solver: Annotated[
         str, typer.Option(help="Of a diffusion model: euler, euler_linear, heun, heun_churn, dpmpp_2m or dpmpp_2s.")
     ] = "",
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance, 1 for none; by default the run's.")
+    ] = None,
     labels: Annotated[
         str, typer.Option(metavar="K1,K2,..", help="Classes, in turn; by default each is drawn at random.")
     ] = "",
@@ -42,6 +45,7 @@ def sample(
         list[str] | None,
         typer.Option(help="A caption, of a network that reads them; several in turn, by default those of the data."),
     ] = None,
+    negative: Annotated[str | None, typer.Option(help=NEGATIVE)] = None,
     seed: Annotated[int, typer.Option(help="Of the noise: the same gives the same images.")] = 0,
     ema: Annotated[str, typer.Option(help=EMA)] = "",
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is some.")] = "auto",
@@ -59,6 +63,7 @@ def sample(
       cmlab sample ect --steps 2 --count 64 --seed 0 --out grid.png
       cmlab sample edm --solver dpmpp_2m --steps 10 --out images
       cmlab sample cifar10/ect --levels 5.4,0.8 --out images.npz
+      cmlab sample edm --prompt "a red circle" --negative "a blue square" --guidance 2
       cmlab sample outputs/digits/runs/ect/snapshots/000100096.safetensors
     """
     from cmcore.commands.sample import sample as draw
@@ -68,8 +73,8 @@ def sample(
         [
             draw(
                 what, Path.cwd(), start, out=out, count=count, steps=steps, levels=levels, solver=solver,
-                guidance=guidance, labels=labels, prompts=prompt or [], seed=seed, ema=ema, device=device, batch=batch,
-                columns=columns, method=method,
+                guidance=guidance, labels=labels, prompts=prompt or [], negative=negative, seed=seed, ema=ema,
+                device=device, batch=batch, columns=columns, method=method,
             )
         ]
     )  # fmt: skip
@@ -114,6 +119,11 @@ def edit(
     prompt: Annotated[
         list[str] | None, typer.Option(help="A caption, of a network that reads them; several take turns.")
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance; by default none, and of interpolate the run's."),
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help=NEGATIVE)] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; interpolate goes to the next.")] = 0,
     ema: Annotated[str, typer.Option(help=EMA)] = "",
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is some.")] = "auto",
@@ -138,8 +148,8 @@ def edit(
     show(
         change(
             what, Path.cwd(), start, task=task, image=image, mask=mask, factor=factor, sigma=sigma, out=out,
-            count=count, steps=steps, label=label, prompts=prompt or [], seed=seed, ema=ema, device=device,
-            method=method,
+            count=count, steps=steps, label=label, prompts=prompt or [], guidance=guidance, negative=negative,
+            seed=seed, ema=ema, device=device, method=method,
         )
     )  # fmt: skip
 
