@@ -80,6 +80,12 @@ class Draws:
         draw = torch.rand((self.batch, *shape), generator=self._generator(stream), device=self.device, dtype=dtype)
         return draw[self.rows]
 
+    def batches(self, shape: Sequence[int], count: int, *, stream: str) -> Iterator[Tensor]:
+        """`count` batches (batch, *shape) of standard normal numbers, whole whatever the rows: of no training image."""
+        source = self._generator(stream)
+        for _ in range(count):
+            yield torch.randn((self.batch, *shape), generator=source, device=self.device)
+
     @contextmanager
     def dropout(self) -> Iterator[None]:
         """Make dropout inside this context draw one fixed mask per layer, whatever device the step runs on.

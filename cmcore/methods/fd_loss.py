@@ -16,7 +16,7 @@ from cmcore.diffusion.precond import as_condition
 from cmcore.diffusion.settings import DiffusionConfig
 from cmcore.layers.classifier import shipped_classifier, shipped_moments, shipped_workload
 from cmcore.methods.base import Batch, LossOut, Method, Nets, Network, Progress, Traits
-from cmcore.rng import Draws, generator
+from cmcore.rng import Draws
 from cmcore.sample.base import Sampler
 from cmcore.sample.presets import few_step_sampler
 from cmcore.sample.settings import Sampling
@@ -110,13 +110,9 @@ class FDLoss(Method):
     @torch.no_grad()
     def population(self, nets: Nets, batch: Batch, draws: Draws) -> Frechet:
         """The distance of images drawn for this step alone, the same ones on every worker."""
-        source = generator(draws.seed, f"{draws.prefix}population", draws.images, device=draws.device)
-        rows, shape = [], (draws.batch, *batch.x.shape[1:])
+        noise = draws.batches(batch.x.shape[1:], self.config.batches, stream="population")
         with draws.dropout():
-            for _ in range(self.config.batches):
-                n = torch.randn(shape, generator=source, device=draws.device)
-                rows.append(features(nets, self.generated(nets, n)))
-        f = torch.cat(rows)
+            f = torch.cat([features(nets, self.generated(nets, n)) for n in noise])
         mean = f.mean(0)
         centred = f - mean
         real_mean, real_root = (tensor.to(f.device) for tensor in self.real)
