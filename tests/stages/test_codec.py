@@ -92,7 +92,8 @@ def test_a_run_is_sampled_as_images_from_python_and_is_not_colourised(project: P
     with pytest.raises(CommandError, match="makes latents"):
         edit_command(
             "ect", project, project, task="colourise", image=None, mask=None, factor=None, sigma=0.0,
-            out=Path("x.png"), count=1, steps=0, label=None, prompts=(), seed=0, ema="", device="cpu", method="",
+            out=Path("x.png"), count=1, steps=0, label=None, prompts=(), guidance=None, negative=None, seed=0, ema="",
+            device="cpu", method="",
         )  # fmt: skip
     assert json.loads(Path("outputs/tiny/edits/edits.json").read_text(encoding="utf-8"))["errors"] == {}
 
