@@ -69,10 +69,14 @@ def attach(net: nn.Module, rank: int, alpha: float, targets: str = ALL) -> None:
 
 
 def detach(net: nn.Module) -> None:
-    """Make plain weights of those with adapters, in place."""
+    """Make plain weights of those with adapters, in place. A network that this one was copied from keeps its own."""
     for module in list(net.modules()):
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
+            weight = module.weight.detach()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            # torch's `remove_parametrizations` takes the weight from the class, which a module shares with its copies.
+            module.__class__ = type(module).__bases__[0]
+            del module.parametrizations
+            module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))  # as `attach` left it
 
 
 def is_adapted(net: nn.Module) -> bool:

@@ -1,5 +1,7 @@
 """Low-rank adapters: of every network, to the bit where they change nothing, and in the direction of the gradient."""
 
+import copy
+
 import pytest
 import torch
 from duals import jvp
@@ -62,6 +64,19 @@ def test_a_new_adapter_changes_nothing_and_a_merged_one_is_the_same_to_the_last_
     assert not is_adapted(net)
     assert torch.equal(net(x, c), changed)
     assert net.state_dict().keys() == plain.keys()
+
+
+@every_net
+def test_a_copy_is_detached_alone(kind, fields):
+    net, (x, c) = make(kind, fields), inputs()
+    attach(net, rank=2, alpha=4.0)
+    expected = shaken(net)(x, c)
+    for _ in range(2):  # a preview of a run that goes on
+        seen = copy.deepcopy(net)
+        detach(seen)
+        assert torch.equal(seen(x, c), expected)
+        assert is_adapted(net)
+        assert torch.equal(net(x, c), expected)
 
 
 @every_net
