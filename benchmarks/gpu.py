@@ -167,7 +167,7 @@ def step(place: Place, net: str, name: str, **train: Any) -> dict[str, Any]:
     small = replace(case, batch=2, device=torch.device("cpu"), train={"precision": "fp32"})
     with Meter() as meter:  # a compiled step cannot be counted; operations are in proportion to the batch
         training(small, name)()
-    flops = sum(meter.flops.values()) * case.batch / 2
+    flops = sum(meter.flops.values()) * case.batch / small.batch
     held = torch.cuda.memory_allocated() if place.device.type == "cuda" else 0
     job = training(case, name)
     for _ in range(3):

@@ -166,10 +166,9 @@ def html_table(table: Table) -> str:
 
 
 def _class(table: Table, index: int, kind: str = "") -> str:
-    names = " ".join(
-        name for name in ("n" if numeric(table, index) else kind, "minor" if table.columns[index].minor else "") if name
-    )
-    return f' class="{names}"' if names else ""
+    names = (kind or ("n" if numeric(table, index) else ""), "minor" if table.columns[index].minor else "")
+    shown = " ".join(name for name in names if name)
+    return f' class="{shown}"' if shown else ""
 
 
 def _html_cell(table: Table, index: int, cell: Cell) -> str:
@@ -179,8 +178,7 @@ def _html_cell(table: Table, index: int, cell: Cell) -> str:
     elif cell.best_of_group:
         text = f"<em>{text}</em>"
     name = "th scope=row" if index == 0 else "td"
-    wide = "w" if len(cell.text) > 24 else ""
-    kind = _class(table, index, wide) if len(cell.text) <= 24 or cell.value is not None else ' class="w"'
+    kind = _class(table, index, "w" if len(cell.text) > 24 and cell.value is None else "")
     data = f' data-v="{cell.value:.6g}"' if cell.value is not None else ""
     data += f' data-source="{html.escape(plain(cell.source))}"' if cell.source else ""
     return f"<{name}{kind}{data}>{text}</{name.split()[0]}>"
