@@ -166,7 +166,8 @@ def reasons(choice: Choice) -> dict[str, str]:
         if "P_mean" in run.get("options", ()):
             moved = f", moved by {shift}: the logarithm of sigma_data / 0.5"
             moved += " and of the side / 64" if choice.resolution > 64 else ""
-            why[f"runs.{name}.options"] = f"P_mean as in the paper{moved if shift else ''}; the others for short runs"
+            others = "; the others for short runs" if {*run["options"]} - {"P_mean", "end_mean"} else ""
+            why[f"runs.{name}.options"] = f"levels as in the paper{moved if shift else ''}{others}"
         else:
             why[f"runs.{name}.options"] = "for short runs; options that are not here have the paper's values"
         share = "its own share of the time" if "images" in run.get("train", ()) else ""

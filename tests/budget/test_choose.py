@@ -333,6 +333,14 @@ def test_levels_are_the_papers_for_their_data():
     assert level_shift(0.5, 128) == round(math.log(2), 2)
 
 
+@pytest.mark.parametrize("method", book().methods)
+def test_levels_of_every_method_move_with_the_data(method):
+    config = plugins.load("cmcore.methods", method).Config()
+    for name in ("P_mean", "end_mean"):
+        if hasattr(config, name):
+            assert book().methods[method].options[name] == {"level": getattr(config, name)}
+
+
 def test_this_machine_has_something():
     host = this_host()
     assert host.cores >= 1
