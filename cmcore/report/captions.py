@@ -56,8 +56,10 @@ def commit(code: str) -> str:
 
 
 def start(facts: RunFacts) -> str:
-    """The run that a run starts from, "random", or that it was not trained here: of such weights no image was seen."""
-    return facts.init if facts.images or facts.method == FOREIGN else "a weight file"
+    """The run that a run starts from, or "random"; of weights that saw no image here, what they come from instead."""
+    if facts.images or facts.method == FOREIGN:
+        return facts.init
+    return "a weight file" if facts.init == "random" else f"{facts.init}, with an adapter"
 
 
 def is_ranked(run: RunReport) -> bool:

@@ -76,6 +76,13 @@ def test_weights_that_others_trained_start_from_nothing_of_ours(workload: Callab
     assert [row[place].text for row in table.rows] == ["edm", "a weight file"]
 
 
+def test_a_run_that_is_another_with_an_adapter_says_so(workload: Callable[..., Inputs]) -> None:
+    inputs = workload()
+    path = inputs.metrics / "ect.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": 0}))
+    assert cell(comparison(read_runs(inputs)), "init", "ect", 1).text == "edm, with an adapter"
+
+
 def test_the_best_is_marked_overall_and_at_each_nfe(ours: Table) -> None:
     assert cell(ours, "fd", "edm", 35).best
     assert cell(ours, "recall", "edm", 35).best
