@@ -10,6 +10,7 @@ from cmcore.report.plots import WIDTH, canvas, style
 from cmcore.report.readers import Images
 
 WIDE = 7.5  # inches of a figure with several blocks
+NOTE = 0.15  # inches of a line below the images
 
 
 def bands(
@@ -19,6 +20,7 @@ def bands(
     *,
     left: float = 1.15,
     wide: bool = False,
+    notes: Sequence[str] = (),
 ) -> Figure | None:
     """Rows of images under one another, each with a label at its left; None without rows.
 
@@ -28,6 +30,7 @@ def bands(
         heads: what stands above the blocks.
         left: inches for the labels.
         wide: whether the figure is wider than a column of text.
+        notes: lines below the images.
     """
     if not rows:
         return None
@@ -36,12 +39,12 @@ def bands(
     width = max(band.shape[1] for line in drawn for band in line if band is not None)
     lines = [_line(line, width) for line in drawn]
     picture = np.concatenate(lines)
-    inches, top = WIDE if wide else WIDTH, 0.22 if heads else 0.05
+    inches, top, bottom = WIDE if wide else WIDTH, 0.22 if heads else 0.05, 0.05 + NOTE * len(notes)
     tall = (inches - left) * picture.shape[0] / picture.shape[1]
     with style():
-        figure = Figure(figsize=(inches, tall + 0.05 + top))
-        height = tall + 0.05 + top
-        axes = figure.add_axes((left / inches, 0.05 / height, 1 - left / inches - 0.005, tall / height))
+        height = tall + bottom + top
+        figure = Figure(figsize=(inches, height))
+        axes = figure.add_axes((left / inches, bottom / height, 1 - left / inches - 0.005, tall / height))
         axes.imshow(picture, interpolation="nearest", aspect="auto")
         axes.set_axis_off()
         tops = np.cumsum([0, *(line.shape[0] for line in lines)])
@@ -52,6 +55,9 @@ def bands(
         for place, head in enumerate(heads):
             spot = (place * block, 0)
             axes.annotate(head, spot, (0, 3), textcoords="offset points", va="bottom", fontsize=8, weight="bold")
+        for place, note in enumerate(notes):
+            at = (bottom - 0.05 - NOTE * place) / height
+            figure.text(left / inches, at, note, va="top", fontsize=8, parse_math=False)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 
 from cmcore.evaluate.records import MetricRecord, ReferenceFacts, RunFacts
 from cmcore.numbers import rounded
@@ -42,6 +43,7 @@ MEASURES = (  # of the second table
 )
 
 
+LINE = 90  # characters of a caption
 FOREIGN = "foreign samples"  # the method of what no run here has drawn
 
 
@@ -85,6 +87,12 @@ def run_title(run: RunReport) -> str:
     """A run's name for figures: the method's name where the run is called after it."""
     name = run.facts.run
     return title(run.facts.method) if name == run.facts.method else titles(of="run_titles").get(name, name)
+
+
+def prompts(runs: Sequence[RunReport], most: int) -> tuple[str, ...]:
+    """The captions of the first samples, shortened to a line, where all runs were told the same; () otherwise."""
+    told = {run.told[:most] for run in runs if run.samples}
+    return tuple(shorten(text, LINE, placeholder=" ...") for text in told.pop()) if len(told) == 1 else ()
 
 
 def metric_title(key: str) -> str:

@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cmcore.evaluate.records import Provenance
 from cmcore.report.bands import WIDE, bands
-from cmcore.report.captions import run_title
+from cmcore.report.captions import prompts, run_title
 from cmcore.report.headline import FEW
 from cmcore.report.plots import WIDTH, colour, plain_log, style, thousands
 from cmcore.report.readers import Images, RunReport
@@ -20,7 +20,8 @@ MORE = "more"
 def samples(runs: Sequence[RunReport], columns: int = 5) -> Figure | None:
     """A row per run, a block of images per number of function evaluations; every block shows the same noise.
 
-    The teacher's end points come first. Of more than four evaluations, each run shows its best row.
+    The teacher's end points come first. Of more than four evaluations, each run shows its best row. Captions that the
+    runs were told stand below, in the order of the images.
     """
     endpoints = next((run.endpoints for run in runs if run.endpoints is not None), None)
     shown = [(run_title(run), blocks) for run in runs if (blocks := _blocks(run))]
@@ -28,7 +29,8 @@ def samples(runs: Sequence[RunReport], columns: int = 5) -> Figure | None:
     rows = [(label, tuple(blocks.get(head) for head in heads)) for label, blocks in shown]
     if endpoints is not None:
         rows.insert(0, ("teacher's ODE", (*[None] * (len(heads) - 1), endpoints)))
-    return bands(rows, columns, heads, wide=True)
+    notes = [f"{place}  {text}" for place, text in enumerate(prompts(runs, columns), 1)]
+    return bands(rows, columns, heads, wide=True, notes=notes)
 
 
 def _blocks(run: RunReport) -> dict[str, Images]:

@@ -12,6 +12,7 @@ from cmcore.report.captions import run_title
 from cmcore.report.readers import Images, RunReport
 
 COUNTS = (64, 32, 16, 8)  # images of a strip
+SHOWN = 8  # of them at first
 MARKUP = 450  # bytes of a strip on the page beside its picture, at most, where titles are not much longer than ours
 
 
@@ -25,7 +26,7 @@ class Strip:
     label: str
     source: str
     count: int
-    shown: int = 8
+    shown: int = SHOWN
 
     @property
     def alt(self) -> str:
@@ -52,7 +53,7 @@ def strips(runs: Sequence[RunReport], room: int) -> tuple[Strip, ...]:
         if sum(len(uri(data)) + MARKUP for data, _ in found) <= room:
             break
     return tuple(
-        Strip(run=run, title=title, nfe=nfe, label=label, source=uri(data), count=count, shown=min(8, count))
+        Strip(run=run, title=title, nfe=nfe, label=label, source=uri(data), count=count, shown=min(SHOWN, count))
         for (run, title, nfe, label, _), (data, count) in zip(rows, found, strict=True)
     )
 

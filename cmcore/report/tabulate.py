@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from cmcore.evaluate.records import MetricRecord
 from cmcore.report import curves, figures
-from cmcore.report.captions import commit, title
+from cmcore.report.captions import commit, prompts, title
 from cmcore.report.cells import DASH, Cell, Column, Table
 from cmcore.report.editing import editing_section
 from cmcore.report.foreign import comparable, read_foreign, sets
@@ -22,7 +22,7 @@ from cmcore.report.published import DATASETS, Number, published
 from cmcore.report.published_tables import compact, complete
 from cmcore.report.readers import Inputs, RunReport, read_reference, read_runs
 from cmcore.report.sounds import sounds
-from cmcore.report.strips import Strip, strips
+from cmcore.report.strips import SHOWN, Strip, strips
 from cmcore.report.tables import beside, by_training_seed, comparison, differences, measures
 
 # name of the file: caption, description for those who cannot see it, whether it takes the whole width
@@ -131,12 +131,14 @@ def tabulate(inputs: Inputs, out: Path, extra: Sequence[Section] = ()) -> Writte
     kept = tuple(picture for picture in pictures if picture.path.stem not in INTERACTIVE)
     data = page_data(rows, reference, inputs.operations, named)
     heard = sounds(runs) if inputs.seconds else ()
+    told = "; ".join(prompts(runs, SHOWN))
+    about = (SAMPLES, *([f"Told, from left to right: {told}."] if told else []))
 
     def with_strips(shown: tuple[Strip, ...]) -> str:
         sections = (
             Section(title="Our runs", tables=(top, first), folded=(ours, *seconds, *scales, *decisions)),
             Section(title="Quality", charts=True),
-            Section(title="Samples from the same noise", text=(SAMPLES,), strips=shown),
+            Section(title="Samples from the same noise", text=about, strips=shown),
             *((Section(title="The samples as sounds", text=(SOUNDS,), sounds=heard),) if heard else ()),
             *((Section(title="More figures", figures=kept),) if kept else ()),
             *((Section(title="Ablations", figures=variants),) if variants else ()),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cmcore.report import curves, figures
 from cmcore.report import tabulate as tabulation
+from cmcore.report.bands import NOTE
 from cmcore.report.cells import Cell, Column, Table
 from cmcore.report.gallery import Edit, Edited, gallery
 from cmcore.report.page import Picture, Section, page
@@ -179,6 +180,38 @@ def test_samples_show_a_row_per_run_and_a_block_per_number_of_evaluations(synthe
     drawn = picture[side : side + 64, 2 * block : 2 * block + 64]
     assert np.array_equal(drawn[::8, ::8, 0], runs[0].samples["35 NFE"][0, 0]), "the best of more, at the last block"
     assert (picture[side : 2 * side, block : 2 * block] == 255).all(), "EDM has no row at two evaluations"
+
+
+def test_captions_that_all_runs_were_told_stand_below_their_samples(synthetic: Inputs) -> None:
+    told = ("a red circle", "$x^", "word " * 64)
+    runs = [replace(run, told=told) for run in read_runs(synthetic)]
+    figure = figures.samples(runs, columns=3)
+    assert figure is not None
+    notes = [text.get_text() for text in figure.texts]
+    assert notes[:2] == ["1  a red circle", "2  $x^"]
+    assert notes[2].startswith("3  word word")
+    assert notes[2].endswith("...")
+    assert len(notes[2]) < 100
+    without = figures.samples(read_runs(synthetic), columns=3)
+    mixed = figures.samples([replace(runs[0], told=()), *runs[1:]], columns=3)
+    assert without is not None
+    assert mixed is not None
+    assert not without.texts
+    assert not mixed.texts, "another run was told something else"
+    high, low = figure.get_size_inches()[1], without.get_size_inches()[1]
+    assert high == pytest.approx(low + 3 * NOTE)
+    box, plain = (one.axes[0].get_position().height * one.get_size_inches()[1] for one in (figure, without))
+    assert box == pytest.approx(plain)
+
+
+def test_the_page_has_the_captions_as_text(synthetic: Inputs, tmp_path: Path) -> None:
+    assert synthetic.samples is not None
+    for file in synthetic.samples.glob("*.npz"):
+        with np.load(file) as arrays:
+            np.savez(file, **arrays, told=np.array(["<b>red</b>", "$x^"]))
+    tabulate(synthetic, tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "Told, from left to right: &lt;b&gt;red&lt;/b&gt;; $x^." in text
 
 
 def test_a_gallery_is_drawn_by_the_same_bands(synthetic: Inputs) -> None:
