@@ -163,10 +163,12 @@ def reasons(choice: Choice) -> dict[str, str]:
         "compute.threads": f"of each of the {choice.jobs} jobs that run at a time",
     }  # fmt: skip
     for name, run in p["runs"].items():
-        if "P_mean" in run.get("options", ()):
+        rules = book().methods[name].options
+        levels = {key for key, value in rules.items() if isinstance(value, Mapping) and "level" in value}
+        if levels:
             moved = f", moved by {shift}: the logarithm of sigma_data / 0.5"
             moved += " and of the side / 64" if choice.resolution > 64 else ""
-            others = "; the others for short runs" if {*run["options"]} - {"P_mean", "end_mean"} else ""
+            others = "; the others for short runs" if rules.keys() - levels else ""
             why[f"runs.{name}.options"] = f"levels as in the paper{moved if shift else ''}{others}"
         else:
             why[f"runs.{name}.options"] = "for short runs; options that are not here have the paper's values"
