@@ -105,6 +105,7 @@ class Setting:
     pixels: int  # numbers in an image
     images: int  # that the run sees
     teacher_lr: float
+    tuned: float  # learning rate of what starts from the teacher
     batch: int
 
 
@@ -120,6 +121,7 @@ RULES: Mapping[str, Callable[[Setting, float], float | int]] = {
     "level": lambda s, papers: round(papers + s.shift, 2),
     "images": lambda s, share: round_to(share * s.images, s.batch),
     "teacher_lr": lambda s, factor: float(f"{factor * s.teacher_lr:.2g}"),
+    "tuned": lambda s, factor: float(f"{factor * s.tuned:.2g}"),
     "root_pixels": lambda s, factor: max(0.03, float(f"{factor * math.sqrt(s.pixels):.2g}")),
     "gaps": _gaps,
 }

@@ -243,11 +243,14 @@ def test_recipes_are_read_strictly(where, value, message):
 def test_a_recipe_of_ones_own_is_a_line_of_the_file(seen, monkeypatch):
     data = load_yaml(FILE)
     data["methods"]["rf"] = {"about": "straight lines", "init": "random", "train": {"lr": {"teacher_lr": 0.5}}}
+    data["methods"]["ect"]["train"] = {"lr": {"tuned": 0.25}}
     own = read(Book, data)
     for user in (module, recipes):
         monkeypatch.setattr(user, "book", lambda: own)
-    run = choose(request(seen, 1200, ("edm", "rf"), resolution=8)).project.run("rf")
+    choice = choose(request(seen, 1200, ("edm", "rf", "ect"), resolution=8))
+    run = choice.project.run("rf")
     assert (run.method, run.init, run.train.lr) == ("rf", "random", 0.5e-3)
+    assert choice.project.run("ect").train.lr == 0.25 * choice.parameters["train"]["lr"]
 
 
 def test_little_is_measured(seen, monkeypatch):
