@@ -63,11 +63,9 @@ def new(
         raise ConfigError("NAME", f"workloads/{name}.yaml exists and is not overwritten; expected another name")
     wanted = list(dict.fromkeys([book().teacher, *filter(None, (one.strip() for one in methods.split(",")))]))
     limit, host = seconds(budget), this_host()
-    path = path.resolve()
+    path = place_of(path, root)
     say(f"looking at {path}")
-    seen = survey(
-        path.relative_to(root) if path.is_relative_to(root) else path, subfolder, resolution=max(resolution, FULL)
-    )
+    seen = survey(path, subfolder, resolution=max(resolution, FULL))
     say(described(seen))
     say(f"{host.gpu + ', ' if host.gpu else ''}{host.core_count}, {size(host.memory, 'B', ' ')} free; measuring steps")
     if host.busy > BUSY:
@@ -79,6 +77,14 @@ def new(
     file.parent.mkdir(exist_ok=True)
     write_atomic(file, text(choice).encode())
     return plan(choice)
+
+
+def place_of(path: Path, root: Path) -> Path:
+    """Relative to the project where it is in it. A link in the project, as `data` often is one, is not followed."""
+    given = path.absolute()
+    linked = given.is_relative_to(root) and ".." not in given.parts
+    place = given if linked else path.resolve()
+    return place.relative_to(root) if place.is_relative_to(root) else place
 
 
 def described(seen: Survey) -> str:

@@ -124,6 +124,26 @@ def load_data(project: Path):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("data/images", "data/images"),
+        ("{0}/project/data/images", "data/images"),
+        ("../disk/images", "{0}/disk/images"),
+        ("../project/own", "own"),
+    ],
+)
+def test_paths_in_the_project_are_relative_and_its_links_stay(project, tmp_path, monkeypatch, given, expected):
+    photographs.photographs(tmp_path / "disk/images", 24)
+    photographs.photographs(project / "own", 24)
+    (project / "data").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(project)
+    made(project, Path(given.format(tmp_path)), budget="60min")
+    written = yaml.safe_load((project / "workloads/mine.yaml").read_text())
+    assert written["data"]["path"] == expected.format(tmp_path)
+
+
+@pytest.mark.usefixtures("quick")
 def test_nothing_is_overwritten(project, tmp_path):
     data = photographs.faces(tmp_path / "faces", 20)
     made(project, data)
