@@ -161,7 +161,7 @@ class Candidate:
         for method in request.methods:
             recipe, init = book().methods[method], book().init(method)
             own = teacher if init == RANDOM else student
-            s = Setting(shift, pixels, own, self.net.lr, self.net.tuned, batch)
+            s = Setting(shift, pixels, own, self.net)
             options, train = written(recipe.options, s), written(recipe.train, s)
             if own != student:
                 train = {"images": own, "lr_ref_images": own // 2, "ema": averages(own), **train}

@@ -77,6 +77,11 @@ def sigma_data(images: np.ndarray) -> float:
     return max(0.05, round(float(np.sqrt(((x - x.mean(0)) ** 2).mean())), 2))
 
 
+def _two_digits(number: float) -> float:
+    """With two significant digits."""
+    return float(f"{number:.2g}")
+
+
 def sigma_max(images: np.ndarray) -> float:
     """The largest distance between two images, at most SIGMA_MAX: noise of this level joins any two of them.
 
@@ -85,7 +90,7 @@ def sigma_max(images: np.ndarray) -> float:
     x = torch.from_numpy(images).flatten(1).double() / 127.5
     squares = x.square().sum(1)
     largest = float((squares[:, None] + squares - 2 * x @ x.T).max().clamp(min=0).sqrt())
-    return max(1.0, min(SIGMA_MAX, float(f"{largest:.2g}")))
+    return max(1.0, min(SIGMA_MAX, _two_digits(largest)))
 
 
 def level_shift(data_std: float, resolution: int) -> float:
@@ -104,14 +109,12 @@ class Setting:
     shift: float  # of `level_shift`
     pixels: int  # numbers in an image
     images: int  # that the run sees
-    teacher_lr: float
-    tuned: float  # learning rate of what starts from the teacher
-    batch: int
+    net: Net  # with its batch and rates
 
 
 def _gaps(s: Setting, published: float) -> int:
     """iCT's s1 for a run of so many steps: that of 400,000 (arXiv 2310.14189), and half for a quarter of them."""
-    steps = s.images // s.batch
+    steps = s.images // s.net.batch
     return max(40, min(int(published), 40 * round(published * math.sqrt(steps / 400_000) / 40)))
 
 
@@ -119,10 +122,10 @@ def _gaps(s: Setting, published: float) -> int:
 # sec. 3.3), and below 0.03 the digits were found to want it no smaller.
 RULES: Mapping[str, Callable[[Setting, float], float | int]] = {
     "level": lambda s, papers: round(papers + s.shift, 2),
-    "images": lambda s, share: round_to(share * s.images, s.batch),
-    "teacher_lr": lambda s, factor: float(f"{factor * s.teacher_lr:.2g}"),
-    "tuned": lambda s, factor: float(f"{factor * s.tuned:.2g}"),
-    "root_pixels": lambda s, factor: max(0.03, float(f"{factor * math.sqrt(s.pixels):.2g}")),
+    "images": lambda s, share: round_to(share * s.images, s.net.batch),
+    "teacher_lr": lambda s, factor: _two_digits(factor * s.net.lr),
+    "tuned": lambda s, factor: _two_digits(factor * s.net.tuned),
+    "root_pixels": lambda s, factor: max(0.03, _two_digits(factor * math.sqrt(s.pixels))),
     "gaps": _gaps,
 }
 

@@ -81,10 +81,10 @@ def new(
 
 def place_of(path: Path, root: Path) -> Path:
     """Relative to the project where it is in it. A link in the project, as `data` often is one, is not followed."""
-    given = path.absolute()
-    linked = given.is_relative_to(root) and ".." not in given.parts
-    place = given if linked else path.resolve()
-    return place.relative_to(root) if place.is_relative_to(root) else place
+    for place in (path.absolute(), path.resolve()):
+        if place.is_relative_to(root) and ".." not in place.parts:
+            return place.relative_to(root)
+    return path.resolve()
 
 
 def described(seen: Survey) -> str:
